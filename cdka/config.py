@@ -1,0 +1,95 @@
+"""Configuration of a CDKA adapter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+
+from .errors import CdkaError
+from .registration import cdka_peft_type
+
+
+@dataclass
+class CdkaConfig(PeftConfig):
+    """Component Designed Kronecker Adapters (arXiv 2602.01267): ``dW = lambda * sum_{i=1..r} B_i (x) A_i``.
+
+    ``A_i`` has shape ``(r1, d_in/r2)``, ``B_i`` has shape ``(d_out/r1, r2)``, and ``lambda = alpha/sqrt(r*r2)``.
+    ``r1 = r2 = 1`` is LoRA of rank r with the rsLoRA scale, ``r = 1`` is KronA.
+
+    Args:
+        r1: component size on the output side; must divide every adapted layer's d_out.
+        r2: component size on the input side; must divide every adapted layer's d_in.
+        r: number of components.
+        alpha: numerator of the scale. The defaults ``(2, 8, 4)`` with alpha 16 are the paper's.
+        target_modules: names, suffixes, a regular expression, or ``"all-linear"``; ``None`` is PEFT's mapping for LoRA.
+        exclude_modules: what is left out of ``target_modules``.
+        dropout: probability of dropping an input feature of the adapter while training.
+        init_weights: ``True`` starts at dW = 0 (Kaiming-uniform A, zero B); ``False`` draws both at random, so the
+            adapter is not the identity (for tests).
+        rank_pattern, r1_pattern, r2_pattern, alpha_pattern: per-module values by name or regular expression.
+        layers_to_transform, layers_pattern: restrict a list of target modules to layers by index.
+        modules_to_save: modules trained in full and saved with the adapter.
+        bias: only ``"none"``.
+
+    Raises:
+        CdkaError: a size is not a positive integer, or dropout is outside ``[0, 1)``.
+    """
+
+    r1: int = field(default=2, metadata={"help": "Component size on the output side; divides every d_out."})
+    r2: int = field(default=8, metadata={"help": "Component size on the input side; divides every d_in."})
+    r: int = field(default=4, metadata={"help": "Number of Kronecker components."})
+    alpha: float = field(default=16, metadata={"help": "Scale: lambda = alpha / sqrt(r * r2)."})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+    init_weights: bool = field(default=True, metadata={"help": "Start at dW = 0; False draws both factors."})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r by module name."})
+    r1_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r1 by module name."})
+    r2_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r2 by module name."})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "alpha by module name."})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer indices to adapt."})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved in full."})
+    bias: str = field(default="none", metadata={"help": "Only 'none'."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type: Any = cdka_peft_type()
+        for symbol in ("r1", "r2", "r"):
+            _require_size(symbol, getattr(self, symbol))
+        for pattern, symbol in (("rank_pattern", "r"), ("r1_pattern", "r1"), ("r2_pattern", "r2")):
+            for module, value in getattr(self, pattern).items():
+                _require_size(f"{symbol} of {module!r}", value)
+        for where, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+                raise CdkaError(f"{where}={alpha!r} is not a scale; give a finite number above 0")
+        if not 0.0 <= self.dropout < 1.0:
+            raise CdkaError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
+        if self.bias != "none":
+            raise CdkaError(f"bias={self.bias!r} is not supported; the only value is 'none'")
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise CdkaError(f"{name} works with a list of target_modules, not with a regular expression")
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT's own in-memory form
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+
+    @property
+    def scale(self) -> float:
+        """``lambda = alpha / sqrt(r * r2)``, where no pattern says otherwise."""
+        return cdka_scale(self.alpha, self.r, self.r2)
+
+
+def cdka_scale(alpha: float, r: int, r2: int) -> float:
+    """The paper's stabilised scale ``lambda = alpha / sqrt(r * r2)`` (arXiv 2602.01267)."""
+    return alpha / math.sqrt(r * r2)
+
+
+def _require_size(symbol: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CdkaError(f"{symbol}={value!r} is not a component size; give an integer of at least 1")

@@ -1,0 +1,45 @@
+"""Predicts from the budget alone which component structure should win."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..counts import Configuration, ModuleShape, feasible
+from ..errors import CdkaError
+from .alignment import alignment
+from .guideline import guideline
+from .prediction import Prediction
+
+Predictor = Callable[..., list[Prediction]]
+PREDICTORS: dict[str, Predictor] = {"guideline": guideline, "alignment": alignment}
+
+
+def predict(
+    shapes: Sequence[ModuleShape],
+    max_parameters: int,
+    predictor: str = "guideline",
+    *,
+    candidates: Sequence[Configuration] | None = None,
+    **constants: Any,
+) -> list[Prediction]:
+    """Rank the configurations that a budget admits, best first.
+
+    Args:
+        shapes: the adapted layers.
+        max_parameters: the budget, in adapter parameters.
+        predictor: ``"guideline"`` (the paper's rule) or ``"alignment"`` (closed form).
+        candidates: what to rank; ``None`` takes :func:`cdka.feasible`'s default candidates.
+        constants: the named constants of the predictor, see its docstring.
+
+    Raises:
+        BudgetError: the budget is below the smallest feasible cost, which the message names.
+        CdkaError: the predictor's name is unknown.
+    """
+    if predictor not in PREDICTORS:
+        raise CdkaError(f"unknown predictor {predictor!r}; there are: {', '.join(PREDICTORS)}")
+    ranked = feasible(shapes, max_parameters) if candidates is None else list(candidates)
+    return PREDICTORS[predictor](shapes, max_parameters, ranked, **constants)
+
+
+__all__ = ["PREDICTORS", "Prediction", "alignment", "guideline", "predict"]

@@ -1,0 +1,51 @@
+"""Expected alignment of the first update with full fine-tuning's, in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..counts import Configuration, ModuleShape, forward_flops
+from .prediction import Prediction
+
+
+def expected_cosine(d_in: int, r1: int, r2: int, r: int) -> float:
+    """``sqrt(r / (D + r - 1))`` with ``D = r1 * d_in / r2``.
+
+    Derivation: with B = 0 and random A, the first step of plain gradient descent changes only B, and the change of
+    dW, rearranged (Van Loan and Pitsianis 1993) to ``(d_out*r2/r1, D)``, is ``G V V^T`` where the rows of V^T are the
+    r vectorised ``A_i``: r random directions of a D-dimensional space. For an isotropic gradient G the cosine
+    between ``G V V^T`` and G is ``tr(V V^T) / sqrt(D tr((V V^T)^2))``. With independent directions of unit length
+    ``tr(V V^T) = r`` and ``E tr((V V^T)^2) = r + r (r - 1) / D``, which gives the formula.
+    """
+    dimension = r1 * d_in / r2
+    return math.sqrt(r / (dimension + r - 1))
+
+
+def alignment(
+    shapes: Sequence[ModuleShape], max_parameters: int, candidates: Sequence[Configuration]
+) -> list[Prediction]:
+    """Rank ``candidates`` by ``sqrt(sum_l w_l * cos_l^2)`` with w_l proportional to ``d_in * d_out``, best first.
+
+    Ties go to fewer forward operations, then to smaller r1, then to smaller r2.
+    """
+    weights = [s.d_in * s.d_out for s in shapes]
+    total = sum(weights)
+
+    def score(c: Configuration) -> float:
+        squares = (
+            w * expected_cosine(s.d_in, c.r1, c.r2, c.r) ** 2 for w, s in zip(weights, shapes, strict=True)
+        )
+        return math.sqrt(sum(squares) / total)
+
+    scored = [(score(c), c) for c in candidates]
+    scored.sort(key=lambda pair: (-pair[0], forward_flops(shapes, *pair[1].structure), pair[1].r1, pair[1].r2))
+    return [
+        Prediction(
+            c,
+            value,
+            f"its first update is expected to point {value:.3f} (cosine) along full fine-tuning's: "
+            f"{c.r} random directions of about {round(c.r1 * sum(s.d_in for s in shapes) / len(shapes) / c.r2)}",
+        )
+        for value, c in scored
+    ]

@@ -1,0 +1,112 @@
+"""Reads the shapes of the layers that PEFT would adapt, without loading weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _get_in_out_features,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
+from transformers.pytorch_utils import Conv1D
+
+from .counts import ModuleShape
+from .errors import TargetError
+
+AUTO_MODELS: dict[str, Any] = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "causal_lm": AutoModelForCausalLM,
+    "seq2seq_lm": AutoModelForSeq2SeqLM,
+    "image_classification": AutoModelForImageClassification,
+}
+PEFT_TASKS: dict[str, TaskType] = {
+    "sequence_classification": TaskType.SEQ_CLS,
+    "causal_lm": TaskType.CAUSAL_LM,
+    "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
+}
+# The heads that PEFT keeps trainable beside a sequence classifier's adapter; they never carry one.
+CLASSIFIER_HEADS = ("classifier", "score")
+
+
+def module_shapes(
+    model_or_config: nn.Module | PreTrainedConfig,
+    target_modules: str | list[str] | None = None,
+    task_kind: str | None = None,
+    exclude_modules: str | list[str] | None = None,
+) -> list[ModuleShape]:
+    """Shapes of the layers that an adapter on ``target_modules`` would be put on, in module order.
+
+    A config becomes the AutoModel class of ``task_kind`` on torch's meta device, so nothing is loaded and no
+    memory is taken. Modules are selected by PEFT's own rules: a list matches names and suffixes, a string is a
+    regular expression or ``"all-linear"``, ``None`` is PEFT's mapping for LoRA. Heads are left out: budgets count
+    adapter parameters only.
+
+    Raises:
+        TargetError: nothing is selected, or a selected module is not a linear layer.
+    """
+    if isinstance(model_or_config, nn.Module):
+        model = model_or_config
+    else:
+        auto = AutoModel if task_kind is None else AUTO_MODELS[task_kind]
+        with torch.device("meta"):
+            model = auto.from_config(model_or_config)
+    selection = _selection(model, target_modules, task_kind, exclude_modules)
+    shapes = []
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) or ".base_layer" in name:
+            continue
+        if not name or not check_target_module_exists(selection, name):
+            continue
+        if not isinstance(module, nn.Linear | Conv1D):
+            raise TargetError(
+                f"target module {name} is a {type(module).__name__}; adapters go on linear layers "
+                "(torch.nn.Linear, or GPT-2's Conv1D)"
+            )
+        d_in, d_out = _get_in_out_features(module)
+        assert d_in is not None and d_out is not None
+        shapes.append(ModuleShape(name, int(d_in), int(d_out)))
+    if not shapes:
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        raise TargetError(
+            f"target_modules={target_modules!r} selects no layer of {type(model).__name__}; "
+            f"its linear layers are named: {', '.join(linear)}"
+        )
+    return shapes
+
+
+def _selection(
+    model: nn.Module,
+    target_modules: str | list[str] | None,
+    task_kind: str | None,
+    exclude_modules: str | list[str] | None,
+) -> LoraConfig:
+    if target_modules is None:
+        model_type = BaseTuner.get_model_config(model).get("model_type")
+        if model_type not in LORA_TARGETS:
+            raise TargetError(
+                f"PEFT has no default target modules for model type {model_type!r}; name them, or say 'all-linear'"
+            )
+        target_modules = list(LORA_TARGETS[model_type])
+    heads = list(CLASSIFIER_HEADS) if task_kind in ("sequence_classification", "image_classification") else None
+    selection = LoraConfig(
+        target_modules=target_modules,
+        exclude_modules=exclude_modules,
+        task_type=PEFT_TASKS.get(task_kind or ""),
+        modules_to_save=heads,
+    )
+    return _maybe_include_all_linear_layers(selection, model)
