@@ -1,0 +1,1 @@
+"""The search service: records studies in SQL, decides what to try next, and says how the prediction fared."""

@@ -1,0 +1,115 @@
+"""States and the transitions that are allowed, in one table that everyone asks."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from ..errors import Conflict
+
+
+class StudyState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class StudyPhase(StrEnum):
+    MEASUREMENT = "measurement"
+    SEARCH = "search"
+    CONFIRMATION = "confirmation"
+
+
+class TrialState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class TrialPhase(StrEnum):
+    """What a trial is for. ``tuning`` is the small learning-rate search that each candidate gets before its seeds."""
+
+    SEARCH = "search"
+    TUNING = "tuning"
+    CONFIRMATION = "confirmation"
+
+
+class FailureKind(StrEnum):
+    """Why an attempt ended without a result; each kind has a budget of its own (see ``scheduling.results``)."""
+
+    PREEMPTED = "preempted"
+    OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = "diverged"
+    ERROR = "error"
+    REJECTED = "rejected"
+    LOST = "lost"
+
+
+class LeaseState(StrEnum):
+    HELD = "held"
+    FINISHED = "finished"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
+    StudyState.QUEUED: frozenset({StudyState.RUNNING, StudyState.PAUSED, StudyState.CANCELLED, StudyState.FAILED}),
+    StudyState.RUNNING: frozenset(
+        {StudyState.PAUSED, StudyState.COMPLETED, StudyState.CANCELLED, StudyState.FAILED}
+    ),
+    StudyState.PAUSED: frozenset({StudyState.RUNNING, StudyState.CANCELLED, StudyState.FAILED}),
+    StudyState.COMPLETED: frozenset({StudyState.RUNNING}),
+    StudyState.CANCELLED: frozenset(),
+    StudyState.FAILED: frozenset(),
+}
+TRIAL_TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
+    TrialState.QUEUED: frozenset({TrialState.RUNNING, TrialState.CANCELLED, TrialState.FAILED}),
+    TrialState.RUNNING: frozenset(
+        {
+            TrialState.QUEUED,
+            TrialState.COMPLETED,
+            TrialState.PRUNED,
+            TrialState.INFEASIBLE,
+            TrialState.FAILED,
+            TrialState.CANCELLED,
+        }
+    ),
+    TrialState.COMPLETED: frozenset(),
+    TrialState.PRUNED: frozenset(),
+    TrialState.INFEASIBLE: frozenset(),
+    TrialState.FAILED: frozenset({TrialState.QUEUED}),
+    TrialState.CANCELLED: frozenset(),
+}
+
+STUDY_ENDED = frozenset({StudyState.COMPLETED, StudyState.CANCELLED, StudyState.FAILED})
+TRIAL_ENDED = frozenset(TrialState) - {TrialState.QUEUED, TrialState.RUNNING}
+
+
+def check_study_transition(current: StudyState, wanted: StudyState) -> None:
+    """Refuse a transition that the table does not hold.
+
+    Raises:
+        Conflict: naming the states that could follow.
+    """
+    if wanted not in STUDY_TRANSITIONS[current]:
+        raise Conflict(f"a {current} study cannot become {wanted}; {_possible(STUDY_TRANSITIONS[current])}")
+
+
+def check_trial_transition(current: TrialState, wanted: TrialState) -> None:
+    """Refuse a transition that the table does not hold.
+
+    Raises:
+        Conflict: naming the states that could follow.
+    """
+    if wanted not in TRIAL_TRANSITIONS[current]:
+        raise Conflict(f"a {current} trial cannot become {wanted}; {_possible(TRIAL_TRANSITIONS[current])}")
+
+
+def _possible(states: frozenset[StudyState] | frozenset[TrialState]) -> str:
+    return f"it could become {', '.join(sorted(states))}" if states else "that state is final"

@@ -1,0 +1,104 @@
+"""The error tree: every refusal carries its status and a stable type, rendered as problem+json (RFC 9457).
+
+    ServiceError
+    ├── Unauthorized         401  no token, or one that is not valid
+    ├── Forbidden            403  the token's role does not allow the call
+    ├── NotFound             404  no such thing, or not in this team
+    ├── Conflict             409  the state of the resource forbids the call
+    │   └── LeaseLost        409  the lease is no longer held: stop, nothing was changed
+    ├── InvalidRequest       422  the request is wrong; ``faults`` names every place
+    │   └── InvalidStudy     422
+    └── Unavailable          503  the server cannot answer now: retry
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+TYPE_PREFIX = "urn:cdka:problem:"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a request: where (a JSON pointer fragment, RFC 6901) and what would be right."""
+
+    pointer: str
+    detail: str
+
+
+class ServiceError(Exception):
+    """Base of every error that crosses the interface.
+
+    Args:
+        detail: what was wrong and what would be right, for a reader.
+        faults: every place that is wrong, where there are several.
+    """
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.faults = tuple(faults)
+
+    @property
+    def type(self) -> str:
+        """The stable URI of this kind of problem."""
+        return TYPE_PREFIX + self.slug
+
+    def problem(self) -> dict[str, Any]:
+        """The problem+json body."""
+        body: dict[str, Any] = {"type": self.type, "title": self.title, "status": self.status, "detail": self.detail}
+        if self.faults:
+            body["errors"] = [{"pointer": f.pointer, "detail": f.detail} for f in self.faults]
+        return body
+
+
+class Unauthorized(ServiceError):
+    status, slug, title = 401, "unauthorized", "A valid token is needed"
+
+
+class Forbidden(ServiceError):
+    status, slug, title = 403, "forbidden", "The token's role does not allow this"
+
+
+class NotFound(ServiceError):
+    status, slug, title = 404, "not-found", "Not found"
+
+
+class Conflict(ServiceError):
+    status, slug, title = 409, "conflict", "Not possible in this state"
+
+
+class LeaseLost(Conflict):
+    slug, title = "lease-lost", "The lease is no longer held"
+
+
+class InvalidRequest(ServiceError):
+    status, slug, title = 422, "invalid-request", "The request is not valid"
+
+
+class InvalidStudy(InvalidRequest):
+    slug, title = "invalid-study", "The study is not valid"
+
+
+class Unavailable(ServiceError):
+    status, slug, title = 503, "unavailable", "Not available now"
+
+
+def _tree(root: type[ServiceError]) -> list[type[ServiceError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+def from_problem(body: dict[str, Any], status: int) -> ServiceError:
+    """The error class that a problem+json body stands for; an unknown type keeps its status' nearest class."""
+    faults = [Fault(str(e.get("pointer", "#")), str(e.get("detail", ""))) for e in body.get("errors") or []]
+    slug = str(body.get("type", "")).removeprefix(TYPE_PREFIX)
+    classes = _tree(ServiceError)
+    chosen = next((c for c in classes if c.slug == slug), None)
+    chosen = chosen or next((c for c in classes if c.status == status), ServiceError)
+    return chosen(str(body.get("detail") or body.get("title") or f"status {status}"), faults)

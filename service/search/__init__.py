@@ -1,0 +1,1 @@
+"""Decides what to try next and what to stop. No I/O: everything comes in as arguments."""
