@@ -1,0 +1,115 @@
+"""Teams, tokens and browser sessions in SQL. Secrets never come here: only their digests."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from ..domain.records import Role, Token
+from ..errors import NotFound
+from .models import SessionRow, TeamRow, TokenRow
+
+
+def _record(row: TokenRow, team: str) -> Token:
+    return Token(
+        id=row.id,
+        team_id=row.team_id,
+        team=team,
+        name=row.name,
+        role=Role(row.role),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )
+
+
+class Tokens:
+    """Reads and writes teams, tokens and sessions in one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add_team(self, team_id: str, name: str, now: datetime) -> None:
+        """Record a new team."""
+        self._session.add(TeamRow(id=team_id, name=name, created_at=now))
+        self._session.flush()
+
+    def team_by_name(self, name: str) -> str:
+        """The team's id.
+
+        Raises:
+            NotFound: there is no team of that name.
+        """
+        found = self._session.scalars(select(TeamRow.id).where(TeamRow.name == name)).one_or_none()
+        if found is None:
+            raise NotFound(f"there is no team {name!r}")
+        return found
+
+    def teams(self) -> list[tuple[str, str, datetime]]:
+        """Every team: id, name, creation."""
+        query = select(TeamRow).order_by(TeamRow.id)
+        return [(row.id, row.name, row.created_at) for row in self._session.scalars(query)]
+
+    def add(self, token: Token, digest: str) -> None:
+        """Record a new token by the digest of its secret."""
+        self._session.add(
+            TokenRow(
+                id=token.id,
+                team_id=token.team_id,
+                name=token.name,
+                role=token.role,
+                digest=digest,
+                created_at=token.created_at,
+                expires_at=token.expires_at,
+            )
+        )
+
+    def by_digest(self, digest: str) -> Token | None:
+        """The token with this digest, whatever its state."""
+        query = select(TokenRow, TeamRow.name).join(TeamRow, TeamRow.id == TokenRow.team_id)
+        found = self._session.execute(query.where(TokenRow.digest == digest)).one_or_none()
+        return None if found is None else _record(found[0], found[1])
+
+    def by_session(self, digest: str, now: datetime) -> Token | None:
+        """The token that a browser session stands for, unless the session is over."""
+        query = (
+            select(TokenRow, TeamRow.name)
+            .join(TeamRow, TeamRow.id == TokenRow.team_id)
+            .join(SessionRow, SessionRow.token_id == TokenRow.id)
+            .where(SessionRow.digest == digest, SessionRow.expires_at > now)
+        )
+        found = self._session.execute(query).one_or_none()
+        return None if found is None else _record(found[0], found[1])
+
+    def list(self, team_id: str | None) -> list[Token]:
+        """Tokens of a team (of all for ``None``)."""
+        query = select(TokenRow, TeamRow.name).join(TeamRow, TeamRow.id == TokenRow.team_id).order_by(TokenRow.id)
+        if team_id is not None:
+            query = query.where(TokenRow.team_id == team_id)
+        return [_record(row, team) for row, team in self._session.execute(query)]
+
+    def revoke(self, token_id: str, now: datetime) -> None:
+        """Make a token invalid from now on, and end the sessions that stand on it.
+
+        Raises:
+            NotFound: there is no such token.
+        """
+        query = update(TokenRow).where(TokenRow.id == token_id).values(revoked_at=now).returning(TokenRow.id)
+        if self._session.scalars(query).one_or_none() is None:
+            raise NotFound(f"there is no token {token_id}")
+        self._session.execute(delete(SessionRow).where(SessionRow.token_id == token_id))
+
+    def used(self, token_id: str, now: datetime) -> None:
+        """Remember when a token was last used."""
+        self._session.execute(update(TokenRow).where(TokenRow.id == token_id).values(last_used_at=now))
+
+    def add_session(self, digest: str, token_id: str, now: datetime, expires_at: datetime) -> None:
+        """Record a browser's login."""
+        self._session.add(SessionRow(digest=digest, token_id=token_id, created_at=now, expires_at=expires_at))
+
+    def end_session(self, digest: str) -> None:
+        """Log a browser out."""
+        self._session.execute(delete(SessionRow).where(SessionRow.digest == digest))

@@ -1,0 +1,76 @@
+"""Settings from the environment, prefix ``CDKA_`` (and Ray's own ``RAY_ADDRESS``)."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """One class for server, pool and runners.
+
+    Raises:
+        pydantic.ValidationError: a value is not usable; the message names the variable.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CDKA_", populate_by_name=True)
+
+    home: Path = Field(default=Path(".cdka"), description="Where the embedded server keeps what it makes.")
+    database_url: str = Field(default="", description="SQLAlchemy URL; SQLite under CDKA_HOME by default.")
+    artifacts_url: str = Field(default="", description="A directory or an fsspec URL; under CDKA_HOME by default.")
+    data_dirs: Annotated[list[Path], NoDecode] = Field(
+        default_factory=lambda: [Path.cwd()],
+        description="Folders, separated as PATH is, that studies may name models and data in.",
+    )
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8765
+    auth: Literal["on", "off"] = "on"
+    lease_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    server_url: str = Field(default="", description="Where clients and runners find the API.")
+    token: SecretStr | None = None
+    token_file: Path | None = Field(default=None, description="A file that holds the token.")
+    ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
+    runner_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    runner_max_trials: Annotated[int, Field(ge=1)] = 200
+
+    @field_validator("data_dirs", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [Path(part) for part in value.split(os.pathsep) if part]
+        return value
+
+    @model_validator(mode="after")
+    def _fill(self) -> Settings:
+        home = self.home.resolve()
+        self.home = home
+        self.data_dirs = [d.resolve() for d in self.data_dirs]
+        self.database_url = self.database_url or f"sqlite:///{home / 'cdka.db'}"
+        self.artifacts_url = self.artifacts_url or str(home / "artifacts")
+        self.server_url = self.server_url or f"http://{self.host}:{self.port}"
+        if self.auth == "off" and not is_loopback(self.host):
+            raise ValueError(f"CDKA_AUTH=off is refused on {self.host}: only a loopback address may go without tokens")
+        return self
+
+    def read_token(self) -> str | None:
+        """The token from ``CDKA_TOKEN``, or from the file that ``CDKA_TOKEN_FILE`` names."""
+        if self.token is not None:
+            return self.token.get_secret_value()
+        if self.token_file is not None:
+            return self.token_file.read_text().strip()
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
