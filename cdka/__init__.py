@@ -20,7 +20,7 @@ from .layer import CdkaLayer, CdkaLinear
 from .model import CdkaModel
 from .predictors import PREDICTORS, Prediction, predict
 from .registration import register
-from .shapes import module_shapes
+from .shapes import meta_model, module_shapes
 
 register()
 
@@ -44,6 +44,7 @@ __all__ = [
     "kron_delta",
     "kron_linear",
     "largest_r",
+    "meta_model",
     "module_shapes",
     "predict",
     "rank_bound",

@@ -43,6 +43,21 @@ PEFT_TASKS: dict[str, TaskType] = {
 CLASSIFIER_HEADS = ("classifier", "score")
 
 
+def meta_model(config: PreTrainedConfig, task_kind: str | None = None) -> nn.Module:
+    """The AutoModel class of ``task_kind`` built from a config on torch's meta device: shapes, but no memory.
+
+    Raises:
+        TargetError: transformers has no model of this kind for the config.
+    """
+    auto = AutoModel if task_kind is None else AUTO_MODELS[task_kind]
+    try:
+        with torch.device("meta"):
+            model: nn.Module = auto.from_config(config)
+    except ValueError as error:
+        raise TargetError(f"transformers has no {task_kind} model for model type {config.model_type!r}") from error
+    return model
+
+
 def module_shapes(
     model_or_config: nn.Module | PreTrainedConfig,
     target_modules: str | list[str] | None = None,
@@ -62,9 +77,7 @@ def module_shapes(
     if isinstance(model_or_config, nn.Module):
         model = model_or_config
     else:
-        auto = AutoModel if task_kind is None else AUTO_MODELS[task_kind]
-        with torch.device("meta"):
-            model = auto.from_config(model_or_config)
+        model = meta_model(model_or_config, task_kind)
     selection = _selection(model, target_modules, task_kind, exclude_modules)
     shapes = []
     for name, module in model.named_modules():

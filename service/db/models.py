@@ -98,6 +98,7 @@ class StudyRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     spec: Mapped[dict[str, Any]]
     plan: Mapped[dict[str, Any]]
+    candidates: Mapped[list[Any] | None]
     version: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from ..domain.plan import Plan
-from ..domain.records import StoredPrediction, Study
+from ..domain.records import Candidate, StoredPrediction, Study
 from ..domain.states import STUDY_ENDED, StudyPhase, StudyState, check_study_transition
 from ..domain.study_spec import StudySpec
 from ..errors import NotFound
@@ -27,6 +27,7 @@ def _record(row: StudyRow) -> Study:
         reason=row.reason,
         spec=StudySpec.model_validate(row.spec),
         plan=Plan.model_validate(row.plan),
+        candidates=[Candidate(**entry) for entry in row.candidates or []],
         version=row.version,
         created_at=row.created_at,
         started_at=row.started_at,
@@ -82,13 +83,15 @@ class Studies:
             query = query.where(StudyRow.id < after)
         return [_record(row) for row in self._session.scalars(query)]
 
-    def with_work(self) -> list[Study]:
-        """Studies that may have something to run, oldest first."""
+    def with_work(self, team_id: str | None) -> list[Study]:
+        """Studies (of one team, or of all) that may have something to run, oldest first."""
         query = (
             select(StudyRow)
             .where(StudyRow.state.in_([StudyState.QUEUED, StudyState.RUNNING]))
             .order_by(StudyRow.id)
         )
+        if team_id is not None:
+            query = query.where(StudyRow.team_id == team_id)
         return [_record(row) for row in self._session.scalars(query)]
 
     def set_state(self, study: Study, state: StudyState, now: datetime, reason: str | None = None) -> None:
@@ -108,6 +111,11 @@ class Studies:
     def set_phase(self, study_id: str, phase: StudyPhase) -> None:
         """Move a study to another phase."""
         self._session.execute(update(StudyRow).where(StudyRow.id == study_id).values(phase=phase))
+
+    def set_candidates(self, study_id: str, candidates: Sequence[Candidate]) -> None:
+        """Record what the confirmation compares."""
+        values = [asdict(c) for c in candidates]
+        self._session.execute(update(StudyRow).where(StudyRow.id == study_id).values(candidates=values))
 
     def touch(self, study_id: str) -> int:
         """Count the study's version up: its history has changed. Returns the new version."""

@@ -48,6 +48,21 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration that the confirmation trains with every seed.
+
+    ``runs_as`` names the candidate whose trials stand for this one: itself, or an earlier one that is identical.
+    """
+
+    name: str
+    title: str
+    method: str
+    params: dict[str, Any]
+    parameters: int
+    runs_as: str
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     id: str
     team_id: str
@@ -57,6 +72,7 @@ class Study:
     reason: str | None
     spec: StudySpec
     plan: Plan
+    candidates: list[Candidate]
     version: int
     created_at: datetime
     started_at: datetime | None

@@ -1,0 +1,73 @@
+"""The workers' side: lease, report, result, demand."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from ..domain.records import Failure
+from ..schemas.leases import (
+    DemandItem,
+    DemandOut,
+    DirectiveOut,
+    LeasedTrial,
+    LeaseOut,
+    LeaseRequest,
+    LeasesOut,
+    ReportsIn,
+    ResultIn,
+    ResultOut,
+)
+from ..scheduling import leasing, reporting, results
+from .dependencies import ContextDep, Worker, problems, scope
+
+router = APIRouter(tags=["workers"])
+
+
+@router.post("/leases", responses=problems())
+def acquire(ctx: ContextDep, principal: Worker, body: LeaseRequest) -> LeasesOut:
+    """Lease trials to a runner; an empty list when there is nothing for it to do."""
+    runner = leasing.Runner(body.runner, body.cpus, body.gpus, scope(principal), tuple(body.warm))
+    return LeasesOut(leases=[_lease(grant) for grant in leasing.acquire(ctx, runner, body.max)])
+
+
+def _lease(grant: leasing.Grant) -> LeaseOut:
+    trial = grant.trial
+    return LeaseOut(
+        id=grant.lease.id,
+        expires_at=grant.lease.expires_at,
+        trial=LeasedTrial(
+            id=trial.id,
+            number=trial.number,
+            study_id=trial.study_id,
+            phase=trial.phase,
+            method=trial.method,
+            seed=trial.seed,
+            params=trial.params,
+            study=grant.study.spec,
+            checkpoint=trial.checkpoint,
+            attempt=grant.lease.attempt,
+        ),
+    )
+
+
+@router.post("/leases/{lease_id}/reports", responses=problems(404, 409))
+def report(ctx: ContextDep, principal: Worker, lease_id: str, body: ReportsIn) -> DirectiveOut:
+    """Record reports (none: a heartbeat) and renew the lease. 409 means: stop, the trial is another's now."""
+    reports = [(r.step, r.metrics) for r in body.reports]
+    said = reporting.report(ctx, lease_id, reports, body.checkpoint)
+    directive = "continue" if said.reason is None else "stop"
+    return DirectiveOut(directive=directive, reason=said.reason, expires_at=said.expires_at)
+
+
+@router.put("/leases/{lease_id}/result", responses=problems(404, 409))
+def finish(ctx: ContextDep, principal: Worker, lease_id: str, body: ResultIn) -> ResultOut:
+    """End the attempt. The same result repeated under its own lease answers 200 and changes nothing."""
+    failure = None if body.failure is None else Failure(body.failure.kind, body.failure.message)
+    result = results.Result(body.state, body.metrics, body.artifact, body.resources, failure, body.scores)
+    return ResultOut(trial_state=results.finish(ctx, lease_id, result))
+
+
+@router.get("/demand", responses=problems())
+def demand(ctx: ContextDep, principal: Worker) -> DemandOut:
+    """How many runners of each shape have something to do."""
+    return DemandOut(items=[DemandItem.model_validate(d) for d in leasing.demand(ctx, scope(principal))])

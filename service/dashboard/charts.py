@@ -1,0 +1,106 @@
+"""Chart series as Plotly figures (plain data: the browser draws them)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..domain.comparison import Comparison
+from ..domain.records import Study, Trial
+from ..domain.states import TrialPhase, TrialState
+from ..domain.study_spec import Direction
+
+Figure = dict[str, Any]
+_BLUE, _ORANGE, _GREY = "#2563eb", "#d97706", "#94a3b8"
+
+
+def _layout(x: str, y: str) -> dict[str, Any]:
+    axis = {"gridcolor": "rgba(148,163,184,.25)", "zeroline": False, "automargin": True}
+    return {
+        "xaxis": {**axis, "title": {"text": x}},
+        "yaxis": {**axis, "title": {"text": y}},
+        "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
+        "legend": {"orientation": "h", "y": 1.12, "x": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "hovermode": "closest",
+    }
+
+
+def _label(trial: Trial) -> str:
+    params = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
+    return f"trial {trial.number}: {params}"
+
+
+def history(study: Study, trials: Sequence[Trial]) -> Figure:
+    """Every search trial's value, with the best so far."""
+    metric = study.spec.objective.metric
+    better = max if study.spec.objective.direction is Direction.MAXIMIZE else min
+    searched = [t for t in trials if t.phase is TrialPhase.SEARCH and metric in t.metrics]
+    done = [t for t in searched if t.state is TrialState.COMPLETED]
+    pruned = [t for t in searched if t.state is TrialState.PRUNED]
+    best: list[float] = []
+    for trial in done:
+        value = trial.metrics[metric]
+        best.append(better(best[-1], value) if best else value)
+    series = [
+        _points("completed", done, metric, {"color": _BLUE, "size": 9}),
+        _points("pruned", pruned, metric, {"color": _GREY, "size": 8, "symbol": "x"}),
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "best so far",
+            "x": [t.number for t in done],
+            "y": best,
+            "line": {"color": _ORANGE, "shape": "hv", "width": 2},
+            "hoverinfo": "skip",
+        },
+    ]
+    return {"data": series, "layout": _layout("trial", f"{metric} (validation)")}
+
+
+def _points(name: str, trials: Sequence[Trial], metric: str, marker: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [t.number for t in trials],
+        "y": [t.metrics[metric] for t in trials],
+        "text": [_label(t) for t in trials],
+        "hovertemplate": "%{text}<br>%{y:.4f}<extra></extra>",
+        "marker": marker,
+    }
+
+
+def comparison(found: Comparison) -> Figure:
+    """Candidates on the test split: every seed, the mean, and its interval where there is one."""
+    shown = [c for c in reversed(found.candidates) if c.estimate is not None]
+    names = [c.title for c in shown]
+    estimates = [c.estimate for c in shown if c.estimate is not None]
+    seeds = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "one seed",
+        "x": [v for c in shown for v in c.values],
+        "y": [c.title for c in shown for _ in c.values],
+        "marker": {"color": _GREY, "size": 8, "opacity": 0.7},
+        "hovertemplate": "%{x:.4f}<extra></extra>",
+    }
+    means = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "mean, 95 % interval",
+        "x": [e.mean for e in estimates],
+        "y": names,
+        "marker": {"color": _BLUE, "size": 12, "symbol": "diamond"},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [0 if e.high is None else e.high - e.mean for e in estimates],
+            "arrayminus": [0 if e.low is None else e.mean - e.low for e in estimates],
+            "color": _BLUE,
+        },
+        "hovertemplate": "%{y}: %{x:.4f}<extra></extra>",
+    }
+    return {"data": [seeds, means], "layout": _layout(f"{found.metric} ({found.split})", "")}

@@ -1,0 +1,31 @@
+"""Charts by REST."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from fastapi import APIRouter
+
+from ..api.dependencies import ContextDep, Reader, problems, scope
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..scheduling.comparing import compare
+from . import charts
+
+router = APIRouter(tags=["studies"])
+
+
+class ChartKind(StrEnum):
+    HISTORY = "history"
+    COMPARISON = "comparison"
+
+
+@router.get("/studies/{study_id}/charts/{kind}", responses=problems(404))
+def chart(ctx: ContextDep, principal: Reader, study_id: str, kind: ChartKind) -> dict[str, Any]:
+    """A chart of a study as a Plotly figure."""
+    if kind is ChartKind.COMPARISON:
+        return charts.comparison(compare(ctx, study_id, scope(principal)))
+    with ctx.db.read() as session:
+        study = Studies(session).get(study_id, scope(principal))
+        return charts.history(study, Trials(session).of_study(study_id))

@@ -1,0 +1,221 @@
+"""The pages: login, studies, one study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import plotly
+from fastapi import APIRouter, FastAPI, Form, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+
+from ..api.dependencies import SESSION_COOKIE, ContextDep, get_principal, scope
+from ..domain.comparison import Comparison
+from ..domain.records import Principal, Role, Study, Trial
+from ..domain.states import STUDY_ENDED
+from ..domain.statistics import Estimate
+from ..errors import Forbidden, NotFound, ServiceError, Unauthorized
+from ..schemas.studies import RankingOut, StudyOut, rankings
+from ..scheduling import access, comparing, studies, trials
+from ..scheduling.context import Context
+from ..scheduling.predicting import get_predictions
+
+HERE = Path(__file__).parent
+PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+SHOWN_TRIALS = 200
+SHOWN_STUDIES = 50
+templates = Jinja2Templates(HERE / "templates")
+router = APIRouter(include_in_schema=False)
+
+
+def mount_static(app: FastAPI) -> None:
+    """Serve our style sheet and module, and Plotly from its own package."""
+
+    @app.get("/static/plotly.min.js", include_in_schema=False)
+    def plotly_js() -> FileResponse:
+        return FileResponse(PLOTLY, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
+
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    interval = "" if estimate.low is None else f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
+    return f"{estimate.mean:+.4f}{interval}"
+
+
+def _parameter(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _when(value: datetime | None) -> str:
+    return "–" if value is None else value.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+templates.env.filters |= {"number": _number, "signed": _signed, "parameter": _parameter, "when": _when}
+
+
+@dataclass(frozen=True, slots=True)
+class StudyView:
+    """Everything the study page shows."""
+
+    study: Study
+    out: StudyOut
+    trials: list[Trial]
+    rankings: list[RankingOut]
+    comparison: Comparison
+    live: bool
+    version: int
+    may_write: bool
+
+
+def _principal(request: Request, ctx: Context) -> Principal | None:
+    try:
+        principal = get_principal(request, ctx)
+    except Unauthorized:
+        return None
+    if principal.role is Role.WORKER:
+        raise Forbidden("a worker's token opens no dashboard")
+    return principal
+
+
+def _to_login() -> RedirectResponse:
+    return RedirectResponse("/login", status_code=303)
+
+
+def _require_same_origin(request: Request) -> None:
+    """Forms are taken from our own pages only: the browser says where a request comes from.
+
+    Raises:
+        Forbidden: another site sent it.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise Forbidden("this form was sent from another site")
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise Forbidden("this form was sent from another site")
+
+
+@router.get("/login")
+def login_page(request: Request) -> HTMLResponse:
+    """Asks for a token; one in the address' fragment is taken at once and never reaches a log."""
+    return templates.TemplateResponse(request, "login.html", {"error": None})
+
+
+@router.post("/login")
+def log_in(request: Request, ctx: ContextDep, token: Annotated[str, Form(max_length=200)]) -> Response:
+    """Trade a token for a session cookie."""
+    _require_same_origin(request)
+    try:
+        cookie = access.log_in(ctx, token.strip())
+    except (Unauthorized, Forbidden) as error:
+        return templates.TemplateResponse(request, "login.html", {"error": error.detail}, status_code=error.status)
+    response = RedirectResponse("/", status_code=303)
+    response.set_cookie(
+        SESSION_COOKIE,
+        cookie,
+        max_age=int(access.SESSION_TIME.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+@router.post("/logout")
+def log_out(request: Request, ctx: ContextDep) -> Response:
+    """End the session."""
+    _require_same_origin(request)
+    cookie = request.cookies.get(SESSION_COOKIE)
+    if cookie:
+        access.log_out(ctx, cookie)
+    response = _to_login()
+    response.delete_cookie(SESSION_COOKIE)
+    return response
+
+
+@router.get("/")
+def studies_page(request: Request, ctx: ContextDep, cursor: str | None = None) -> Response:
+    """Studies, newest first."""
+    principal = _principal(request, ctx)
+    if principal is None:
+        return _to_login()
+    found, next_cursor = studies.list_studies(ctx, scope(principal), SHOWN_STUDIES, cursor)
+    shown = [StudyOut.of(s, counts) for s, counts in found]
+    return templates.TemplateResponse(
+        request,
+        "studies.html",
+        {"principal": principal, "studies": shown, "next_cursor": next_cursor, "live": _any_live(shown)},
+    )
+
+
+def _any_live(shown: list[StudyOut]) -> bool:
+    return any(s.state not in STUDY_ENDED for s in shown)
+
+
+def _view(ctx: Context, principal: Principal, study_id: str) -> StudyView:
+    study, counts = studies.get_study(ctx, study_id, scope(principal))
+    found, _ = trials.list_trials(ctx, study_id, scope(principal), SHOWN_TRIALS, None, None)
+    return StudyView(
+        study=study,
+        out=StudyOut.of(study, counts),
+        trials=found,
+        rankings=rankings(get_predictions(ctx, study_id, scope(principal)), shown=5),
+        comparison=comparing.compare(ctx, study_id, scope(principal)),
+        live=study.state not in STUDY_ENDED,
+        version=study.version,
+        may_write=principal.role in (Role.ADMIN, Role.MEMBER),
+    )
+
+
+@router.get("/studies/{study_id}")
+def study_page(request: Request, ctx: ContextDep, study_id: str) -> Response:
+    """One study: state, charts, trials, predictions, comparison."""
+    principal = _principal(request, ctx)
+    if principal is None:
+        return _to_login()
+    try:
+        view = _view(ctx, principal, study_id)
+    except NotFound as error:
+        return templates.TemplateResponse(
+            request, "missing.html", {"principal": principal, "detail": error.detail}, status_code=404
+        )
+    return templates.TemplateResponse(request, "study.html", {"principal": principal, "view": view})
+
+
+@router.get("/studies/{study_id}/body")
+def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = -1) -> Response:
+    """What changes on the study page; 204 while it is as the page already shows it."""
+    principal = _principal(request, ctx)
+    if principal is None:
+        raise Unauthorized("log in again")
+    study, _ = studies.get_study(ctx, study_id, scope(principal))
+    if study.version == version:
+        return Response(status_code=204)
+    return templates.TemplateResponse(request, "study_body.html", {"view": _view(ctx, principal, study_id)})
+
+
+@router.post("/studies/{study_id}/cancel")
+def cancel(request: Request, ctx: ContextDep, study_id: str) -> Response:
+    """The page's cancel button."""
+    _require_same_origin(request)
+    cookie = request.cookies.get(SESSION_COOKIE)
+    principal = access.authenticate_session(ctx, cookie) if cookie else None
+    if principal is None or principal.role not in (Role.ADMIN, Role.MEMBER):
+        raise Forbidden("only members may cancel a study")
+    try:
+        studies.cancel_study(ctx, study_id, scope(principal))
+    except ServiceError as error:
+        if error.status != 409:
+            raise
+    return RedirectResponse(f"/studies/{study_id}", status_code=303)

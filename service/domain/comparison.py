@@ -1,0 +1,58 @@
+"""What a comparison says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .statistics import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateResult:
+    """One candidate on the test split. ``regret`` is how far it is behind the best found (negative: ahead)."""
+
+    name: str
+    title: str
+    method: str
+    params: dict[str, Any]
+    parameters: int
+    share_of_budget: float
+    finished: int
+    planned: int
+    values: list[float]
+    estimate: Estimate | None
+    regret: Estimate | None
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorResult:
+    """How one predictor fared."""
+
+    predictor: str
+    choice: dict[str, Any]
+    reason: str
+    regret: Estimate | None
+    rank_of_winner: int | None
+    ranked: int
+    spearman: float | None
+    compared_trials: int
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    study_id: str
+    study: str
+    state: str
+    phase: str
+    metric: str
+    direction: str
+    split: str
+    budget: int
+    learning_rate_rule: str
+    best_trial: dict[str, Any] | None
+    candidates: list[CandidateResult]
+    predictors: list[PredictorResult]
+    notes: list[str]

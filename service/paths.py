@@ -1,0 +1,47 @@
+"""Keeps the paths that users name inside the allowed folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InvalidRequest
+
+# A hub id: one or two names, none of which can climb out of a folder.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_inside(path: str, roots: Sequence[Path]) -> Path | None:
+    """The existing file or folder that ``path`` names inside one of ``roots``; ``None`` if there is none.
+
+    Links are followed before the check, so none leads out.
+
+    Raises:
+        InvalidRequest: the path leads outside of every root.
+    """
+    outside = False
+    for root in roots:
+        base = root.resolve()
+        candidate = (base / path).resolve()
+        if not candidate.is_relative_to(base):
+            outside = True
+        elif candidate.exists():
+            return candidate
+    if outside or Path(path).is_absolute():
+        raise InvalidRequest(f"{path!r} is outside of the allowed data directories (CDKA_DATA_DIRS)")
+    return None
+
+
+def locate(path: str, roots: Sequence[Path]) -> str:
+    """A model or dataset: the local folder inside ``roots`` if there is one, else the hub id as given.
+
+    Raises:
+        InvalidRequest: neither a path inside the roots nor the form of a hub id.
+    """
+    found = resolve_inside(path, roots)
+    if found is not None:
+        return str(found)
+    if not _HUB_ID.fullmatch(path):
+        raise InvalidRequest(f"{path!r} is neither a folder inside the allowed data directories nor a hub id")
+    return path

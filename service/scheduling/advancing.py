@@ -1,0 +1,64 @@
+"""Move a study on when what it waited for has ended: search, then confirmation, then completed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.records import Study
+from ..domain.states import TRIAL_ENDED, StudyPhase, StudyState, TrialPhase
+from .confirming import best_trial, candidates, confirmation_trials, tuning_trials
+
+
+def advance(session: Session, study: Study, now: datetime) -> None:
+    """Decide what comes next for a locked study. Does nothing while trials are open or more are to be asked for."""
+    if study.state is not StudyState.RUNNING:
+        return
+    counts = Trials(session).counts([study.id])[study.id]
+    if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED):
+        return
+    if study.phase is StudyPhase.SEARCH:
+        searched = sum(n for (phase, _), n in counts.items() if phase is TrialPhase.SEARCH)
+        if searched >= study.spec.search.trials:
+            _after_search(session, study, now)
+    elif not any(phase is TrialPhase.CONFIRMATION for phase, _ in counts):
+        _after_tuning(session, study, now)
+    else:
+        Studies(session).set_state(study, StudyState.COMPLETED, now)
+
+
+def _after_search(session: Session, study: Study, now: datetime) -> None:
+    studies, trials = Studies(session), Trials(session)
+    objective = study.spec.objective
+    best = best_trial(trials.of_study(study.id, TrialPhase.SEARCH), objective.metric, objective.direction)
+    if best is None:
+        reason = "no search trial finished with a value; see the trials' failures"
+        studies.set_state(study, StudyState.FAILED, now, reason)
+        return
+    if study.spec.compare.seeds == 0:
+        studies.set_state(study, StudyState.COMPLETED, now)
+        return
+    chosen = candidates(study, best, studies.predictions(study.id))
+    studies.set_candidates(study.id, chosen)
+    studies.set_phase(study.id, StudyPhase.CONFIRMATION)
+    first = trials.next_number(study.id)
+    if study.spec.compare.learning_rate == "tuned":
+        trials.add(study.id, tuning_trials(study, chosen, first), now)
+    else:
+        trials.add(study.id, confirmation_trials(study, chosen, {}, first), now)
+
+
+def _after_tuning(session: Session, study: Study, now: datetime) -> None:
+    trials = Trials(session)
+    objective = study.spec.objective
+    tuned = {}
+    by_candidate = trials.of_study(study.id, TrialPhase.TUNING)
+    for candidate in study.candidates:
+        mine = [t for t in by_candidate if t.candidate == candidate.name]
+        best = best_trial(mine, objective.metric, objective.direction)
+        if best is not None:
+            tuned[candidate.name] = best.params
+    trials.add(study.id, confirmation_trials(study, study.candidates, tuned, trials.next_number(study.id)), now)

@@ -1,0 +1,83 @@
+"""Checks a study's data as far as the server can see it, before the study is stored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..domain.study_spec import Columns, DatasetSpec
+from ..errors import Fault, InvalidRequest
+from ..paths import locate, resolve_inside
+
+FILE_BUILDERS = ("json", "csv", "parquet", "arrow")
+# A first record longer than this is not one that a text dataset starts with.
+_LONGEST_RECORD = 16 * 1024 * 1024
+
+
+def check_dataset(dataset: DatasetSpec, columns: Columns, roots: Sequence[Path], at: str) -> list[Fault]:
+    """Every fault of a dataset: files that are missing or outside, columns that the first record lacks.
+
+    Files in json lines and csv are looked into here. Other formats and hub datasets are the runner's to judge, who
+    fails the study with the reason.
+    """
+    if dataset.data_files is None:
+        if dataset.path in FILE_BUILDERS:
+            return [Fault(f"{at}/dataset/data_files", f"{dataset.path} needs data_files: {{train: FILE, ...}}")]
+        try:
+            locate(dataset.path, roots)
+        except InvalidRequest as error:
+            return [Fault(f"{at}/dataset/path", error.detail)]
+        return []
+    if dataset.path not in FILE_BUILDERS:
+        names = ", ".join(FILE_BUILDERS)
+        return [Fault(f"{at}/dataset/path", f"{dataset.path!r} takes no data_files; with files it is one of: {names}")]
+    faults = []
+    for split, name in dataset.data_files.items():
+        place = f"{at}/dataset/data_files/{split}"
+        try:
+            file = resolve_inside(name, roots)
+        except InvalidRequest as error:
+            faults.append(Fault(place, error.detail))
+            continue
+        if file is None or not file.is_file():
+            faults.append(Fault(place, f"there is no file {name!r} in the allowed data directories (CDKA_DATA_DIRS)"))
+            continue
+        faults += _check_columns(dataset.path, file, columns, place, at)
+    return faults
+
+
+def _check_columns(builder: str, file: Path, columns: Columns, place: str, at: str) -> list[Fault]:
+    try:
+        present = _columns(builder, file)
+    except (OSError, ValueError, csv.Error) as error:
+        return [Fault(place, f"cannot be read as {builder}: {error}")]
+    if present is None:
+        return []
+    faults = []
+    for role, column in columns.model_dump().items():
+        if column is not None and column not in present:
+            faults.append(
+                Fault(f"{at}/columns/{role}", f"{file.name} has no column {column!r}; it has: {', '.join(present)}")
+            )
+    return faults
+
+
+def _columns(builder: str, file: Path) -> list[str] | None:
+    """Names of the columns of the first record; ``None`` where the server does not look inside."""
+    if builder not in ("json", "csv"):
+        return None
+    with file.open(encoding="utf-8", newline="") as stream:
+        first = stream.readline(_LONGEST_RECORD)
+    if not first.strip():
+        raise ValueError("the file is empty, or starts with an empty line")
+    if builder == "csv":
+        return next(csv.reader([first]))
+    try:
+        record = json.loads(first)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its first line is not a JSON object (give json lines): {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError("its first line is not a JSON object (give json lines)")
+    return list(record)

@@ -1,0 +1,1 @@
+"""The wire models: what requests and responses look like."""

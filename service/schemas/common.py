@@ -1,0 +1,52 @@
+"""Lists and problems."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+Item = TypeVar("Item")
+
+
+def _rfc3339(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# RFC 3339, UTC.
+Time = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str, when_used="json")]
+
+
+class Wire(BaseModel):
+    """Base of what the server sends; read from domain records by attribute."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Sent(BaseModel):
+    """Base of what callers send; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(Wire, Generic[Item]):
+    """A list: ``next_cursor`` is null on the last page."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+class ProblemFault(Wire):
+    pointer: str = Field(description="JSON pointer fragment (RFC 6901) of the faulty place.")
+    detail: str
+
+
+class Problem(Wire):
+    """An error (RFC 9457)."""
+
+    type: str = Field(examples=["urn:cdka:problem:not-found"])
+    title: str
+    status: int
+    detail: str
+    errors: list[ProblemFault] = []

@@ -1,0 +1,60 @@
+"""The comparison on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .common import Wire
+
+
+class EstimateOut(Wire):
+    """A mean over seeds; spread and 95 % interval are null where there are too few seeds."""
+
+    mean: float
+    spread: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+class CandidateOut(Wire):
+    name: str
+    title: str
+    method: str
+    params: dict[str, Any]
+    parameters: int
+    share_of_budget: float
+    finished: int
+    planned: int
+    values: list[float]
+    estimate: EstimateOut | None
+    regret: EstimateOut | None
+    flags: list[str]
+
+
+class PredictorOut(Wire):
+    predictor: str
+    choice: dict[str, Any]
+    reason: str
+    regret: EstimateOut | None
+    rank_of_winner: int | None
+    ranked: int
+    spearman: float | None
+    compared_trials: int
+    verdict: str
+
+
+class ComparisonOut(Wire):
+    study_id: str
+    study: str
+    state: str
+    phase: str
+    metric: str
+    direction: str
+    split: str
+    budget: int
+    learning_rate_rule: str
+    best_trial: dict[str, Any] | None
+    candidates: list[CandidateOut]
+    predictors: list[PredictorOut]
+    notes: list[str]

@@ -1,0 +1,93 @@
+"""The workers' side on the wire."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..domain.states import FailureKind, TrialPhase, TrialState
+from ..domain.study_spec import StudySpec
+from .common import Sent, Time, Wire
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+MetricName = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class LeaseRequest(Sent):
+    runner: Annotated[str, Field(min_length=1, max_length=200)]
+    cpus: Annotated[float, Field(ge=0, le=4096)] = 1.0
+    gpus: Annotated[float, Field(ge=0, le=1024)] = 0.0
+    warm: Annotated[list[Annotated[str, Field(max_length=4200)]], Field(max_length=100)] = []
+    max: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+class LeasedTrial(Wire):
+    id: str
+    number: int
+    study_id: str
+    phase: TrialPhase
+    method: str
+    seed: int
+    params: dict[str, Any]
+    study: StudySpec
+    checkpoint: str | None
+    attempt: int
+
+
+class LeaseOut(Wire):
+    id: str
+    expires_at: Time
+    trial: LeasedTrial
+
+
+class LeasesOut(Wire):
+    leases: list[LeaseOut]
+
+
+class ReportIn(Sent):
+    step: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)]
+
+
+class ReportsIn(Sent):
+    """Reports since the last call; none is a heartbeat."""
+
+    reports: Annotated[list[ReportIn], Field(max_length=1000)] = []
+    checkpoint: Annotated[str, Field(max_length=4096)] | None = None
+
+
+class DirectiveOut(Wire):
+    directive: Literal["continue", "stop"]
+    reason: str | None
+    expires_at: Time
+
+
+class FailureIn(Sent):
+    kind: FailureKind
+    message: Annotated[str, Field(max_length=20_000)]
+
+
+class ResultIn(Sent):
+    state: Literal["completed", "pruned", "infeasible", "failed", "cancelled", "released"]
+    metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)] = {}
+    artifact: Annotated[str, Field(max_length=4096)] | None = None
+    resources: dict[str, Any] = {}
+    failure: FailureIn | None = None
+    scores: Annotated[list[Finite], Field(max_length=1_000_000)] | None = Field(
+        default=None, description="The objective's value on every example of the split, where it is a mean over them."
+    )
+
+
+class ResultOut(Wire):
+    trial_state: TrialState
+
+
+class DemandItem(Wire):
+    cpus: float
+    gpus: float
+    slots: int
+
+
+class DemandOut(Wire):
+    items: list[DemandItem]
