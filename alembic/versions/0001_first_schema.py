@@ -73,6 +73,7 @@ def upgrade() -> None:
     op.create_table('predictions',
     sa.Column('study_id', sa.String(length=32), nullable=False),
     sa.Column('predictor', sa.String(length=32), nullable=False),
+    sa.Column('position', sa.Integer(), nullable=False),
     sa.Column('ranking', sa.JSON(), nullable=False),
     sa.ForeignKeyConstraint(['study_id'], ['studies.id'], name=op.f('fk_predictions_study_id_studies'), ondelete='CASCADE'),
     sa.PrimaryKeyConstraint('study_id', 'predictor', name=op.f('pk_predictions'))

@@ -27,14 +27,15 @@ router = APIRouter(tags=["workers"])
 def acquire(ctx: ContextDep, principal: Worker, body: LeaseRequest) -> LeasesOut:
     """Lease trials to a runner; an empty list when there is nothing for it to do."""
     runner = leasing.Runner(body.runner, body.cpus, body.gpus, scope(principal), tuple(body.warm))
-    return LeasesOut(leases=[_lease(grant) for grant in leasing.acquire(ctx, runner, body.max)])
+    return LeasesOut(leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in leasing.acquire(ctx, runner, body.max)])
 
 
-def _lease(grant: leasing.Grant) -> LeaseOut:
+def _lease(grant: leasing.Grant, heartbeat_seconds: float) -> LeaseOut:
     trial = grant.trial
     return LeaseOut(
         id=grant.lease.id,
         expires_at=grant.lease.expires_at,
+        heartbeat_seconds=heartbeat_seconds,
         trial=LeasedTrial(
             id=trial.id,
             number=trial.number,

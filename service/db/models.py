@@ -110,6 +110,8 @@ class PredictionRow(Base):
     __tablename__ = "predictions"
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
     predictor: Mapped[str] = mapped_column(String(32), primary_key=True)
+    # Predictors are shown in the order in which the study names them.
+    position: Mapped[int]
     ranking: Mapped[list[Any]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -127,15 +127,16 @@ class Studies:
         )
         return self._session.scalars(query).one()
 
-    def add_prediction(self, study_id: str, predictor: str, ranking: Sequence[StoredPrediction]) -> None:
-        """Record a predictor's ranking, best first."""
-        self._session.add(
-            PredictionRow(study_id=study_id, predictor=predictor, ranking=[asdict(p) for p in ranking])
-        )
+    def add_predictions(self, study_id: str, rankings: Mapping[str, Sequence[StoredPrediction]]) -> None:
+        """Record the rankings by predictor, each best first."""
+        for position, (predictor, ranking) in enumerate(rankings.items()):
+            entries = [asdict(p) for p in ranking]
+            row = PredictionRow(study_id=study_id, predictor=predictor, position=position, ranking=entries)
+            self._session.add(row)
 
     def predictions(self, study_id: str) -> dict[str, list[StoredPrediction]]:
         """The rankings by predictor, best first."""
-        query = select(PredictionRow).where(PredictionRow.study_id == study_id).order_by(PredictionRow.predictor)
+        query = select(PredictionRow).where(PredictionRow.study_id == study_id).order_by(PredictionRow.position)
         return {
             row.predictor: [StoredPrediction(**entry) for entry in row.ranking]
             for row in self._session.scalars(query)

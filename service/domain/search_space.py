@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_NUMBER_FORMS = "write a number, {choices: [...]} or {low: ..., high: ..., log: true}"
+_SIZE_FORMS = "write an integer or {choices: [...]}"
+_COUNT_FORMS = "write fill, an integer or {low: ..., high: ...}"
 
 
 class SizeChoices(BaseModel):
@@ -63,7 +67,27 @@ class FloatRange(BaseModel):
         return [self.low + p * (self.high - self.low) for p in parts]
 
 
-NumberSpace = FloatRange | FloatChoices | Positive
+def _written_as(value: object) -> str:
+    """Which of the forms of a space a value is meant to be, so that its faults are told of that form alone."""
+    if isinstance(value, SizeChoices | FloatChoices) or (isinstance(value, dict) and "choices" in value):
+        return "<choices>"
+    if isinstance(value, SizeRange | FloatRange | dict):
+        return "<range>"
+    return "<fill>" if isinstance(value, str) else "<value>"
+
+
+NumberSpace = Annotated[
+    Annotated[FloatRange, Tag("<range>")] | Annotated[FloatChoices, Tag("<choices>")] | Annotated[Positive, Tag("<value>")],
+    Discriminator(_written_as, custom_error_type="space", custom_error_message=_NUMBER_FORMS),
+]
+SizeSpace = Annotated[
+    Annotated[SizeChoices, Tag("<choices>")] | Annotated[Size, Tag("<value>")],
+    Discriminator(_written_as, custom_error_type="space", custom_error_message=_SIZE_FORMS),
+]
+CountSpace = Annotated[
+    Annotated[Literal["fill"], Tag("<fill>")] | Annotated[SizeRange, Tag("<range>")] | Annotated[Size, Tag("<value>")],
+    Discriminator(_written_as, custom_error_type="space", custom_error_message=_COUNT_FORMS),
+]
 
 
 class SearchSpace(BaseModel):
@@ -73,9 +97,9 @@ class SearchSpace(BaseModel):
     """
 
     model_config = STRICT
-    r1: SizeChoices | Size = SizeChoices(choices=[1, 2, 4])
-    r2: SizeChoices | Size = SizeChoices(choices=[1, 2, 4, 8, 16])
-    r: Literal["fill"] | SizeRange | Size = "fill"
+    r1: SizeSpace = SizeChoices(choices=[1, 2, 4])
+    r2: SizeSpace = SizeChoices(choices=[1, 2, 4, 8, 16])
+    r: CountSpace = "fill"
     alpha: NumberSpace = FloatChoices(choices=[8, 16, 32])
     learning_rate: NumberSpace = FloatRange(low=1e-4, high=5e-3, log=True)
 

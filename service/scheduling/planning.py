@@ -100,7 +100,7 @@ def schema_faults(error: ValidationError) -> list[Fault]:
     """Pydantic's findings as faults with JSON pointers."""
     faults = []
     for found in error.errors(include_url=False, include_context=False):
-        # Alternatives of a union appear in the path as names of types; places in the document do not.
+        # The form of a space (as "<range>") and the alternatives of a plain union are no places in the document.
         parts = [str(part) for part in found["loc"] if not _is_union_branch(part)]
         message = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
@@ -110,7 +110,7 @@ def schema_faults(error: ValidationError) -> list[Fault]:
 
 
 def _is_union_branch(part: int | str) -> bool:
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("int", "float", "str"))
+    return isinstance(part, str) and (part.startswith("<") or "[" in part or part == "constrained-str")
 
 
 def _sections(body: Any) -> dict[str, Any]:

@@ -42,8 +42,7 @@ def create_study(ctx: Context, team_id: str, body: Any) -> tuple[Study, Planned]
         studies = Studies(session)
         studies.add(study)
         session.flush()
-        for predictor, ranking in planned.predictions.items():
-            studies.add_prediction(study.id, predictor, ranking)
+        studies.add_predictions(study.id, planned.predictions)
     return study, planned
 
 

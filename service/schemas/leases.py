@@ -38,6 +38,7 @@ class LeasedTrial(Wire):
 class LeaseOut(Wire):
     id: str
     expires_at: Time
+    heartbeat_seconds: float = Field(description="Report at least this often, to keep the lease with room to spare.")
     trial: LeasedTrial
 
 
