@@ -1,0 +1,5 @@
+"""What a study says, for those who run it."""
+
+from ..domain.study_spec import AdapterSpec, DatasetSpec, StudySpec, TaskSpec, TrainingSpec
+
+__all__ = ["AdapterSpec", "DatasetSpec", "StudySpec", "TaskSpec", "TrainingSpec"]

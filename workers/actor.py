@@ -1,0 +1,53 @@
+"""A runner as a Ray actor: detached, restarted by Ray when its process dies, gone when it is retired."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+import ray
+
+from service.client import Client
+from service.settings import Settings
+
+from .runner import Runner
+
+_log = logging.getLogger(__name__)
+NAMESPACE = "cdka"
+NAME_PREFIX = "cdka-runner-"
+
+
+class RunnerActor:
+    """Starts its loop in a thread at construction, so that a process that Ray restarts goes on by itself."""
+
+    def __init__(self, settings: dict[str, Any], name: str, cpus: float, gpus: float) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        made = Settings(**settings)
+        client = Client(made.server_url, made.read_token())
+        # A restarted process is another runner to the server: its former lease is not its own.
+        self._runner = Runner(client, made, f"{name}:{os.getpid()}", cpus, gpus)
+        self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        try:
+            self._runner.run()
+        except BaseException:
+            _log.exception("this runner is replaced")
+            # Ray starts a fresh process in place of this one.
+            os._exit(1)
+
+    def status(self) -> dict[str, Any]:
+        """Whether it is busy, for how long it has been idle, its process."""
+        idle = 0.0 if self._runner.busy else time.monotonic() - self._runner.idle_since
+        return {"busy": self._runner.busy, "idle_seconds": idle, "pid": os.getpid()}
+
+    def retire(self) -> None:
+        """Take no further trial; leave when the present one is done."""
+        self._runner.retire()
+        self._thread.join()
+        ray.actor.exit_actor()

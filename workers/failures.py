@@ -1,0 +1,41 @@
+"""What ended a trial, in the kinds that the server keeps budgets for."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+from service.schemas.leases import FailureKind
+
+
+class Rejected(Exception):
+    """The model or the data cannot be used: no trial of this study can run. The message says what would be right."""
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite."""
+
+
+def classify(error: BaseException) -> tuple[FailureKind, str]:
+    """The kind of a failure, and a message that names cause and remedy."""
+    if isinstance(error, Rejected):
+        return FailureKind.REJECTED, str(error)
+    if isinstance(error, Diverged):
+        return FailureKind.DIVERGED, str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return FailureKind.OUT_OF_MEMORY, (
+            f"out of memory: {_first_line(error)}; lower training.batch_size or training.max_length"
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (in {frames[-1].filename.rsplit('/', 1)[-1]}, line {frames[-1].lineno})" if frames else ""
+    return FailureKind.ERROR, f"{type(error).__name__}: {_first_line(error)}{place}"
+
+
+def poisons_process(error: BaseException) -> bool:
+    """Whether a warm process cannot be trusted after this: a CUDA error other than out-of-memory, or unknown code."""
+    return not isinstance(error, Rejected | Diverged | torch.OutOfMemoryError)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:2000]

@@ -1,0 +1,103 @@
+"""Keeps a lease alive and delivers what its trial reports, without ever holding up a training step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Protocol
+
+from service.errors import LeaseLost, NotFound, ServiceError
+from service.schemas.leases import DirectiveOut
+
+_log = logging.getLogger(__name__)
+LOST = "lost"
+# Reports kept while the server is away. Beyond it the oldest go: the newest decide.
+MOST_BUFFERED = 1000
+# A server that is back is found within this time, however long it was away.
+LONGEST_WAIT = 5.0
+
+
+class LeaseCalls(Protocol):
+    """What a reporter needs of the SDK."""
+
+    def report(
+        self, lease_id: str, reports: list[tuple[int, dict[str, float]]], checkpoint: str | None = None
+    ) -> DirectiveOut:
+        """Send reports; none is a heartbeat."""
+        ...
+
+
+class Reporter:
+    """A thread that sends reports as they come and heartbeats between them.
+
+    ``stop_reason`` becomes the directive's reason when the trial is to stop, or ``"lost"`` when the lease is another's.
+    While the server cannot be reached, reports wait (coalesced by step) and training goes on.
+    """
+
+    def __init__(self, client: LeaseCalls, lease_id: str, heartbeat_seconds: float) -> None:
+        self._client = client
+        self._lease_id = lease_id
+        self._heartbeat = heartbeat_seconds
+        self._waiting: dict[int, dict[str, float]] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._failures = 0
+        self.stop_reason: str | None = None
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Have a step's metrics delivered; returns at once."""
+        with self._lock:
+            self._waiting.setdefault(step, {}).update(metrics)
+            while len(self._waiting) > MOST_BUFFERED:
+                self._waiting.pop(min(self._waiting))
+        self._wake.set()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Deliver what waits and stop; what cannot be delivered in time is logged."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join(timeout)
+        if self._waiting:
+            _log.warning("%d reports could not be delivered", len(self._waiting))
+
+    def _run(self) -> None:
+        # The first heartbeat goes out at once: a cancelled study is heard of before the model is loaded.
+        due = time.monotonic()
+        while True:
+            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.clear()
+            if self.stop_reason == LOST:
+                return
+            if self._waiting or time.monotonic() >= due:
+                due = time.monotonic() + self._send()
+            if self._closed and (not self._waiting or self._failures):
+                return
+
+    def _send(self) -> float:
+        """Send what waits; returns the seconds until the next heartbeat or try."""
+        with self._lock:
+            taken, self._waiting = self._waiting, {}
+        try:
+            said = self._client.report(self._lease_id, sorted(taken.items()))
+        except (LeaseLost, NotFound):
+            self.stop_reason = LOST
+            return self._heartbeat
+        except ServiceError as error:
+            self._failures += 1
+            if error.status == 422:
+                _log.error("the server refused a report, it is dropped: %s", error.detail)
+                return self._heartbeat
+            with self._lock:
+                self._waiting = {**taken, **self._waiting}
+            return min(LONGEST_WAIT, self._heartbeat, 0.5 * 2 ** min(self._failures, 5))
+        self._failures = 0
+        if said.directive == "stop":
+            self.stop_reason = said.reason or "stopped"
+        return self._heartbeat

@@ -1,0 +1,215 @@
+"""The runner's loop: lease, train, report, repeat. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from service.client import Client
+from service.errors import LeaseLost, NotFound, ServiceError
+from service.paths import locate
+from service.schemas.leases import LeaseOut
+from service.settings import Settings
+
+from .adapters import adapter_config
+from .artifacts import store_adapter
+from .data import load_splits
+from .failures import Rejected, classify, poisons_process
+from .models import BaseWeightsChanged, WarmModel
+from .reporting import LOST, Reporter
+from .tasks import TASKS
+from .tasks.task import Prepared
+from .training import Outcome, train_trial
+
+_log = logging.getLogger(__name__)
+POLL_SECONDS = 1.0
+# An outage of the server is waited out with a finished trial in hand.
+RESULT_PATIENCE_SECONDS = 3600.0
+
+
+class Poisoned(Exception):
+    """This process must not run another trial."""
+
+
+@dataclass(slots=True)
+class _Warm:
+    """What is kept between trials: one base model and its data."""
+
+    model_key: str = ""
+    data_key: str = ""
+    model: WarmModel | None = None
+    prepared: Prepared | None = None
+
+
+@dataclass
+class Runner:
+    """Runs trials one after the other until it is retired or poisoned.
+
+    Args:
+        client: the SDK, with a worker's token.
+        settings: data directories and where artifacts go.
+        name: how the server knows this runner.
+        cpus: CPUs it holds; torch gets as many threads.
+        gpus: GPUs it holds.
+    """
+
+    client: Client
+    settings: Settings
+    name: str
+    cpus: float = 1.0
+    gpus: float = 0.0
+    trials_done: int = field(default=0, init=False)
+    busy: bool = field(default=False, init=False)
+    idle_since: float = field(default_factory=time.monotonic, init=False)
+    _warm: _Warm = field(default_factory=_Warm, init=False)
+    _retired: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def retire(self) -> None:
+        """Take no further trial."""
+        self._retired.set()
+
+    def run(self) -> None:
+        """Lease and train until retired.
+
+        Raises:
+            Poisoned: this process must be replaced.
+        """
+        torch.set_num_threads(max(1, int(self.cpus)))
+        while not self._retired.is_set():
+            lease = self._next_lease()
+            if lease is None:
+                self._retired.wait(POLL_SECONDS)
+                continue
+            self.busy = True
+            try:
+                self.run_lease(lease)
+            finally:
+                self.busy, self.idle_since = False, time.monotonic()
+            if self.trials_done >= self.settings.runner_max_trials:
+                raise Poisoned(f"{self.trials_done} trials done; a fresh process takes over")
+
+    def _next_lease(self) -> LeaseOut | None:
+        warm = [self._warm.model_key] if self._warm.model_key else []
+        try:
+            leases = self.client.lease(self.name, self.cpus, self.gpus, warm)
+        except ServiceError as error:
+            _log.warning("no lease: %s", error.detail)
+            return None
+        return leases[0] if leases else None
+
+    def run_lease(self, lease: LeaseOut) -> None:
+        """Run one leased trial and send its result.
+
+        Raises:
+            Poisoned: the trial's failure makes this process unfit for another.
+        """
+        reporter = Reporter(self.client, lease.id, lease.heartbeat_seconds)
+        reporter.start()
+        started = time.perf_counter()
+        poison: BaseException | None = None
+        try:
+            result = self._train(lease, reporter)
+        except Exception as error:  # every failure of a trial is a result of it
+            _log.exception("trial %d failed", lease.trial.number)
+            kind, message = classify(error)
+            state = "infeasible" if kind in ("out_of_memory", "diverged") else "failed"
+            result = {"state": state, "failure": {"kind": kind, "message": message}}
+            poison = error if poisons_process(error) else None
+        result.setdefault("resources", {}).update(self._resources(started))
+        reporter.close()
+        self.trials_done += 1
+        if reporter.stop_reason != LOST:
+            self._deliver(lease, result)
+        if poison is not None:
+            raise Poisoned(str(poison)) from poison
+
+    def _resources(self, started: float) -> dict[str, Any]:
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": round(seconds, 3),
+            "gpu_seconds": round(seconds * self.gpus, 3),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() and self.gpus else "cpu",
+            "threads": torch.get_num_threads(),
+            "runner": self.name,
+        }
+
+    def _deliver(self, lease: LeaseOut, result: dict[str, Any]) -> None:
+        """Send the result until it is taken: a finished trial outlives an outage of the server."""
+        deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
+        while True:
+            try:
+                self.client.finish(lease.id, result)
+                return
+            except (LeaseLost, NotFound) as error:
+                _log.warning("trial %d is another's now: %s", lease.trial.number, error.detail)
+                return
+            except ServiceError as error:
+                if error.status < 500 or time.monotonic() > deadline:
+                    _log.error("the result of trial %d was not taken: %s", lease.trial.number, error.detail)
+                    return
+                time.sleep(2.0)
+
+    def _train(self, lease: LeaseOut, reporter: Reporter) -> dict[str, Any]:
+        trial = lease.trial
+        task = TASKS.get(trial.study.task.kind)
+        if task is None:
+            raise Rejected(f"this runner has no task {trial.study.task.kind!r}; it has: {', '.join(TASKS)}")
+        prepare_started = time.perf_counter()
+        warm, prepared = self._prepare(lease)
+        config = adapter_config(trial.method, trial.params, trial.study.adapter, task.task_type)
+        model = warm.lend(config, trial.seed)
+        swap_seconds = time.perf_counter() - prepare_started
+        artifact = None
+        try:
+            outcome = train_trial(trial, task, model, prepared, reporter.report, lambda: reporter.stop_reason)
+            if outcome.stop_reason is None:
+                artifact = store_adapter(
+                    model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
+                )
+        except BaseException:
+            # A model that a failed training had in hand is not lent again.
+            self._warm = _Warm()
+            raise
+        try:
+            warm.take_back(model)
+        except BaseWeightsChanged:
+            self._warm = _Warm()
+            raise
+        return _result(outcome, artifact, {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins})
+
+    def _prepare(self, lease: LeaseOut) -> tuple[WarmModel, Prepared]:
+        """The base model and the tokenised data, warm if the last trial used the same."""
+        study = lease.trial.study
+        task = TASKS[study.task.kind]
+        try:
+            path = locate(study.model.path, self.settings.data_dirs)
+        except ServiceError as error:
+            raise Rejected(error.detail) from error
+        data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{study.training.max_length}"
+        if self._warm.prepared is None or self._warm.data_key != data_key:
+            self._warm = _Warm()
+            splits = load_splits(study.task, self.settings.data_dirs)
+            self._warm.prepared = task.prepare(study, path, splits)
+            self._warm.data_key = data_key
+        if self._warm.model is None:
+            self._warm.model = task.load_model(study, path, self._warm.prepared)
+            self._warm.model_key = study.model_key
+        return self._warm.model, self._warm.prepared
+
+
+def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> dict[str, Any]:
+    states = {None: "completed", "pruned": "pruned"}
+    return {
+        "state": states.get(outcome.stop_reason, "cancelled"),
+        "metrics": outcome.metrics,
+        "scores": outcome.scores if outcome.stop_reason is None else None,
+        "artifact": artifact,
+        "resources": {**resources, "steps": outcome.steps},
+    }
