@@ -50,9 +50,6 @@ def main() -> None:
         token = settings.read_token()
     except (ValidationError, OSError) as error:
         raise SystemExit(f"The settings are not valid: {error}") from None
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own = not settings.ray_address
     if own:
@@ -74,6 +71,10 @@ def main() -> None:
         )
     else:
         ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)
+    # After ray.init, which installs handlers of its own.
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
     pool = Pool(Client(settings.server_url, token), settings)
     _log.info("on Ray %s with %s", ray.__version__, ray.cluster_resources())
     while not stopping.is_set():

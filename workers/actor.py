@@ -8,7 +8,9 @@ import threading
 import time
 from typing import Any
 
+import datasets
 import ray
+import transformers
 
 from service.client import Client
 from service.settings import Settings
@@ -26,6 +28,10 @@ class RunnerActor:
     def __init__(self, settings: dict[str, Any], name: str, cpus: float, gpus: float) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        # Progress bars are for terminals; these lines go to a file.
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
         made = Settings(**settings)
         client = Client(made.server_url, made.read_token())
         # A restarted process is another runner to the server: its former lease is not its own.

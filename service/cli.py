@@ -1,0 +1,233 @@
+"""The command ``cdka``. Imports neither torch nor ray nor FastAPI, so that ``cdka --help`` answers at once.
+
+Exit codes: 0 done; 1 the study failed or was cancelled; 2 wrong usage; 3 refused by the server (or an invalid file);
+4 the server cannot be reached or started.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+
+from . import terminal
+from .client import Client
+from .errors import InvalidStudy, ServiceError, Unavailable
+from .processes import Server
+from .settings import Settings, is_loopback
+from .study_file import StudyFile
+
+app = typer.Typer(help=(__doc__ or "").splitlines()[0], no_args_is_help=True, add_completion=True)
+tokens = typer.Typer(help="Make and revoke tokens.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+console = Console()
+errors = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file; see examples/.")]
+StudyId = Annotated[str, typer.Argument(metavar="ID", help="The study's id.")]
+
+
+def load_settings() -> Settings:
+    """The settings, or exit 2 with what is wrong with them."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for fault in error.errors():
+            place = f"CDKA_{str(fault['loc'][0]).upper()}: " if fault["loc"] else ""
+            errors.print(f"{place}{fault['msg']}", markup=False)
+        raise typer.Exit(2) from None
+
+
+def connect() -> Client:
+    """A client for the server that the settings name; beside an embedded server its own token is at hand."""
+    settings = load_settings()
+    token = settings.read_token()
+    own = settings.home / "admin-token"
+    if token is None and own.exists() and is_loopback(settings.server_url.split("://")[-1].rsplit(":", 1)[0]):
+        token = own.read_text().strip()
+    return Client(settings.server_url, token)
+
+
+def print_json(value: BaseModel | list[Any]) -> None:
+    """JSON on standard output, as the server sent it."""
+    if isinstance(value, BaseModel):
+        print(json.dumps(value.model_dump(mode="json"), indent=2))
+    else:
+        print(json.dumps([v.model_dump(mode="json") for v in value], indent=2))
+
+
+@app.command()
+def serve(pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Run trials on a local Ray, too.")] = True) -> None:
+    """Run the service embedded: API and dashboard on SQLite, and a pool on a local Ray."""
+    settings = load_settings()
+    server = Server(settings, with_pool=pool)
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    server.start()
+    # Whole lines, so that the address can be copied.
+    print(f"API        {settings.server_url}/api/v1 (docs: {settings.server_url}/docs)")
+    print(f"Dashboard  {server.login_url()}", flush=True)
+    try:
+        server.supervise(stopping, lambda words: errors.print(words, markup=False))
+    finally:
+        server.stop()
+
+
+@app.command()
+def work() -> None:
+    """Run a pool: keep as many runners on the Ray cluster (RAY_ADDRESS) as the server has work for."""
+    load_settings()
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "workers"]))
+
+
+@app.command()
+def submit(
+    study: StudyPath,
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress until the study ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a study from a file."""
+    file = StudyFile(study)
+    with connect() as client:
+        try:
+            created = client.create_study(file.content)
+        except InvalidStudy as error:
+            for fault in error.faults:
+                errors.print(file.describe(fault), markup=False, highlight=False)
+            raise
+        if as_json:
+            print_json(created)
+        else:
+            print(created.id)
+        if watch:
+            ended = terminal.watch(client, created.id, errors)
+            terminal.print_comparison(client.comparison(created.id), console)
+            if ended.state != "completed":
+                errors.print(f"the study is {ended.state}: {ended.reason}", markup=False)
+                raise typer.Exit(1)
+
+
+@app.command()
+def studies(as_json: AsJson = False) -> None:
+    """List studies, newest first."""
+    with connect() as client:
+        found = list(client.studies())
+    if as_json:
+        print_json(found)
+    else:
+        console.print(terminal.studies_table(found))
+
+
+@app.command()
+def show(study_id: StudyId, as_json: AsJson = False) -> None:
+    """Show a study and its trials."""
+    with connect() as client:
+        study = client.study(study_id)
+        trials = list(client.trials(study_id))
+    if as_json:
+        found = {"study": study.model_dump(mode="json"), "trials": [t.model_dump(mode="json") for t in trials]}
+        print(json.dumps(found, indent=2))
+    else:
+        console.print(terminal.studies_table([study]))
+        if study.reason:
+            console.print(study.reason, markup=False)
+        console.print(terminal.trials_table(trials, study.spec.objective.metric))
+
+
+@app.command()
+def cancel(study_id: StudyId) -> None:
+    """Cancel a study."""
+    with connect() as client:
+        print(client.cancel_study(study_id).state)
+
+
+@app.command()
+def predict(study: StudyPath, as_json: AsJson = False) -> None:
+    """Predict from a study's budget alone which configuration should win; nothing is stored."""
+    file = StudyFile(study)
+    with connect() as client:
+        try:
+            found = client.predict(file.content)
+        except ServiceError as error:
+            for fault in error.faults:
+                errors.print(file.describe(fault), markup=False, highlight=False)
+            raise
+    if as_json:
+        print_json(found)
+        return
+    console.print(f"budget: {found.budget.max_parameters:,} parameters over {found.budget.adapted_layers} layers")
+    for ranking in found.predictions:
+        console.print(terminal.rankings_table(ranking))
+
+
+@app.command()
+def compare(study_id: StudyId, as_json: AsJson = False) -> None:
+    """Compare what the search found with the predictions and baselines."""
+    with connect() as client:
+        found = client.comparison(study_id)
+    if as_json:
+        print_json(found)
+    else:
+        terminal.print_comparison(found, console)
+
+
+@tokens.command("create")
+def create_token(
+    name: Annotated[str, typer.Option(help="What the token is for.")],
+    role: Annotated[str, typer.Option(help="admin, member, viewer or worker.")] = "member",
+    team: Annotated[str | None, typer.Option(help="Its team; your own by default.")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Straight in the database (CDKA_DATABASE_URL), for the first token.")
+    ] = False,
+) -> None:
+    """Make a token and print its secret, which is shown this once."""
+    if local:
+        arguments = ["create-token", "--name", name, "--role", role, *(["--team", team] if team else [])]
+        raise typer.Exit(subprocess.call([sys.executable, "-m", "service.app", *arguments]))
+    with connect() as client:
+        print(client.create_token(name, role, team).token)
+
+
+@app.command()
+def demo(
+    trials: Annotated[int, typer.Option(min=1, help="Search trials.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Confirmation seeds per candidate.")] = 2,
+    train: Annotated[int, typer.Option(min=20, help="Training articles.")] = 160,
+    validation: Annotated[int, typer.Option(min=10, help="Validation articles.")] = 160,
+    test: Annotated[int, typer.Option(min=10, help="Test articles, held back from the search.")] = 320,
+    epochs: Annotated[int, typer.Option(min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of an article that are read.")] = 64,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server up until Ctrl-C.")] = False,
+) -> None:
+    """Run the main job on real input: MiniLM on BBC news topics, searched, confirmed and compared."""
+    from .demo import Sizes, run_demo
+
+    sizes = Sizes(trials, seeds, train, validation, test, epochs, batch_size, max_length)
+    raise typer.Exit(run_demo(sizes, keep=keep, console=console))
+
+
+def main() -> None:
+    """The entry point: errors become words and exit codes."""
+    try:
+        app()
+    except Unavailable as error:
+        errors.print(error.detail, markup=False, highlight=False)
+        sys.exit(4)
+    except ServiceError as error:
+        errors.print(error.detail, markup=False, highlight=False)
+        sys.exit(4 if error.status >= 500 else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What the commands show in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .client import Client
+from .errors import Unavailable
+from .schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
+from .schemas.studies import RankingOut, StudyOut
+from .schemas.trials import TrialOut
+
+ENDED = ("completed", "cancelled", "failed")
+
+
+def watch(client: Client, study_id: str, console: Console, poll_seconds: float = 1.0) -> StudyOut:
+    """Show a study's progress until it ends; a server that is away is waited for."""
+    progress = Progress(
+        TextColumn("{task.description:<13}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+    search = progress.add_task("search", total=None, best="")
+    confirmation = progress.add_task("confirmation", total=None, best="", start=False)
+    with Live(progress, console=console, refresh_per_second=2):
+        while True:
+            try:
+                study = client.study(study_id)
+                comparison = client.comparison(study_id)
+            except Unavailable as error:
+                progress.update(search, best=f"[red]{error.detail}")
+                time.sleep(poll_seconds)
+                continue
+            best = comparison.best_trial
+            said = f"best so far {best['value']:.4f} {comparison.metric} (trial {best['number']})" if best else ""
+            progress.update(search, total=study.search.planned, completed=study.search.finished, best=said)
+            if study.confirmation.planned:
+                progress.start_task(confirmation)
+                progress.update(
+                    confirmation,
+                    total=study.confirmation.planned,
+                    completed=study.confirmation.finished,
+                    best=f"seeds on the {comparison.split} split",
+                )
+            if study.state in ENDED:
+                return study
+            time.sleep(poll_seconds)
+
+
+def structure(params: dict[str, object]) -> str:
+    """``r1, r2, r`` of a configuration; LoRA's are 1, 1, rank."""
+    return f"{params.get('r1', 1)}, {params.get('r2', 1)}, {params.get('r', '?')}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _interval(estimate: EstimateOut | None) -> str:
+    if estimate is None:
+        return "–"
+    interval = "" if estimate.low is None else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+    return f"{estimate.mean:+.3f}{interval}"
+
+
+def comparison_table(comparison: ComparisonOut) -> Table:
+    """Candidates on the test split."""
+    table = Table(title=f"{comparison.study}: {comparison.metric} on the {comparison.split} split")
+    for name in ("candidate", "r1, r2, r", "alpha", "learning rate", "parameters", "of budget", "seeds"):
+        table.add_column(name, justify="left" if name == "candidate" else "right")
+    table.add_column("mean ± spread", justify="right")
+    table.add_column("behind best found", justify="right")
+    for c in comparison.candidates:
+        table.add_row(*_row(c))
+    return table
+
+
+def _row(c: CandidateOut) -> list[str]:
+    e = c.estimate
+    mean = "–" if e is None else f"{e.mean:.4f}" + (f" ± {e.spread:.4f}" if e.spread is not None else "")
+    flags = "".join(f"\n[dim]{flag}[/dim]" for flag in c.flags)
+    return [
+        c.title + flags,
+        structure(c.params),
+        _number(c.params.get("alpha")),
+        _number(c.params.get("learning_rate")),
+        f"{c.parameters:,}",
+        f"{c.share_of_budget:.0%}",
+        f"{c.finished}/{c.planned}",
+        mean,
+        "–" if c.name == "best" else _interval(c.regret),
+    ]
+
+
+def print_comparison(comparison: ComparisonOut, console: Console) -> None:
+    """The table, what it says of every predictor, and the notes."""
+    console.print(comparison_table(comparison))
+    for p in comparison.predictors:
+        words = f"[bold]{p.predictor}[/bold]: {p.verdict}."
+        if p.rank_of_winner is not None:
+            words += f" It ranked the best found {p.rank_of_winner} of {p.ranked}."
+        if p.spearman is not None:
+            words += f" Rank correlation with {p.compared_trials} finished trials: {p.spearman:+.2f}."
+        console.print(words)
+    for note in comparison.notes:
+        console.print(f"[dim]{note}[/dim]")
+
+
+def rankings_table(ranking: RankingOut) -> Table:
+    """The head of a predictor's ranking."""
+    table = Table(title=f"{ranking.predictor}: best of {ranking.ranked} configurations")
+    for name in ("r1, r2, r", "parameters", "score"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for p in ranking.best:
+        table.add_row(f"{p.r1}, {p.r2}, {p.r}", f"{p.parameters:,}", f"{p.score:.3f}", p.reason)
+    return table
+
+
+def studies_table(studies: Sequence[StudyOut]) -> Table:
+    """Studies, a line each."""
+    table = Table()
+    for name in ("id", "name", "state", "phase", "search", "confirmation", "created"):
+        table.add_column(name)
+    for s in studies:
+        table.add_row(
+            s.id,
+            s.name,
+            s.state,
+            s.phase,
+            f"{s.search.finished}/{s.search.planned}",
+            f"{s.confirmation.finished}/{s.confirmation.planned}",
+            f"{s.created_at:%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
+    """Trials, a line each."""
+    table = Table()
+    for name in ("#", "for", "state", "method", "r1, r2, r", "alpha", "learning rate", "seed", metric, "failure"):
+        table.add_column(name)
+    for t in trials:
+        value = t.metrics.get(metric)
+        table.add_row(
+            str(t.number),
+            t.candidate or t.phase,
+            t.state,
+            t.method,
+            structure(t.params),
+            _number(t.params.get("alpha")),
+            _number(t.params.get("learning_rate")),
+            str(t.seed),
+            "–" if value is None else f"{value:.4f}",
+            "" if t.failure is None else f"{t.failure.kind}: {t.failure.message}",
+        )
+    return table
