@@ -56,18 +56,10 @@ class CdkaConfig(PeftConfig):
     bias: str = field(default="none", metadata={"help": "Only 'none'."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type: Any = cdka_peft_type()
-        for symbol in ("r1", "r2", "r"):
-            _require_size(symbol, getattr(self, symbol))
-        for pattern, symbol in (("rank_pattern", "r"), ("r1_pattern", "r1"), ("r2_pattern", "r2")):
-            for module, value in getattr(self, pattern).items():
-                _require_size(f"{symbol} of {module!r}", value)
-        for where, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-                raise CdkaError(f"{where}={alpha!r} is not a scale; give a finite number above 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise CdkaError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
+        self._check_sizes()
+        self._check_scales()
         if self.bias != "none":
             raise CdkaError(f"bias={self.bias!r} is not supported; the only value is 'none'")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
@@ -78,6 +70,20 @@ class CdkaConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # PEFT's own in-memory form
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+
+    def _check_sizes(self) -> None:
+        for symbol in ("r1", "r2", "r"):
+            _require_size(symbol, getattr(self, symbol))
+        for pattern, symbol in (("rank_pattern", "r"), ("r1_pattern", "r1"), ("r2_pattern", "r2")):
+            for module, value in getattr(self, pattern).items():
+                _require_size(f"{symbol} of {module!r}", value)
+
+    def _check_scales(self) -> None:
+        for where, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+                raise CdkaError(f"{where}={alpha!r} is not a scale; give a finite number above 0")
+        if not 0.0 <= self.dropout < 1.0:
+            raise CdkaError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
 
     @property
     def scale(self) -> float:

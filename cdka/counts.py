@@ -129,9 +129,7 @@ def feasible(
     for size1, size2 in pairs:
         unit = count_parameters(shapes, size1, size2, 1)
         candidates = range(1, max_parameters // unit + 1) if counts is None else counts
-        found += [
-            Configuration(size1, size2, k, k * unit) for k in candidates if k >= 1 and k * unit <= max_parameters
-        ]
+        found += [Configuration(size1, size2, k, k * unit) for k in candidates if k >= 1 and k * unit <= max_parameters]
     if not found:
         smallest = min(
             Configuration(a, b, k, count_parameters(shapes, a, b, k)).parameters

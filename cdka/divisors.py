@@ -28,9 +28,7 @@ def require_divides(symbol: str, size: int, dimension: str, n: int, layer: str) 
     """
     if size < 1 or n % size:
         near = ", ".join(str(d) for d in nearest_divisors(n, size))
-        raise IndivisibleError(
-            f"{symbol}={size} does not divide {dimension}={n} of {layer}; divisors near it: {near}"
-        )
+        raise IndivisibleError(f"{symbol}={size} does not divide {dimension}={n} of {layer}; divisors near it: {near}")
 
 
 def common_divisors(dimensions: Sequence[int], limit: int) -> list[int]:

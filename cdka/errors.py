@@ -1,10 +1,10 @@
 """What can be wrong with a configuration, said with the numbers that would be right.
 
-    CdkaError (ValueError)
-    ├── IndivisibleError   r1 or r2 does not divide a layer
-    ├── BudgetError        nothing fits the parameter budget
-    ├── TargetError        no module of the model is selected
-    └── AdapterError       an adapter cannot be used as asked
+CdkaError (ValueError)
+├── IndivisibleError   r1 or r2 does not divide a layer
+├── BudgetError        nothing fits the parameter budget
+├── TargetError        no module of the model is selected
+└── AdapterError       an adapter cannot be used as asked
 """
 
 from __future__ import annotations

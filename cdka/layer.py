@@ -20,7 +20,7 @@ from .kronecker import kron_delta, kron_linear
 
 
 class CdkaLayer(BaseTunerLayer):
-    """The adapters of one layer: factors ``cdka_A[name]`` ``(r, r1, d_in/r2)``, ``cdka_B[name]`` ``(r, d_out/r1, r2)``."""
+    """A layer's adapters: factors ``cdka_A[name]`` ``(r, r1, d_in/r2)`` and ``cdka_B[name]`` ``(r, d_out/r1, r2)``."""
 
     adapter_layer_names: tuple[str, ...] = ("cdka_A", "cdka_B")
     other_param_names: tuple[str, ...] = ("r", "r1", "r2", "alpha", "scaling", "cdka_dropout")

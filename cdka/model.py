@@ -22,9 +22,9 @@ class CdkaModel(BaseTuner):
 
     prefix: str = "cdka_"
     tuner_layer_cls = CdkaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # as all tuners of PEFT: its own kind of config
         self,
         config: CdkaConfig,
         adapter_name: str,
@@ -71,4 +71,4 @@ class CdkaModel(BaseTuner):
 
 
 def _by_module(patterns: dict[str, Any], module: str, default: Any) -> Any:
-    return patterns.get(get_pattern_key(patterns.keys(), module), default)
+    return patterns.get(get_pattern_key(list(patterns), module), default)

@@ -21,7 +21,7 @@ def cdka_peft_type() -> Any:
         member._name_ = MEMBER
         member._value_ = MEMBER
         member.__objclass__ = PeftType  # type: ignore[attr-defined]
-        member._sort_order_ = len(PeftType.__members__)
+        member._sort_order_ = len(PeftType.__members__)  # type: ignore[attr-defined]
         PeftType._member_names_.append(MEMBER)
         PeftType._member_map_[MEMBER] = member
         PeftType._value2member_map_[MEMBER] = member

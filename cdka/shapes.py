@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType
+from peft import LoraConfig, PeftConfig, TaskType
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -74,10 +74,7 @@ def module_shapes(
     Raises:
         TargetError: nothing is selected, or a selected module is not a linear layer.
     """
-    if isinstance(model_or_config, nn.Module):
-        model = model_or_config
-    else:
-        model = meta_model(model_or_config, task_kind)
+    model = model_or_config if isinstance(model_or_config, nn.Module) else meta_model(model_or_config, task_kind)
     selection = _selection(model, target_modules, task_kind, exclude_modules)
     shapes = []
     for name, module in model.named_modules():
@@ -91,7 +88,8 @@ def module_shapes(
                 "(torch.nn.Linear, or GPT-2's Conv1D)"
             )
         d_in, d_out = _get_in_out_features(module)
-        assert d_in is not None and d_out is not None
+        assert d_in is not None
+        assert d_out is not None
         shapes.append(ModuleShape(name, int(d_in), int(d_out)))
     if not shapes:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
@@ -107,7 +105,7 @@ def _selection(
     target_modules: str | list[str] | None,
     task_kind: str | None,
     exclude_modules: str | list[str] | None,
-) -> LoraConfig:
+) -> PeftConfig:
     if target_modules is None:
         model_type = BaseTuner.get_model_config(model).get("model_type")
         if model_type not in LORA_TARGETS:

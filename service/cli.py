@@ -66,7 +66,9 @@ def print_json(value: BaseModel | list[Any]) -> None:
 
 
 @app.command()
-def serve(pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Run trials on a local Ray, too.")] = True) -> None:
+def serve(
+    pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Run trials on a local Ray, too.")] = True,
+) -> None:
     """Run the service embedded: API and dashboard on SQLite, and a pool on a local Ray."""
     settings = load_settings()
     server = Server(settings, with_pool=pool)

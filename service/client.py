@@ -173,9 +173,7 @@ class Client:
         """Every token, without its secret."""
         return self._get(Page[TokenOut], "/tokens").items
 
-    def lease(
-        self, runner: str, cpus: float, gpus: float, warm: Sequence[str] = (), wanted: int = 1
-    ) -> list[LeaseOut]:
+    def lease(self, runner: str, cpus: float, gpus: float, warm: Sequence[str] = (), wanted: int = 1) -> list[LeaseOut]:
         """Ask for trials to run."""
         body = {"runner": runner, "cpus": cpus, "gpus": gpus, "warm": list(warm), "max": wanted}
         return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body)).leases

@@ -93,8 +93,14 @@ def prepare_data(folder: Path, sizes: Sizes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = _package_folder(MODEL_PACKAGE) / "model"
     (folder / MODEL_NAME).mkdir(exist_ok=True)
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-                 "special_tokens_map.json"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "special_tokens_map.json",
+    ):
         _place(model / name, folder / MODEL_NAME / name)
     articles = read_articles(_package_folder(NEWS_PACKAGE) / "bbcnews" / "data")
     needed = sizes.train + sizes.validation + sizes.test

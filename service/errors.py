@@ -1,14 +1,14 @@
 """The error tree: every refusal carries its status and a stable type, rendered as problem+json (RFC 9457).
 
-    ServiceError
-    ├── Unauthorized         401  no token, or one that is not valid
-    ├── Forbidden            403  the token's role does not allow the call
-    ├── NotFound             404  no such thing, or not in this team
-    ├── Conflict             409  the state of the resource forbids the call
-    │   └── LeaseLost        409  the lease is no longer held: stop, nothing was changed
-    ├── InvalidRequest       422  the request is wrong; ``faults`` names every place
-    │   └── InvalidStudy     422
-    └── Unavailable          503  the server cannot answer now: retry
+ServiceError
+├── Unauthorized         401  no token, or one that is not valid
+├── Forbidden            403  the token's role does not allow the call
+├── NotFound             404  no such thing, or not in this team
+├── Conflict             409  the state of the resource forbids the call
+│   └── LeaseLost        409  the lease is no longer held: stop, nothing was changed
+├── InvalidRequest       422  the request is wrong; ``faults`` names every place
+│   └── InvalidStudy     422
+└── Unavailable          503  the server cannot answer now: retry
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def adapter_config(method: str, params: dict[str, Any], adapter: AdapterSpec, ta
     Raises:
         ValueError: the method is unknown.
     """
-    common = {"target_modules": adapter.target_modules, "task_type": task_type}
+    common: dict[str, Any] = {"target_modules": adapter.target_modules, "task_type": task_type}
     if method in ("cdka", "krona"):
         return cdka.CdkaConfig(
             r1=params["r1"],

@@ -6,7 +6,7 @@ import traceback
 
 import torch
 
-from service.schemas.leases import FailureKind
+from service.schemas.specs import FailureKind
 
 
 class Rejected(Exception):

@@ -55,7 +55,8 @@ class WarmModel:
         Raises:
             BaseWeightsChanged: the frozen weights are no longer those that were loaded.
         """
-        originals = {name: _original(lent.base_model.model.get_submodule(name)) for name in self.new_modules}
+        wrapped: nn.Module = lent.get_base_model()
+        originals = {name: _original(wrapped.get_submodule(name)) for name in self.new_modules}
         lent.unload()
         for name, original in originals.items():
             parent, _, child = name.rpartition(".")

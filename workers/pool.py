@@ -86,8 +86,8 @@ class Pool:
             if surplus == 0:
                 return
             try:
-                actor = ray.get_actor(name, namespace=NAMESPACE)
-                status = ray.get(actor.status.remote(), timeout=STATUS_TIMEOUT)
+                actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+                status: Any = ray.get(actor.status.remote(), timeout=STATUS_TIMEOUT)
             except (ValueError, ray.exceptions.RayError):
                 continue  # gone, starting or restarting: seen again at the next tick
             if not status["busy"] and status["idle_seconds"] >= self._settings.runner_idle_seconds:

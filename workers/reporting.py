@@ -96,7 +96,7 @@ class Reporter:
                 return self._heartbeat
             with self._lock:
                 self._waiting = {**taken, **self._waiting}
-            return min(LONGEST_WAIT, self._heartbeat, 0.5 * 2 ** min(self._failures, 5))
+            return min(LONGEST_WAIT, self._heartbeat, 0.5 * 2.0 ** min(self._failures, 5))
         self._failures = 0
         if said.directive == "stop":
             self.stop_reason = said.reason or "stopped"

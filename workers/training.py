@@ -36,16 +36,14 @@ class Outcome:
     stop_reason: str | None
 
 
-class _Follow(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+class _Follow(TrainerCallback):
     """Ends training within one step of a stop, and reports every evaluation."""
 
     def __init__(self, stop_reason: Callable[[], str | None], report: Callable[[int, dict[str, float]], None]) -> None:
         self._stop_reason = stop_reason
         self._report = report
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._stop_reason() is not None:
             control.should_training_stop = True
             control.should_evaluate = False
@@ -61,7 +59,7 @@ class _Follow(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._report(state.global_step, named_metrics(metrics or {}))
 
 
-class _CheckedTrainer(Trainer):  # type: ignore[misc]
+class _CheckedTrainer(Trainer):
     """A Trainer that notices a loss that is no number."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -110,7 +108,9 @@ def train_trial(
     def on_evaluation(step: int, metrics: dict[str, float]) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
-            raise Diverged(f"{bad[0]} became {metrics[bad[0]]} at step {step}; a lower learning_rate would keep it finite")
+            raise Diverged(
+                f"{bad[0]} became {metrics[bad[0]]} at step {step}; a lower learning_rate would keep it finite"
+            )
         last["metrics"] = metrics
         report(step, metrics)
 

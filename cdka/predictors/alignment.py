@@ -33,9 +33,7 @@ def alignment(
     total = sum(weights)
 
     def score(c: Configuration) -> float:
-        squares = (
-            w * expected_cosine(s.d_in, c.r1, c.r2, c.r) ** 2 for w, s in zip(weights, shapes, strict=True)
-        )
+        squares = (w * expected_cosine(s.d_in, c.r1, c.r2, c.r) ** 2 for w, s in zip(weights, shapes, strict=True))
         return math.sqrt(sum(squares) / total)
 
     scored = [(score(c), c) for c in candidates]

@@ -10,9 +10,9 @@ from fastapi.security import HTTPBearer
 
 from ..domain.records import Principal, Role
 from ..errors import Forbidden, Unauthorized
-from ..schemas.common import Problem
 from ..scheduling.access import DEFAULT_TEAM, authenticate, authenticate_session
 from ..scheduling.context import Context
+from ..schemas.common import Problem
 
 SESSION_COOKIE = "cdka_session"
 _SAFE_METHODS = frozenset({"GET", "HEAD"})

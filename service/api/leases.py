@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ..domain.records import Failure
+from ..scheduling import leasing, reporting, results
 from ..schemas.leases import (
     DemandItem,
     DemandOut,
@@ -17,7 +18,6 @@ from ..schemas.leases import (
     ResultIn,
     ResultOut,
 )
-from ..scheduling import leasing, reporting, results
 from .dependencies import ContextDep, Worker, problems, scope
 
 router = APIRouter(tags=["workers"])
@@ -27,7 +27,9 @@ router = APIRouter(tags=["workers"])
 def acquire(ctx: ContextDep, principal: Worker, body: LeaseRequest) -> LeasesOut:
     """Lease trials to a runner; an empty list when there is nothing for it to do."""
     runner = leasing.Runner(body.runner, body.cpus, body.gpus, scope(principal), tuple(body.warm))
-    return LeasesOut(leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in leasing.acquire(ctx, runner, body.max)])
+    return LeasesOut(
+        leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in leasing.acquire(ctx, runner, body.max)]
+    )
 
 
 def _lease(grant: leasing.Grant, heartbeat_seconds: float) -> LeaseOut:

@@ -8,6 +8,9 @@ from fastapi import APIRouter, Body, Query, Response
 
 from ..domain.metrics import METRICS
 from ..errors import Fault, InvalidRequest
+from ..scheduling import comparing, studies
+from ..scheduling.planning import plan_prediction
+from ..scheduling.predicting import get_predictions
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
@@ -19,9 +22,6 @@ from ..schemas.studies import (
     StudyOut,
     rankings,
 )
-from ..scheduling import comparing, studies
-from ..scheduling.planning import plan_prediction
-from ..scheduling.predicting import get_predictions
 from .dependencies import ContextDep, Reader, Writer, problems, scope
 
 router = APIRouter(tags=["studies"])

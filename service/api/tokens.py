@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from ..scheduling import access
 from ..schemas.common import Page
 from ..schemas.tokens import TokenCreated, TokenOut, TokenRequest
-from ..scheduling import access
 from .dependencies import Admin, ContextDep, problems
 
 router = APIRouter(tags=["operation"])

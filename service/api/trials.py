@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ..domain.states import TrialState
+from ..scheduling import trials
 from ..schemas.common import Page
 from ..schemas.trials import MetricOut, TrialOut
-from ..scheduling import trials
 from .dependencies import ContextDep, Reader, problems, scope
 from .studies import Limit
 

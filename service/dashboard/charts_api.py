@@ -17,6 +17,8 @@ router = APIRouter(tags=["studies"])
 
 
 class ChartKind(StrEnum):
+    """The charts that a study has."""
+
     HISTORY = "history"
     COMPARISON = "comparison"
 

@@ -20,10 +20,10 @@ from ..domain.records import Principal, Role, Study, Trial
 from ..domain.states import STUDY_ENDED
 from ..domain.statistics import Estimate
 from ..errors import Forbidden, NotFound, ServiceError, Unauthorized
-from ..schemas.studies import RankingOut, StudyOut, rankings
 from ..scheduling import access, comparing, studies, trials
 from ..scheduling.context import Context
 from ..scheduling.predicting import get_predictions
+from ..schemas.studies import RankingOut, StudyOut, rankings
 
 HERE = Path(__file__).parent
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"

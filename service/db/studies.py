@@ -86,9 +86,7 @@ class Studies:
     def with_work(self, team_id: str | None) -> list[Study]:
         """Studies (of one team, or of all) that may have something to run, oldest first."""
         query = (
-            select(StudyRow)
-            .where(StudyRow.state.in_([StudyState.QUEUED, StudyState.RUNNING]))
-            .order_by(StudyRow.id)
+            select(StudyRow).where(StudyRow.state.in_([StudyState.QUEUED, StudyState.RUNNING])).order_by(StudyRow.id)
         )
         if team_id is not None:
             query = query.where(StudyRow.team_id == team_id)
@@ -138,6 +136,5 @@ class Studies:
         """The rankings by predictor, best first."""
         query = select(PredictionRow).where(PredictionRow.study_id == study_id).order_by(PredictionRow.position)
         return {
-            row.predictor: [StoredPrediction(**entry) for entry in row.ranking]
-            for row in self._session.scalars(query)
+            row.predictor: [StoredPrediction(**entry) for entry in row.ranking] for row in self._session.scalars(query)
         }

@@ -207,7 +207,5 @@ class Trials:
 
     def metrics(self, trial_id: str) -> list[MetricPoint]:
         """Every reported value of a trial, by step and name."""
-        query = (
-            select(MetricRow).where(MetricRow.trial_id == trial_id).order_by(MetricRow.step, MetricRow.name)
-        )
+        query = select(MetricRow).where(MetricRow.trial_id == trial_id).order_by(MetricRow.step, MetricRow.name)
         return [MetricPoint(row.step, row.name, row.value, row.reported_at) for row in self._session.scalars(query)]

@@ -77,7 +77,9 @@ def _written_as(value: object) -> str:
 
 
 NumberSpace = Annotated[
-    Annotated[FloatRange, Tag("<range>")] | Annotated[FloatChoices, Tag("<choices>")] | Annotated[Positive, Tag("<value>")],
+    Annotated[FloatRange, Tag("<range>")]
+    | Annotated[FloatChoices, Tag("<choices>")]
+    | Annotated[Positive, Tag("<value>")],
     Discriminator(_written_as, custom_error_type="space", custom_error_message=_NUMBER_FORMS),
 ]
 SizeSpace = Annotated[

@@ -60,9 +60,7 @@ class LeaseState(StrEnum):
 
 STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     StudyState.QUEUED: frozenset({StudyState.RUNNING, StudyState.PAUSED, StudyState.CANCELLED, StudyState.FAILED}),
-    StudyState.RUNNING: frozenset(
-        {StudyState.PAUSED, StudyState.COMPLETED, StudyState.CANCELLED, StudyState.FAILED}
-    ),
+    StudyState.RUNNING: frozenset({StudyState.PAUSED, StudyState.COMPLETED, StudyState.CANCELLED, StudyState.FAILED}),
     StudyState.PAUSED: frozenset({StudyState.RUNNING, StudyState.CANCELLED, StudyState.FAILED}),
     StudyState.COMPLETED: frozenset({StudyState.RUNNING}),
     StudyState.CANCELLED: frozenset(),

@@ -170,7 +170,9 @@ class StudySpec(BaseModel):
     @property
     def objective(self) -> Objective:
         """The first objective; the task's metric, maximised, where none is named."""
-        return self.objectives[0] if self.objectives else Objective(metric=self.task.metric, direction=Direction.MAXIMIZE)
+        return (
+            self.objectives[0] if self.objectives else Objective(metric=self.task.metric, direction=Direction.MAXIMIZE)
+        )
 
     @property
     def model_key(self) -> str:

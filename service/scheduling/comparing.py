@@ -41,8 +41,7 @@ def build_comparison(
     results = [_candidate(study, c, confirmed) for c in study.candidates]
     by_name = {r.name: r for r in results}
     predictors = [
-        _predictor(study, name, ranking, by_name.get(name), searched, best)
-        for name, ranking in predictions.items()
+        _predictor(study, name, ranking, by_name.get(name), searched, best) for name, ranking in predictions.items()
     ]
     return Comparison(
         study_id=study.id,

@@ -26,9 +26,7 @@ def best_trial(trials: Sequence[Trial], metric: str, direction: Direction) -> Tr
     return min(finished, key=lambda t: (sign * t.metrics[metric], t.number))
 
 
-def candidates(
-    study: Study, best: Trial, predictions: Mapping[str, Sequence[StoredPrediction]]
-) -> list[Candidate]:
+def candidates(study: Study, best: Trial, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[Candidate]:
     """The candidates in the order in which they are shown.
 
     All share the winner's learning rate and alpha (until they are tuned), so that structure is what differs; beside
@@ -47,8 +45,7 @@ def candidates(
             named.append(
                 ("guideline_published", "guideline as published (alpha 16)", "cdka", published, top.parameters)
             )
-    for baseline in study.spec.compare.baselines:
-        named.append(_baseline(baseline, shapes, study.plan, best))
+    named += [_baseline(baseline, shapes, study.plan, best) for baseline in study.spec.compare.baselines]
     result: list[Candidate] = []
     for name, title, method, params, parameters in named:
         twin = next((c for c in result if (c.method, c.params) == (method, params)), None)

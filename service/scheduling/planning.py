@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cdka
 from pydantic import BaseModel, ValidationError
 from transformers import AutoConfig
+
+import cdka
 
 from ..domain.metrics import METRICS
 from ..domain.plan import LayerShape, Plan

@@ -76,5 +76,3 @@ def _judge(ctx: Context, trial: Trial) -> str | None:
     with ctx.db.write() as session:
         Trials(session).write(trial.id, stop_reason=PRUNED)
     return PRUNED
-
-

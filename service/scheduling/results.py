@@ -82,9 +82,7 @@ def _check(study: Study, trial: Trial, result: Result) -> None:
                 [Fault("#/metrics", f"{metric!r} is missing; got: {', '.join(result.metrics) or 'nothing'}")],
             )
     if result.state in ("failed", "infeasible") and result.failure is None:
-        raise InvalidRequest(
-            f"a {result.state} trial says why", [Fault("#/failure", "give kind and message")]
-        )
+        raise InvalidRequest(f"a {result.state} trial says why", [Fault("#/failure", "give kind and message")])
 
 
 def _apply(session: Session, study: Study, trial: Trial, result: Result, now: datetime) -> TrialState:

@@ -2,8 +2,9 @@
 
 The pair (r1, r2) is one number: its place among the admitted structures, ordered by r2/r1 and then by size. So
 divisibility and budget need no rejection, and samplers (which know distances between numbers, not between
-categories) see near structures as near: r2/r1 decides alignment and, on square layers, cost. r is a position in ``[0, 1]`` within the range that the chosen structure admits: the range differs from
-structure to structure, a position means the same in all of them (its share of what the budget leaves open).
+categories) see near structures as near: r2/r1 decides alignment and, on square layers, cost. r is a position in
+``[0, 1]`` within the range that the structure admits: the range differs from structure to structure, a position
+means the same in all of them (its share of what the budget leaves open).
 """
 
 from __future__ import annotations
@@ -51,4 +52,3 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
 def _r_at(structure: Structure, position: float) -> int:
     count = structure.r_high - structure.r_low + 1
     return structure.r_low + min(count - 1, math.floor(position * count))
-

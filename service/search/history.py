@@ -77,9 +77,7 @@ class HistoryStorage(BaseStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         number = self._next_number
-        self._trials[number] = FrozenTrial(
-            number, TrialState.RUNNING, None, _EPOCH, None, {}, {}, {}, {}, {}, number
-        )
+        self._trials[number] = FrozenTrial(number, TrialState.RUNNING, None, _EPOCH, None, {}, {}, {}, {}, {}, number)
         return number
 
     def set_trial_param(
@@ -139,9 +137,7 @@ class HistoryStorage(BaseStorage):
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self._read_only()
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         return cast(bool, self._read_only())
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:

@@ -1,0 +1,56 @@
+# `make demo` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+export HF_HUB_OFFLINE ?= 1
+ARGS ?=
+
+.PHONY: setup demo serve test test-slow lint bench bench-full clean
+
+# torch comes first and by its exact pin, so that pip takes the build at hand instead of resolving a newer one.
+define install
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch hatchling editables
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[$(1)]"
+endef
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(call install,demo)
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(call install,dev)
+	touch $@ $(VENV)/.demo
+
+setup: $(VENV)/.dev
+
+demo: $(VENV)/.demo
+	$(BIN)/cdka demo $(ARGS)
+
+serve: $(VENV)/.demo
+	$(BIN)/cdka serve $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m slow $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.layer
+	$(BIN)/python -m benchmarks.runners
+
+bench-full: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.layer --full
+	$(BIN)/python -m benchmarks.runners --full
+
+clean:
+	rm -rf $(VENV) .cdka dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
