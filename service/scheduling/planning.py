@@ -106,7 +106,7 @@ def schema_faults(error: ValidationError) -> list[Fault]:
         message = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
             message = "unknown key; see GET /docs for the keys there are"
-        faults.append(Fault("#/" + "/".join(parts), message))
+        faults.append(Fault("#" + "".join(f"/{part}" for part in parts), message))
     return faults
 
 

@@ -1,0 +1,199 @@
+"""What tests share: a tiny real model in hub layout, data files, a clock that is set, and a service on SQLite."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from service.app import create_app, make_context
+from service.domain.records import Role
+from service.scheduling.access import create_token, ensure_team
+from service.scheduling.context import Context
+from service.settings import Settings
+
+torch.set_num_threads(1)
+
+WORDS = {
+    "sport": "goal match team league coach score win cup player season".split(),
+    "business": "market shares bank profit trade growth economy price firm deal".split(),
+}
+
+
+class FakeClock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def sentences(count: int, offset: int = 0) -> list[dict[str, str]]:
+    """Two topics that a tiny model can tell apart."""
+    rows = []
+    for k in range(offset, offset + count):
+        topic = ("sport", "business")[k % 2]
+        words = WORDS[topic]
+        rows.append({"text": " ".join(words[(k * 7 + j * 3) % 10] for j in range(6)), "label": topic})
+    return rows
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with ``tiny-bert`` (hub layout) and train, validation and test files."""
+    root = tmp_path_factory.mktemp("data")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS["sport"], *WORDS["business"]]
+    folder = root / "tiny-bert"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    # Without its head, as a pretrained encoder comes.
+    BertForSequenceClassification(config).bert.save_pretrained(folder)
+    write_lines(root / "train.jsonl", sentences(40))
+    write_lines(root / "validation.jsonl", sentences(20, 40))
+    write_lines(root / "test.jsonl", sentences(20, 60))
+    return root
+
+
+def make_study(**changes: Any) -> dict[str, Any]:
+    """A valid study on the tiny model; keyword arguments replace or merge sections."""
+    study: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"path": "tiny-bert"},
+        "task": {
+            "kind": "sequence_classification",
+            "dataset": {"path": "json", "data_files": {s: f"{s}.jsonl" for s in ("train", "validation", "test")}},
+        },
+        "training": {"epochs": 2, "batch_size": 8, "max_length": 16},
+        "budget": {"configuration": {"r1": 2, "r2": 4, "r": 4}},
+        "search_space": {"r1": {"choices": [1, 2, 4]}, "r2": {"choices": [1, 2, 4, 8]}},
+        "search": {"trials": 4, "concurrency": 2, "pruner": "none"},
+        "compare": {"seeds": 0},
+    }
+    for section, value in changes.items():
+        if isinstance(value, dict) and isinstance(study.get(section), dict):
+            study[section] = {**study[section], **value}
+        else:
+            study[section] = value
+    return study
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, copied for every test: migrations make the schema, here too."""
+    file = tmp_path_factory.mktemp("template") / "cdka.db"
+    ctx = make_context(Settings(home=file.parent, database_url=f"sqlite:///{file}"))
+    ctx.db.upgrade()
+    with ctx.db.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    ctx.db.engine.dispose()
+    return file
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def ctx(tmp_path: Path, empty_database: Path, data_root: Path, clock: FakeClock) -> Iterator[Context]:
+    """The use cases on a fresh database, past the lease time after start-up in which nothing expires."""
+    shutil.copy(empty_database, tmp_path / "cdka.db")
+    settings = Settings(home=tmp_path, database_url="", data_dirs=[data_root], lease_seconds=60)
+    made = make_context(settings, clock)
+    ensure_team(made, "default")
+    clock.advance(61)
+    yield made
+    made.db.engine.dispose()
+
+
+@dataclass
+class Api:
+    """The server in this process, and callers of every role."""
+
+    ctx: Context
+    http: TestClient
+    secrets: dict[str, str] = field(default_factory=dict)
+
+    def token(self, role: str, team: str = "default") -> str:
+        """The secret of a token of this role and team."""
+        key = f"{team}/{role}"
+        if key not in self.secrets:
+            ensure_team(self.ctx, team)
+            self.secrets[key] = create_token(self.ctx, team, key, Role(role))[1]
+        return self.secrets[key]
+
+    def call(self, method: str, path: str, role: str = "member", team: str = "default", **kwargs: Any) -> Any:
+        """A call under /api/v1 as someone of this role."""
+        headers = {"Authorization": f"Bearer {self.token(role, team)}", **kwargs.pop("headers", {})}
+        return self.http.request(method, f"/api/v1{path}", headers=headers, **kwargs)
+
+    def create(self, **changes: Any) -> dict[str, Any]:
+        """Create a study that is valid."""
+        response = self.call("POST", "/studies", json=make_study(**changes))
+        assert response.status_code == 201, response.text
+        return response.json()
+
+    def lease(self, runner: str = "runner-1", **offer: Any) -> dict[str, Any] | None:
+        """Lease one trial."""
+        response = self.call("POST", "/leases", "worker", json={"runner": runner, **offer})
+        assert response.status_code == 200, response.text
+        leases = response.json()["leases"]
+        return leases[0] if leases else None
+
+    def report(self, lease: dict[str, Any], *values: float, first_step: int = 1, metric: str = "accuracy") -> Any:
+        """Report values, one a step."""
+        reports = [{"step": first_step + k, "metrics": {metric: v}} for k, v in enumerate(values)]
+        return self.call("POST", f"/leases/{lease['id']}/reports", "worker", json={"reports": reports})
+
+    def finish(self, lease: dict[str, Any], state: str = "completed", value: float | None = 0.5, **more: Any) -> Any:
+        """Send a result."""
+        metrics = {} if value is None else {"accuracy": value}
+        body = {"state": state, "metrics": metrics, **more}
+        return self.call("PUT", f"/leases/{lease['id']}/result", "worker", json=body)
+
+    def run_all(self, value: Callable[[dict[str, Any]], float], most: int = 500) -> list[dict[str, Any]]:
+        """Play a runner that does every trial at once; returns the trials in order."""
+        done = []
+        while (lease := self.lease()) is not None:
+            assert len(done) < most, "the study does not end"
+            assert self.finish(lease, value=value(lease["trial"])).status_code == 200
+            done.append(lease["trial"])
+        return done
+
+
+@pytest.fixture
+def api(ctx: Context) -> Iterator[Api]:
+    with TestClient(create_app(ctx), base_url="http://localhost", raise_server_exceptions=False) as http:
+        yield Api(ctx, http)

@@ -1,0 +1,318 @@
+"""Leases: exact counts, fencing, expiry, and what every kind of result does."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from service.scheduling.context import Context
+from service.scheduling.results import MOST_LOSSES
+from tests.conftest import Api, FakeClock
+
+
+def trial(api: Api, lease: dict[str, Any]) -> dict[str, Any]:
+    return api.call("GET", f"/trials/{lease['trial']['id']}").json()
+
+
+def study_state(api: Api, study: dict[str, Any]) -> str:
+    return api.call("GET", f"/studies/{study['id']}").json()["state"]
+
+
+def test_a_study_runs_exactly_its_trials_and_completes(api: Api) -> None:
+    study = api.create(search={"trials": 5})
+    done = api.run_all(lambda t: 0.5)
+    assert [t["number"] for t in done] == [0, 1, 2, 3, 4]
+    assert {t["seed"] for t in done} == {0}
+    assert study_state(api, study) == "completed"
+    assert api.call("GET", "/demand", "worker").json() == {"items": []}
+
+
+def test_concurrency_is_never_exceeded(api: Api) -> None:
+    api.create(search={"trials": 5, "concurrency": 2})
+    first, second = api.lease(), api.lease()
+    assert first is not None
+    assert second is not None
+    assert api.lease() is None
+    assert api.finish(first).status_code == 200
+    assert api.lease() is not None
+    assert api.lease() is None
+
+
+def test_racing_runners_run_exactly_the_trials_asked_for(api: Api) -> None:
+    study = api.create(search={"trials": 24, "concurrency": 6, "sampler": "random"})
+    running, most, lock, numbers = 0, 0, threading.Lock(), []
+
+    def runner(k: int) -> None:
+        nonlocal running, most
+        idle = 0
+        while idle < 20:
+            lease = api.lease(f"runner-{k}")
+            if lease is None:
+                idle += 1
+                continue
+            idle = 0
+            with lock:
+                running, most = running + 1, max(most, running + 1)
+                numbers.append(lease["trial"]["number"])
+            with lock:
+                running -= 1
+            assert api.finish(lease, value=0.5).status_code == 200
+
+    api.token("worker")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(runner, range(8)))
+    assert sorted(numbers) == list(range(24))
+    assert most <= 6
+    assert study_state(api, study) == "completed"
+
+
+def test_a_restart_changes_no_proposal(api: Api, ctx: Context) -> None:
+    """Ten trials in a row equal five, a new server, and five more."""
+    from fastapi.testclient import TestClient
+
+    from service.app import create_app, make_context
+
+    def value(t: dict[str, Any]) -> float:
+        return 1 - abs(t["params"]["learning_rate"] - 1e-3)
+
+    one = api.create(search={"trials": 10, "concurrency": 1})
+    straight = [t["params"] for t in api.run_all(value)]
+    api.create(search={"trials": 10, "concurrency": 1})
+    parts = []
+    for _ in range(5):
+        lease = api.lease()
+        assert lease is not None
+        api.finish(lease, value=value(lease["trial"]))
+        parts.append(lease["trial"]["params"])
+    restarted = make_context(ctx.settings, ctx.clock)
+    with TestClient(create_app(restarted)) as http:
+        again = Api(restarted, http, api.secrets)
+        parts += [t["params"] for t in again.run_all(value)]
+    restarted.db.engine.dispose()
+    assert parts == straight
+    assert study_state(api, one) == "completed"
+
+
+def test_an_expired_lease_gives_its_trial_to_another_and_is_fenced(api: Api, clock: FakeClock) -> None:
+    api.create(search={"trials": 1})
+    first = api.lease("one")
+    assert first is not None
+    clock.advance(61)
+    second = api.lease("two")
+    assert second is not None
+    assert second["trial"]["id"] == first["trial"]["id"]
+    assert second["id"] != first["id"]
+    before = trial(api, second)
+    late = api.report(first, 0.9)
+    assert late.status_code == 409
+    assert late.json()["type"] == "urn:cdka:problem:lease-lost"
+    assert api.finish(first, value=0.9).status_code == 409
+    assert trial(api, second) == before
+    assert api.call("GET", f"/trials/{before['id']}/metrics").json()["items"] == []
+    assert api.finish(second, value=0.4).status_code == 200
+    assert trial(api, second)["metrics"] == {"accuracy": 0.4}
+
+
+def test_an_expired_lease_can_be_renewed_until_another_takes_the_trial(api: Api, clock: FakeClock) -> None:
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    clock.advance(61)
+    api.call("GET", "/demand", "worker")  # expiry is noticed
+    assert trial(api, lease)["state"] == "queued"
+    assert api.report(lease, 0.5).status_code == 200
+    assert trial(api, lease)["state"] == "running"
+    assert api.finish(lease).status_code == 200
+
+
+def test_heartbeats_keep_a_lease(api: Api, clock: FakeClock) -> None:
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    for _ in range(5):
+        clock.advance(50)
+        assert api.report(lease).json()["directive"] == "continue"
+        assert api.lease("other") is None
+    assert lease["heartbeat_seconds"] == 15
+
+
+def test_an_outage_of_the_server_expires_nothing(api: Api, ctx: Context, clock: FakeClock) -> None:
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    clock.advance(120)
+    ctx.forgive_outage()  # as at start-up
+    assert api.lease("other") is None
+    assert api.report(lease).status_code == 200
+    clock.advance(59)
+    assert api.lease("other") is None
+
+
+def test_the_same_result_twice_is_one_result(api: Api) -> None:
+    api.create(search={"trials": 2})
+    lease = api.lease()
+    assert lease is not None
+    assert api.finish(lease, value=0.7).status_code == 200
+    assert api.finish(lease, value=0.7).status_code == 200
+    assert api.finish(lease, value=0.8).status_code == 409
+    assert trial(api, lease)["metrics"] == {"accuracy": 0.7}
+
+
+def test_reports_repeated_by_a_retry_change_nothing(api: Api) -> None:
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    api.report(lease, 0.1, 0.2)
+    api.report(lease, 0.9, 0.9, 0.3)  # steps 1 and 2 were taken already
+    items = api.call("GET", f"/trials/{lease['trial']['id']}/metrics").json()["items"]
+    assert [(m["step"], m["value"]) for m in items] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_asha_tells_a_bad_trial_to_stop_and_says_it_again(api: Api) -> None:
+    api.create(search={"trials": 4, "pruner": "asha"})
+    good = api.lease()
+    assert good is not None
+    assert api.report(good, 0.9).json()["directive"] == "continue"
+    bad = api.lease()
+    assert bad is not None
+    for _ in range(2):
+        said = api.report(bad, 0.1).json()
+        assert (said["directive"], said["reason"]) == ("stop", "pruned")
+    assert api.finish(bad, "pruned", 0.1).json() == {"trial_state": "pruned"}
+
+
+def test_errors_use_the_users_retries_and_then_fail_the_trial(api: Api) -> None:
+    study = api.create(search={"trials": 1, "retries": 1})
+    failure = {"kind": "error", "message": "boom"}
+    for expected in ("queued", "failed"):
+        lease = api.lease()
+        assert lease is not None
+        assert api.finish(lease, "failed", None, failure=failure).json() == {"trial_state": expected}
+    assert trial(api, lease)["failure"] == failure
+    assert trial(api, lease)["attempts"] == 2
+    read = api.call("GET", f"/studies/{study['id']}").json()
+    assert read["state"] == "failed"
+    assert "no search trial finished" in read["reason"]
+
+
+@pytest.mark.parametrize("kind", ["out_of_memory", "diverged"])
+def test_what_cannot_work_is_infeasible_and_never_run_again(api: Api, kind: str) -> None:
+    study = api.create(search={"trials": 2, "retries": 5})
+    lease = api.lease()
+    assert lease is not None
+    api.finish(lease, "infeasible", None, failure={"kind": kind, "message": "no"})
+    assert trial(api, lease)["state"] == "infeasible"
+    assert [t["number"] for t in api.run_all(lambda t: 0.5)] == [1]
+    assert study_state(api, study) == "completed"
+
+
+def test_a_rejected_model_or_dataset_fails_the_study_with_the_reason(api: Api) -> None:
+    study = api.create(search={"trials": 4})
+    lease = api.lease()
+    assert lease is not None
+    api.finish(lease, "failed", None, failure={"kind": "rejected", "message": "the data has no labels"})
+    read = api.call("GET", f"/studies/{study['id']}").json()
+    assert read["state"] == "failed"
+    assert "the data has no labels" in read["reason"]
+    assert api.lease() is None
+
+
+def test_lost_workers_never_use_retries_but_five_in_a_row_end_the_trial(api: Api, clock: FakeClock) -> None:
+    api.create(search={"trials": 1, "retries": 0})
+    for k in range(MOST_LOSSES - 1):
+        assert api.lease(f"runner-{k}") is not None
+        clock.advance(61)
+    last = api.lease("last")
+    assert last is not None
+    clock.advance(61)
+    assert api.lease("none") is None
+    found = trial(api, last)
+    assert found["state"] == "failed"
+    assert found["failure"]["kind"] == "lost"
+    assert "5 times without a new checkpoint" in found["failure"]["message"]
+
+
+def test_a_new_checkpoint_forgives_losses_and_is_handed_on(api: Api, clock: FakeClock) -> None:
+    api.create(search={"trials": 1})
+    for k in range(MOST_LOSSES + 2):
+        lease = api.lease(f"runner-{k}")
+        assert lease is not None
+        body = {"reports": [], "checkpoint": f"file:///checkpoint-{k}"}
+        assert api.call("POST", f"/leases/{lease['id']}/reports", "worker", json=body).status_code == 200
+        clock.advance(61)
+    lease = api.lease("last")
+    assert lease is not None
+    assert lease["trial"]["checkpoint"] == f"file:///checkpoint-{MOST_LOSSES + 1}"
+
+
+def test_a_released_trial_goes_back_to_the_queue_for_nothing(api: Api) -> None:
+    api.create(search={"trials": 1, "retries": 0})
+    for _ in range(MOST_LOSSES + 2):
+        lease = api.lease()
+        assert lease is not None
+        assert api.finish(lease, "released", None).json() == {"trial_state": "queued"}
+    assert api.lease() is not None
+
+
+def test_cancelling_stops_what_runs_and_what_waits(api: Api) -> None:
+    study = api.create(search={"trials": 4})
+    lease = api.lease()
+    assert lease is not None
+    cancelled = api.call("POST", f"/studies/{study['id']}/cancel").json()
+    assert cancelled["state"] == "cancelled"
+    said = api.report(lease, 0.5).json()
+    assert (said["directive"], said["reason"]) == ("stop", "cancelled")
+    assert api.finish(lease, "cancelled", None).json() == {"trial_state": "cancelled"}
+    assert api.lease() is None
+    again = api.call("POST", f"/studies/{study['id']}/cancel")
+    assert again.status_code == 409
+    assert "that state is final" in again.json()["detail"]
+
+
+def test_a_dead_runner_of_a_cancelled_study_leaves_nothing_running(api: Api, clock: FakeClock) -> None:
+    study = api.create(search={"trials": 4})
+    lease = api.lease()
+    assert lease is not None
+    api.call("POST", f"/studies/{study['id']}/cancel")
+    clock.advance(61)
+    assert api.lease() is None
+    assert trial(api, lease)["state"] == "cancelled"
+
+
+def test_a_completed_trial_must_bring_its_objective(api: Api) -> None:
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    response = api.finish(lease, "completed", None)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == "#/metrics"
+    assert api.finish(lease, "failed", None).status_code == 422  # a failure says why
+    raw = '{"state": "completed", "metrics": {"accuracy": NaN}}'
+    path = f"/leases/{lease['id']}/result"
+    assert api.call("PUT", path, "worker", content=raw, headers={"content-type": "application/json"}).status_code == 422
+    assert trial(api, lease)["state"] == "running"
+
+
+def test_resources_decide_who_gets_a_trial(api: Api) -> None:
+    api.create(search={"trials": 2}, resources={"cpus": 2, "gpus": 0.5})
+    assert api.lease(cpus=1) is None
+    assert api.lease(cpus=2) is None
+    assert api.call("GET", "/demand", "worker").json()["items"] == [{"cpus": 2.0, "gpus": 0.5, "slots": 2}]
+    assert api.lease(cpus=2, gpus=1) is not None
+
+
+def test_a_warm_runner_gets_its_model_but_nobody_starves(api: Api) -> None:
+    api.create(name="old", search={"trials": 9, "concurrency": 9})
+    api.create(name="new", search={"trials": 9, "concurrency": 9}, model={"path": "tiny-bert", "revision": "v2"})
+    warm = ["tiny-bert@v2"]
+    served = [api.lease(warm=warm)["trial"]["study"]["name"] for _ in range(4)]  # type: ignore[index]
+    # Both studies are taken up first; from then on the warm one is preferred.
+    assert served == ["new", "old", "new", "new"]
+
+
+def test_an_unknown_lease_is_not_found(api: Api) -> None:
+    assert api.call("POST", "/leases/nope/reports", "worker", json={}).status_code == 404
+    assert api.call("PUT", "/leases/nope/result", "worker", json={"state": "released"}).status_code == 404
