@@ -9,6 +9,7 @@ database are the same history.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from typing import Any, cast
 
@@ -83,17 +84,22 @@ class HistoryStorage(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        trial = self._trials[trial_id]
+        trial = self._replaced(trial_id)
         trial.params = {**trial.params, param_name: distribution.to_external_repr(param_value_internal)}
         trial.distributions = {**trial.distributions, param_name: distribution}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        trial = self._trials[trial_id]
+        trial = self._replaced(trial_id)
         trial.system_attrs = {**trial.system_attrs, key: value}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        trial = self._trials[trial_id]
+        trial = self._replaced(trial_id)
         trial.user_attrs = {**trial.user_attrs, key: value}
+
+    def _replaced(self, trial_id: int) -> FrozenTrial:
+        """A copy put in the trial's place: what a caller has read must not change under it."""
+        self._trials[trial_id] = copy(self._trials[trial_id])
+        return self._trials[trial_id]
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         self._attrs = {**self._attrs, key: value}

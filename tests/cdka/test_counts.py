@@ -96,7 +96,13 @@ def test_alignment_agrees_with_simulation(structure: tuple[int, int, int]) -> No
 
 
 def test_rank_bound_is_reached_by_random_factors() -> None:
-    for d_in, d_out, r1, r2, r in [(12, 8, 2, 3, 1), (12, 12, 2, 2, 2), (16, 8, 4, 4, 1), (8, 16, 1, 1, 3), (6, 6, 3, 3, 4)]:
+    for d_in, d_out, r1, r2, r in [
+        (12, 8, 2, 3, 1),
+        (12, 12, 2, 2, 2),
+        (16, 8, 4, 4, 1),
+        (8, 16, 1, 1, 3),
+        (6, 6, 3, 3, 4),
+    ]:
         shape = cdka.ModuleShape("l", d_in, d_out)
         A = torch.randn(r, r1, d_in // r2, dtype=torch.float64)
         B = torch.randn(r, d_out // r1, r2, dtype=torch.float64)

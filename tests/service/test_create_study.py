@@ -155,7 +155,12 @@ def test_a_link_that_leads_out_of_the_data_directories_is_refused(api: Api, data
 
 
 def test_a_budget_may_be_said_in_four_ways(api: Api) -> None:
-    for way in ({"lora_rank": 4}, {"max_parameters": 5000}, {"fraction": 0.3}, {"configuration": {"r1": 1, "r2": 2, "r": 3}}):
+    for way in (
+        {"lora_rank": 4},
+        {"max_parameters": 5000},
+        {"fraction": 0.3},
+        {"configuration": {"r1": 1, "r2": 2, "r": 3}},
+    ):
         study = make_study()
         study["budget"] = {**way, "min_fill": 0.5}
         created = api.call("POST", "/studies", json=study)

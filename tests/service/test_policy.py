@@ -20,13 +20,11 @@ from service.search.policy import Problem
 from tests.conftest import make_study
 
 STRUCTURES = sorted(
-    [
-        Structure(r1=a, r2=b, r_low=2, r_high=2 + a, unit_parameters=10)
-        for a in (1, 2, 4)
-        for b in (1, 2, 4, 8)
-    ],
+    [Structure(r1=a, r2=b, r_low=2, r_high=2 + a, unit_parameters=10) for a in (1, 2, 4) for b in (1, 2, 4, 8)],
     key=lambda s: s.order,
 )
+
+ONE = Structure(r1=2, r2=4, r_low=3, r_high=3, unit_parameters=1)
 
 
 def problem(**search: Any) -> Problem:
@@ -130,11 +128,10 @@ def test_tpe_learns_from_results() -> None:
 
 def test_a_space_of_one_point_needs_no_sampler() -> None:
     spec = make_study(search_space={"r1": 2, "r2": 4, "alpha": 16, "learning_rate": 1e-3})
-    plan = Plan(shapes=(), max_parameters=9, min_fill=0, base_parameters=0, structures=(STRUCTURES[0],))
+    plan = Plan(shapes=(), max_parameters=9, min_fill=0, base_parameters=0, structures=(ONE,))
     proposal = OptunaPolicy().propose(Problem("s", StudySpec.model_validate(spec), plan), [], 0)
     assert proposal.point == {}
-    assert proposal.params == {"r1": STRUCTURES[0].r1, "r2": STRUCTURES[0].r2, "r": STRUCTURES[0].r_high,
-                               "alpha": 16.0, "learning_rate": 1e-3}
+    assert proposal.params == {"r1": 2, "r2": 4, "r": 3, "alpha": 16.0, "learning_rate": 1e-3}
 
 
 def test_asha_decides_as_optunas_own_pruner_on_a_live_study() -> None:
