@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ class StudyFile:
             raise InvalidStudy(f"{path} is not YAML{place}: {getattr(error, 'problem', error)}") from error
         if not isinstance(self.content, dict):
             raise InvalidStudy(f"{path} holds no study; see examples/ for one")
+        try:
+            json.dumps(self.content, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            # Dates, NaN, and lists that contain themselves are YAML but cannot be sent.
+            raise InvalidStudy(f"{path} holds a value that JSON has no form for: {error}") from error
 
     def line(self, pointer: str) -> int | None:
         """The line (from 1) of a place; for a place that is missing, that of the closest one around it."""

@@ -57,7 +57,7 @@ def _lease(grant: leasing.Grant, heartbeat_seconds: float) -> LeaseOut:
 def report(ctx: ContextDep, principal: Worker, lease_id: str, body: ReportsIn) -> DirectiveOut:
     """Record reports (none: a heartbeat) and renew the lease. 409 means: stop, the trial is another's now."""
     reports = [(r.step, r.metrics) for r in body.reports]
-    said = reporting.report(ctx, lease_id, reports, body.checkpoint)
+    said = reporting.report(ctx, lease_id, scope(principal), reports, body.checkpoint)
     directive = "continue" if said.reason is None else "stop"
     return DirectiveOut(directive=directive, reason=said.reason, expires_at=said.expires_at)
 
@@ -67,7 +67,7 @@ def finish(ctx: ContextDep, principal: Worker, lease_id: str, body: ResultIn) ->
     """End the attempt. The same result repeated under its own lease answers 200 and changes nothing."""
     failure = None if body.failure is None else Failure(body.failure.kind, body.failure.message)
     result = results.Result(body.state, body.metrics, body.artifact, body.resources, failure, body.scores)
-    return ResultOut(trial_state=results.finish(ctx, lease_id, result))
+    return ResultOut(trial_state=results.finish(ctx, lease_id, scope(principal), result))
 
 
 @router.get("/demand", responses=problems())

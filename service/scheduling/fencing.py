@@ -15,18 +15,18 @@ from ..domain.states import LeaseState, TrialState
 from ..errors import LeaseLost
 
 
-def held(session: Session, lease_id: str) -> tuple[Lease, Trial]:
+def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, Trial]:
     """The lease and its locked trial, if the lease may still act.
 
     A lease may act until its trial is leased again or ends. An expired one whose trial is still in the queue may,
     too: whoever comes back in time loses nothing.
 
     Raises:
-        NotFound: there was never such a lease.
+        NotFound: there was never such a lease in this team (``None``: in any).
         LeaseLost: it is no longer held; nothing was changed.
     """
     lease = Leases(session).get(lease_id)
-    study_id = Trials(session).get(lease.trial_id).study_id
+    study_id = Trials(session).get(lease.trial_id, team_id).study_id
     # The study first, then its trial: everyone takes locks in this order.
     Studies(session).get(study_id, lock=True)
     trial = Trials(session).get(lease.trial_id, lock=True)

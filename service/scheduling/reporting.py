@@ -29,17 +29,21 @@ class Directive:
 
 
 def report(
-    ctx: Context, lease_id: str, reports: Sequence[tuple[int, dict[str, float]]], checkpoint: str | None
+    ctx: Context,
+    lease_id: str,
+    team_id: str | None,
+    reports: Sequence[tuple[int, dict[str, float]]],
+    checkpoint: str | None,
 ) -> Directive:
     """Record reports (none: a heartbeat), renew the lease, decide.
 
     Raises:
-        NotFound: there was never such a lease.
+        NotFound: there was never such a lease in this team.
         LeaseLost: the lease is no longer held; nothing was changed.
     """
     now = ctx.clock()
     with ctx.db.write() as session:
-        lease, trial = held(session, lease_id)
+        lease, trial = held(session, lease_id, team_id)
         trial = reclaim(session, trial, now)
         expires_at = now + ctx.lease_time
         Leases(session).renew(lease.id, expires_at)

@@ -37,11 +37,11 @@ class Result:
     scores: list[float] | None = None
 
 
-def finish(ctx: Context, lease_id: str, result: Result) -> TrialState:
+def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> TrialState:
     """Record the result of an attempt and move its study on. The same result repeated changes nothing.
 
     Raises:
-        NotFound: there was never such a lease.
+        NotFound: there was never such a lease in this team.
         LeaseLost: the lease is no longer held; nothing was changed.
         InvalidRequest: a completed trial without its objective, or a failure without a kind.
     """
@@ -50,8 +50,8 @@ def finish(ctx: Context, lease_id: str, result: Result) -> TrialState:
     with ctx.db.write() as session:
         lease = Leases(session).get(lease_id)
         if lease.state in (LeaseState.FINISHED, LeaseState.RELEASED) and lease.result == said:
-            return Trials(session).get(lease.trial_id).state
-        lease, trial = held(session, lease_id)
+            return Trials(session).get(lease.trial_id, team_id).state
+        lease, trial = held(session, lease_id, team_id)
         study = Studies(session).get(trial.study_id)
         _check(study, trial, result)
         trial = reclaim(session, trial, now)
@@ -150,7 +150,7 @@ def _requeue_or_lose(session: Session, trial: Trial, now: datetime, message: str
 def requeue_lost(session: Session, lease_id: str, now: datetime) -> None:
     """An expired lease gives its trial back to the queue; its runner may still come back until another takes it."""
     try:
-        lease, trial = held(session, lease_id)
+        lease, trial = held(session, lease_id, None)
     except LeaseLost:
         return
     if lease.state is not LeaseState.HELD or lease.expires_at >= now:

@@ -1,0 +1,197 @@
+"""The SDK and the command, against the real application."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from service import cli, errors
+from service.client import Client
+from service.schemas.studies import StudyOut
+from service.study_file import StudyFile
+from tests.conftest import Api, make_study
+
+
+class AppTransport(httpx.BaseTransport):
+    """Carries the SDK's requests into the application in this process."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = self._api.http.request(
+            request.method, str(request.url), content=request.read(), headers=dict(request.headers)
+        )
+        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[Client]:
+    with Client("http://localhost", api.token("admin"), transport=AppTransport(api)) as made:
+        yield made
+
+
+@pytest.fixture
+def command(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs ``cdka`` with the application behind it; returns exit code, output and error output."""
+    admin = api.token("admin")
+    monkeypatch.setattr(cli, "connect", lambda: Client("http://localhost", admin, transport=AppTransport(api)))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        found = CliRunner().invoke(cli.app, list(arguments))
+        if isinstance(found.exception, errors.ServiceError):
+            raise found.exception
+        return found.exit_code, found.stdout, found.stderr
+
+    return run
+
+
+def study_file(folder: Path, **changes: Any) -> Path:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(make_study(**changes)))
+    return file
+
+
+def test_the_sdk_speaks_the_whole_loop(client: Client) -> None:
+    assert client.ready()
+    study = client.create_study(make_study(search={"trials": 2}))
+    assert client.demand().items[0].slots == 2
+    for _ in range(2):
+        (lease,) = client.lease("runner", 1, 0)
+        assert client.report(lease.id, [(1, {"accuracy": 0.5})]).directive == "continue"
+        assert client.finish(lease.id, {"state": "completed", "metrics": {"accuracy": 0.5}}).trial_state == "completed"
+    assert client.lease("runner", 1, 0) == []
+    trials = list(client.trials(study.id))
+    assert [t.number for t in trials] == [0, 1]
+    assert client.trial(trials[0].id) == trials[0]
+    assert client.metrics(trials[0].id)[0].value == 0.5
+    assert client.study(study.id).state == "completed"
+    assert [s.id for s in client.studies()] == [study.id]
+    assert client.comparison(study.id).best_trial is not None
+    assert client.predictions(study.id)[0].predictor == "guideline"
+    assert client.predict(make_study()).budget == study.budget
+
+
+def test_the_sdk_reads_page_after_page(client: Client, api: Api) -> None:
+    made = []
+    for k in range(5):
+        api.ctx.clock.advance(1)  # type: ignore[attr-defined]  # ids sort by time
+        made.append(client.create_study(make_study(name=f"s{k}")).id)
+    assert [s.id for s in client._pages(StudyOut, "/studies", limit=2)] == made[::-1]
+
+
+def test_the_sdk_raises_the_servers_errors(client: Client) -> None:
+    with pytest.raises(errors.InvalidStudy) as caught:
+        client.create_study(make_study(search={"pruner": "shears"}))
+    assert caught.value.faults[0].pointer == "#/search/pruner"
+    with pytest.raises(errors.NotFound):
+        client.study("nope")
+    study = client.create_study(make_study())
+    client.cancel_study(study.id)
+    with pytest.raises(errors.Conflict):
+        client.cancel_study(study.id)
+    (lease,) = client.lease("r", 1, 0) or [None]
+    assert lease is None
+
+
+def test_a_server_that_is_away_is_unavailable_after_retries() -> None:
+    calls = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        raise httpx.ConnectError("refused")
+
+    client = Client("http://localhost:1", transport=httpx.MockTransport(refuse), attempts=3)
+    with pytest.raises(errors.Unavailable, match="cannot be reached"):
+        client.study("x")
+    assert len(calls) == 3
+    with pytest.raises(errors.Unavailable):
+        client.create_study({})  # creating twice would be two studies: not repeated
+    assert len(calls) == 4
+
+
+def test_submit_show_compare_and_json(command: Any, tmp_path: Path, api: Api) -> None:
+    code, out, _ = command("submit", str(study_file(tmp_path, search={"trials": 1})))
+    assert code == 0
+    study_id = out.strip()
+    api.run_all(lambda t: 0.5)
+    assert json.loads(command("studies", "--json")[1])[0]["id"] == study_id
+    shown = json.loads(command("show", study_id, "--json")[1])
+    assert shown["trials"][0]["state"] == "completed"
+    assert json.loads(command("compare", study_id, "--json")[1])["best_trial"]["value"] == 0.5
+    assert "tiny" in command("studies")[1]
+    assert "0.5000" in command("show", study_id)[1]
+    assert "guideline" in command("compare", study_id)[1]
+    assert "guideline: best of" in command("predict", str(study_file(tmp_path)))[1]
+    assert command("token", "create", "--name", "x", "--role", "viewer")[1].startswith("cdka_")
+
+
+def test_a_faulty_file_is_told_with_its_lines(command: Any, tmp_path: Path) -> None:
+    file = study_file(tmp_path, search={"pruner": "shears"})
+    with pytest.raises(errors.InvalidStudy):
+        command("submit", str(file))
+    line = next(k for k, text in enumerate(file.read_text().splitlines(), 1) if "shears" in text)
+    assert StudyFile(file).line("#/search/pruner") == line
+    said = StudyFile(file).describe(errors.Fault("#/search/pruner", "unknown"))
+    assert said == f"{file}:{line}: search.pruner: unknown"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n", "holds no study"),
+        ("", "holds no study"),
+        ("a: [1\n", "is not YAML at line"),
+        ("a: !!python/object/apply:os.system ['true']\n", "is not YAML at line"),
+        ("a: &x [*x]\n", "JSON has no form for"),
+        ("a: 2026-01-01\n", "JSON has no form for"),
+        ("a: .nan\n", "JSON has no form for"),
+    ],
+)
+def test_a_file_that_holds_no_study_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(errors.InvalidStudy, match=message):
+        StudyFile(file)
+    with pytest.raises(errors.InvalidStudy, match="cannot be read"):
+        StudyFile(tmp_path / "missing.yaml")
+
+
+def test_the_command_starts_without_torch_ray_or_fastapi() -> None:
+    script = (
+        "import sys, service.cli, service.client\n"
+        "heavy = {'torch', 'ray', 'fastapi', 'sqlalchemy', 'transformers', 'optuna', 'scipy', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_wrong_usage_and_an_absent_server_have_their_exit_codes(tmp_path: Path) -> None:
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": "", "CDKA_HOME": str(tmp_path), "CDKA_SERVER_URL": "http://127.0.0.1:1", **environment}
+        return subprocess.run(
+            [sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, env=env, cwd=tmp_path
+        )
+
+    assert run("--help").returncode == 0
+    assert run("nonsense").returncode == 2
+    wrong = run("studies", CDKA_PORT="x")
+    assert wrong.returncode == 2
+    assert "CDKA_PORT" in wrong.stderr
+    refused = run("submit", "missing.yaml")
+    assert refused.returncode == 3
+    assert "cannot be read" in refused.stderr
+    away = run("studies")
+    assert away.returncode == 4
+    assert "cannot be reached" in away.stderr
+    assert "Traceback" not in away.stderr

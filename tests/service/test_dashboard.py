@@ -1,0 +1,82 @@
+"""The pages, as the server renders them."""
+
+from __future__ import annotations
+
+from tests.conftest import Api
+
+
+def login(api: Api, role: str = "member") -> None:
+    api.http.post("/login", data={"token": api.token(role)})
+
+
+def test_without_a_login_every_page_leads_to_it(api: Api) -> None:
+    study = api.create()
+    for path in ("/", f"/studies/{study['id']}"):
+        response = api.http.get(path, follow_redirects=False)
+        assert (response.status_code, response.headers["location"]) == (303, "/login")
+    assert api.http.get(f"/studies/{study['id']}/body").status_code == 401
+
+
+def test_the_study_page_shows_state_trials_predictions_and_comparison(api: Api) -> None:
+    study = api.create(
+        name="<script>alert(1)</script>", search={"trials": 2}, compare={"seeds": 2, "learning_rate": "shared"}
+    )
+    api.run_all(lambda t: 0.5)
+    login(api)
+    page = api.http.get(f"/studies/{study['id']}").text
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    for words in (
+        "completed",
+        "Did searching beat the prediction?",
+        "guideline as published",
+        "LoRA rank",
+        "2 seeds only illustrate",
+    ):
+        assert words in page
+    assert page.count('<td class="figures">0.5000</td>') >= 2
+    assert api.http.get("/").text.count(study["id"]) == 1
+
+
+def test_the_live_part_is_sent_only_when_it_has_changed(api: Api) -> None:
+    study = api.create()
+    login(api)
+    first = api.http.get(f"/studies/{study['id']}/body")
+    assert "data-live" in first.text
+    version = int(first.text.split('data-version="')[1].split('"')[0])
+    assert api.http.get(f"/studies/{study['id']}/body?version={version}").status_code == 204
+    api.lease()
+    assert api.http.get(f"/studies/{study['id']}/body?version={version}").status_code == 200
+
+
+def test_members_may_cancel_by_button_and_viewers_may_not(api: Api) -> None:
+    study = api.create()
+    login(api, "viewer")
+    assert "Cancel study" not in api.http.get(f"/studies/{study['id']}").text
+    assert api.http.post(f"/studies/{study['id']}/cancel").status_code == 403
+    login(api, "member")
+    assert "Cancel study" in api.http.get(f"/studies/{study['id']}").text
+    assert api.http.post(f"/studies/{study['id']}/cancel").status_code == 200
+    assert api.call("GET", f"/studies/{study['id']}").json()["state"] == "cancelled"
+
+
+def test_a_missing_study_is_a_page_and_plotly_is_served_from_its_package(api: Api) -> None:
+    login(api)
+    missing = api.http.get("/studies/nope")
+    assert missing.status_code == 404
+    assert "there is no study nope" in missing.text
+    plotly = api.http.get("/static/plotly.min.js")
+    assert plotly.status_code == 200
+    assert len(plotly.content) > 1_000_000
+
+
+def test_charts(api: Api) -> None:
+    study = api.create(search={"trials": 3}, compare={"seeds": 3, "learning_rate": "shared"})
+    api.run_all(lambda t: 0.1 * t["number"])
+    history = api.call("GET", f"/studies/{study['id']}/charts/history", "viewer").json()
+    completed, _, best = history["data"]
+    assert completed["y"] == [0.0, 0.1, 0.2]
+    assert best["y"] == [0.0, 0.1, 0.2]
+    comparison = api.call("GET", f"/studies/{study['id']}/charts/comparison").json()
+    assert len(comparison["data"][1]["x"]) == len(set(comparison["data"][1]["y"]))
+    assert api.call("GET", f"/studies/{study['id']}/charts/pie").status_code == 422

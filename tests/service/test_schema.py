@@ -1,0 +1,63 @@
+"""The schema exists only through the migrations, and they say all that the models say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic import command
+from sqlalchemy import inspect
+
+from service.app import make_context, prepare_database
+from service.db.engine import Database, alembic_config
+from service.db.models import Base
+from service.settings import Settings
+
+
+def test_upgrade_makes_what_the_models_describe_and_downgrade_leaves_nothing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/a.db")
+    assert not database.is_current()
+    database.upgrade()
+    assert database.is_current()
+    command.check(alembic_config(database.url))
+    assert set(inspect(database.engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+    command.downgrade(alembic_config(database.url), "base")
+    assert inspect(database.engine).get_table_names() == ["alembic_version"]
+    database.engine.dispose()
+
+
+def test_every_constraint_and_index_is_named_by_the_convention(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/a.db")
+    database.upgrade()
+    inspector = inspect(database.engine)
+    for table in Base.metadata.tables:
+        names = [inspector.get_pk_constraint(table)["name"]]
+        names += [key["name"] for key in inspector.get_foreign_keys(table)]
+        names += [key["name"] for key in inspector.get_unique_constraints(table)]
+        names += [index["name"] for index in inspector.get_indexes(table)]
+        assert all(n and n.split("_", 1)[0] in ("pk", "fk", "uq", "ix") and table in n for n in names), names
+    database.engine.dispose()
+
+
+def test_a_server_upgrades_its_own_sqlite_and_is_ready(tmp_path: Path) -> None:
+    made = make_context(Settings(home=tmp_path, database_url=""))
+    prepare_database(made)
+    assert made.db.is_current()
+    made.db.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("CDKA_PORT", "70000", "less than or equal to 65535"),
+        ("CDKA_LEASE_SECONDS", "0", "greater than 0"),
+        ("CDKA_AUTH", "off", "only a loopback address may go without tokens"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("CDKA_HOST", "0.0.0.0")
+    with pytest.raises(ValueError, match=message):
+        Settings()

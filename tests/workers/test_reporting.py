@@ -1,0 +1,120 @@
+"""The reporter: never in the way of a step, never loses a report, always hears a stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from service.errors import InvalidRequest, LeaseLost, Unavailable
+from service.schemas.leases import DirectiveOut
+from workers.reporting import LOST, MOST_BUFFERED, Reporter
+
+
+class Server:
+    """Takes reports as the SDK would, and answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[int, dict[str, float]]]] = []
+        self.error: Exception | None = None
+        self.reason: str | None = None
+
+    def report(self, lease_id: str, reports: Any, checkpoint: str | None = None) -> DirectiveOut:
+        self.calls.append(list(reports))
+        if self.error is not None:
+            raise self.error
+        directive = "continue" if self.reason is None else "stop"
+        return DirectiveOut(directive=directive, reason=self.reason, expires_at=datetime.now(UTC))
+
+
+def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def started(server: Server, heartbeat: float = 60.0) -> Reporter:
+    reporter = Reporter(server, "lease", heartbeat)
+    reporter.start()
+    until(lambda: server.calls)  # the first heartbeat goes out at once
+    return reporter
+
+
+def test_reports_go_out_at_once_and_heartbeats_between() -> None:
+    server = Server()
+    reporter = started(server, heartbeat=0.05)
+    reporter.report(1, {"accuracy": 0.5})
+    until(lambda: [(1, {"accuracy": 0.5})] in server.calls)
+    until(lambda: server.calls.count([]) >= 3)
+    reporter.close()
+
+
+def test_reports_wait_out_an_outage_and_arrive_in_order() -> None:
+    server = Server()
+    reporter = started(server, heartbeat=0.05)
+    server.error = Unavailable("away")
+    began = time.monotonic()
+    for step in range(1, 6):
+        reporter.report(step, {"loss": float(step)})
+    assert time.monotonic() - began < 0.05  # nobody waited
+    until(lambda: len(server.calls) > 3)
+    server.error = None
+    until(lambda: not reporter._waiting)
+    delivered = [r for call in server.calls[-3:] for r in call]
+    assert [(s, {"loss": float(s)}) for s in range(1, 6)] == delivered[-5:]
+    reporter.close()
+
+
+def test_a_stop_is_heard() -> None:
+    server = Server()
+    reporter = started(server)
+    server.reason = "pruned"
+    reporter.report(1, {"accuracy": 0.1})
+    until(lambda: reporter.stop_reason == "pruned")
+    reporter.close()
+
+
+def test_a_lost_lease_stops_the_trial_and_the_reporter() -> None:
+    server = Server()
+    reporter = started(server)
+    server.error = LeaseLost("another's")
+    reporter.report(1, {"accuracy": 0.1})
+    until(lambda: reporter.stop_reason == LOST)
+    calls = len(server.calls)
+    reporter.report(2, {"accuracy": 0.2})
+    reporter.close()
+    assert len(server.calls) == calls
+
+
+def test_a_report_that_is_refused_is_dropped_not_sent_for_ever() -> None:
+    server = Server()
+    reporter = started(server)
+    server.error = InvalidRequest("no")
+    reporter.report(1, {"": 0.1})
+    until(lambda: len(server.calls) == 2)
+    server.error = None
+    reporter.report(2, {"accuracy": 0.2})
+    until(lambda: [(2, {"accuracy": 0.2})] in server.calls)
+    reporter.close()
+
+
+def test_the_buffer_is_bounded_and_keeps_the_newest() -> None:
+    server = Server()
+    server.error = Unavailable("away")
+    reporter = Reporter(server, "lease", 60)
+    for step in range(MOST_BUFFERED + 50):
+        reporter.report(step, {"loss": 1.0})
+    assert min(reporter._waiting) == 50
+    assert max(reporter._waiting) == MOST_BUFFERED + 49
+
+
+def test_closing_delivers_what_waits() -> None:
+    server = Server()
+    reporter = started(server)
+    reporter.report(7, {"accuracy": 0.7})
+    reporter.close()
+    assert any((7, {"accuracy": 0.7}) in call for call in server.calls)
+    assert threading.active_count() < 20

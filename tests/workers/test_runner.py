@@ -1,0 +1,250 @@
+"""A runner against the real application, with a real (tiny) model: what it trains, keeps, stores and survives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from service.client import Client
+from tests.conftest import Api, sentences, write_lines
+from tests.service.test_client_and_cli import AppTransport
+from workers import runner as runner_module
+from workers.models import BaseWeightsChanged
+from workers.runner import Poisoned, Runner
+
+
+@pytest.fixture
+def runner(api: Api) -> Iterator[Runner]:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+        yield Runner(client, api.ctx.settings, "runner-1")
+
+
+def step(runner: Runner) -> Any:
+    """Lease and run one trial; returns it as the server then knows it."""
+    lease = runner._next_lease()
+    assert lease is not None
+    runner.run_lease(lease)
+    return lease.trial
+
+
+def trials(api: Api, study: dict[str, Any]) -> list[dict[str, Any]]:
+    return api.call("GET", f"/studies/{study['id']}/trials").json()["items"]  # type: ignore[no-any-return]
+
+
+def test_a_trial_is_trained_reported_and_stored(api: Api, runner: Runner, data_root: Path) -> None:
+    study = api.create(
+        search={"trials": 1}, training={"epochs": 3}, search_space={"learning_rate": 5e-3, "r1": 2, "r2": 4}
+    )
+    step(runner)
+    (trial,) = trials(api, study)
+    assert trial["state"] == "completed"
+    assert trial["metrics"].keys() == {"loss", "accuracy", "f1", "matthews_correlation"}
+    reported = api.call("GET", f"/trials/{trial['id']}/metrics").json()["items"]
+    assert [m["step"] for m in reported if m["name"] == "accuracy"] == [5, 10, 15]  # 40 examples in batches of 8
+    assert [m["value"] for m in reported if m["name"] == "accuracy"][-1] == trial["metrics"]["accuracy"]
+    assert trial["resources"]["steps"] == 15
+    assert trial["resources"]["data"]["train"] == "40 examples"
+    adapter = Path(trial["artifact"])
+    assert {f.name for f in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "CDKA"
+    base = AutoModelForSequenceClassification.from_pretrained(data_root / "tiny-bert", num_labels=2)
+    loaded = PeftModel.from_pretrained(base, adapter)
+    assert any(p.abs().sum() > 0 for n, p in loaded.named_parameters() if "cdka_B" in n)
+
+
+def test_a_warm_runner_trains_exactly_what_a_cold_one_does(api: Api, runner: Runner) -> None:
+    """The third trial of a warm process equals, bit for bit, the first of a fresh one with the same configuration."""
+    space = {"learning_rate": {"choices": [1e-3, 5e-3]}, "r1": {"choices": [1, 2]}}
+    study = api.create(search={"trials": 3, "sampler": "random"}, search_space=space)
+    for _ in range(3):
+        step(runner)
+    warm = trials(api, study)[2]
+    assert trials(api, study)[2]["resources"]["swap_seconds"] < trials(api, study)[0]["resources"]["swap_seconds"]
+    again = api.create(search={"trials": 3, "sampler": "random"}, search_space=space)
+    for _ in range(2):
+        lease = api.lease()
+        assert lease is not None
+        api.finish(lease)
+    cold_runner = Runner(runner.client, runner.settings, "runner-2")
+    step(cold_runner)
+    cold = trials(api, again)[2]
+    assert cold["params"] == warm["params"]
+    assert cold["metrics"] == warm["metrics"]
+    ours, theirs = _weights(cold["artifact"]), _weights(warm["artifact"])
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def _weights(artifact: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(artifact) / "adapter_model.safetensors")
+
+
+def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner: Runner) -> None:
+    study = api.create(
+        search={"trials": 1}, compare={"seeds": 1, "learning_rate": "shared", "baselines": ["lora", "krona"]}
+    )
+    searched = step(runner)
+    assert searched.phase == "search"
+    while (lease := runner._next_lease()) is not None:
+        runner.run_lease(lease)
+    confirmed = [t for t in trials(api, study) if t["phase"] == "confirmation"]
+    assert {t["method"] for t in confirmed} == {"cdka", "lora", "krona"}
+    assert all(t["state"] == "completed" for t in confirmed)
+    with api.ctx.db.read() as session:
+        from service.db.trials import Trials
+
+        for t in confirmed:
+            scores = Trials(session).get(t["id"]).scores
+            assert scores is not None
+            assert len(scores) == 20  # the test split
+            assert sum(scores) / 20 == pytest.approx(t["metrics"]["accuracy"])
+
+
+def test_a_cancelled_study_stops_training_within_a_step(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = api.create(search={"trials": 1}, training={"epochs": 400})
+    lease = runner._next_lease()
+    assert lease is not None
+    seen: list[int] = []
+    original = runner_module.train_trial
+
+    def cancel_at_first_report(trial: Any, task: Any, model: Any, prepared: Any, report: Any, stop_reason: Any) -> Any:
+        def reporting(at: int, metrics: dict[str, float]) -> None:
+            if not seen:
+                api.call("POST", f"/studies/{study['id']}/cancel")
+            seen.append(at)
+            report(at, metrics)
+
+        return original(trial, task, model, prepared, reporting, stop_reason)
+
+    monkeypatch.setattr(runner_module, "train_trial", cancel_at_first_report)
+    runner.run_lease(lease)
+    (trial,) = trials(api, study)
+    assert trial["state"] == "cancelled"
+    assert trial["resources"]["steps"] < 2000
+    assert trial["artifact"] is None
+
+
+def test_a_loss_that_is_no_number_is_infeasible_and_the_runner_goes_on(api: Api, runner: Runner) -> None:
+    study = api.create(search={"trials": 2}, search_space={"learning_rate": 1e30, "r1": 2, "r2": 4})
+    step(runner)
+    step(runner)
+    for trial in trials(api, study):
+        assert trial["state"] == "infeasible"
+        assert trial["failure"]["kind"] == "diverged"
+        assert "learning_rate" in trial["failure"]["message"]
+
+
+def test_out_of_memory_is_infeasible_and_says_what_to_lower(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = api.create(search={"trials": 1})
+
+    def explode(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(runner_module, "train_trial", explode)
+    step(runner)
+    (trial,) = trials(api, study)
+    assert (trial["state"], trial["failure"]["kind"]) == ("infeasible", "out_of_memory")
+    assert "training.batch_size" in trial["failure"]["message"]
+
+
+def test_an_exception_in_user_code_is_retried_in_a_fresh_process(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = api.create(search={"trials": 1, "retries": 1})
+
+    def explode(*args: Any) -> None:
+        raise KeyError("loss")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "train_trial", explode)
+        with pytest.raises(Poisoned):
+            step(runner)
+    assert trials(api, study)[0]["state"] == "queued"
+    step(Runner(runner.client, runner.settings, "runner-2"))
+    assert trials(api, study)[0]["state"] == "completed"
+
+
+def test_changed_base_weights_are_noticed(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = api.create(search={"trials": 2, "retries": 1})
+    original = runner_module.train_trial
+
+    def corrupt(trial: Any, task: Any, model: Any, *rest: Any) -> Any:
+        outcome = original(trial, task, model, *rest)
+        with torch.no_grad():
+            # One bit of one weight.
+            weight = model.get_base_model().bert.embeddings.word_embeddings.weight
+            weight.view(torch.int32)[0, 0] ^= 1
+        return outcome
+
+    monkeypatch.setattr(runner_module, "train_trial", corrupt)
+    with pytest.raises(Poisoned, match="base weights changed"):
+        step(runner)
+    assert BaseWeightsChanged.__doc__
+    assert trials(api, study)[0]["state"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a", "label": "x"}] * 20, "holds 1 class"),
+        (sentences(4), "too few to carve out"),
+    ],
+)
+def test_data_that_cannot_be_used_fails_the_study_with_the_reason(
+    api: Api, runner: Runner, data_root: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    write_lines(data_root / "bad.jsonl", rows)
+    dataset = {"path": "json", "data_files": {"train": "bad.jsonl"}}
+    study = api.create(task={"dataset": dataset}, search={"trials": 3})
+    step(runner)
+    read = api.call("GET", f"/studies/{study['id']}").json()
+    assert read["state"] == "failed"
+    assert message in read["reason"]
+
+
+def test_missing_splits_are_carved_out_and_said(api: Api, runner: Runner, data_root: Path) -> None:
+    write_lines(data_root / "all.jsonl", sentences(50))
+    dataset = {"path": "json", "data_files": {"train": "all.jsonl"}}
+    study = api.create(task={"dataset": dataset}, search={"trials": 1})
+    step(runner)
+    origins = trials(api, study)[0]["resources"]["data"]
+    assert origins == {
+        "train": "32 examples",
+        "validation": "8 examples carved out of train (seed 0)",
+        "test": "10 examples carved out of train (seed 0)",
+    }
+
+
+def test_an_unknown_label_outside_of_training_is_rejected(api: Api, runner: Runner, data_root: Path) -> None:
+    write_lines(data_root / "odd-validation.jsonl", [{"text": "goal", "label": "weather"}])
+    files = {"train": "train.jsonl", "validation": "odd-validation.jsonl", "test": "test.jsonl"}
+    study = api.create(task={"dataset": {"path": "json", "data_files": files}}, search={"trials": 1})
+    step(runner)
+    assert "label 'weather' does not occur" in api.call("GET", f"/studies/{study['id']}").json()["reason"]
+
+
+def test_a_lost_lease_ends_training_and_sends_no_result(api: Api, runner: Runner, clock: Any) -> None:
+    study = api.create(search={"trials": 1}, training={"epochs": 300})
+    lease = runner._next_lease()
+    assert lease is not None
+    clock.advance(61)
+    other = api.lease("other")
+    assert other is not None
+    runner.run_lease(lease)
+    (trial,) = trials(api, study)
+    assert trial["state"] == "running"
+    assert api.finish(other, value=0.25).status_code == 200
+    assert trials(api, study)[0]["metrics"] == {"accuracy": 0.25}
