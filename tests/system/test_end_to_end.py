@@ -1,0 +1,92 @@
+"""The whole loop, real in every part: uvicorn, SQLite, Ray, MiniLM on news articles, Chromium."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+import cdka
+from service.demo import MODEL_NAME
+
+from .conftest import SLICE, System
+
+
+@pytest.mark.ray
+@pytest.mark.browser
+def test_a_study_from_rest_to_browser(system: System, tmp_path: Path) -> None:
+    study = system.create()
+    ended = system.ended(study.id)
+    assert (ended.state, ended.reason) == ("completed", None)
+    trials = list(system.client.trials(study.id))
+    searched = [t for t in trials if t.phase == "search"]
+    confirmed = [t for t in trials if t.phase == "confirmation"]
+    assert len(searched) == SLICE.trials
+    assert all(t.state in ("completed", "pruned") for t in searched)
+    assert all(t.state == "completed" and t.attempts == 1 for t in confirmed)
+    assert all(t.resources["threads"] == 1 for t in trials)
+    comparison = system.client.comparison(study.id)
+    assert {c.name for c in comparison.candidates} == {"best", "guideline", "guideline_published", "lora"}
+    assert all(0 <= v <= 1 for c in comparison.candidates for v in c.values)
+    assert comparison.predictors[0].verdict.startswith("too few seeds for a verdict")
+
+    # The stored adapter is one that PEFT loads, of the size that the budget counted.
+    best = next(t for t in confirmed if t.candidate == "best")
+    base = AutoModelForSequenceClassification.from_pretrained(
+        system.server.settings.data_dirs[0] / MODEL_NAME, num_labels=5
+    )
+    loaded = PeftModel.from_pretrained(base, best.artifact)
+    counted = sum(p.numel() for n, p in loaded.named_parameters() if "cdka_" in n)
+    assert counted == best.parameters <= study.budget.max_parameters
+    assert isinstance(loaded.base_model, cdka.CdkaModel)
+
+    _look_in_the_browser(system, study.id, tmp_path)
+
+
+def _look_in_the_browser(system: System, study_id: str, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "install Debian's chromium (as .ci/run does)"
+    problems: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-quic"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: problems.append(str(e)))
+        outside: list[str] = []
+        page.on(
+            "request", lambda r: None if r.url.startswith(system.server.settings.server_url) else outside.append(r.url)
+        )
+        page.goto(system.server.login_url())  # the token in the fragment logs in by itself
+        page.wait_for_url(f"{system.server.settings.server_url}/")
+        assert "token" not in page.url
+        page.get_by_role("link", name="bbc-news").first.click()
+        page.wait_for_selector(".chart .main-svg")
+        assert page.locator("#trials tbody tr").count() == len(list(system.client.trials(study_id)))
+        assert page.locator("#comparison tbody tr").count() == 4
+        body = page.inner_text("main")
+        assert "too few seeds for a verdict" in body
+        assert page.locator(".summary .state").inner_text() == "completed"
+        assert page.locator(".chart").first.locator(".point").count() >= SLICE.trials
+        _check_live(page, system)
+        browser.close()
+    assert problems == []
+    assert [u for u in outside if not u.startswith(("data:", "blob:"))] == []
+
+
+def _check_live(page: Any, system: System) -> None:
+    """A study that changes while its page is open changes on the page."""
+    study = system.create(search={"trials": 1})
+    page.goto(f"{system.server.settings.server_url}/studies/{study.id}")
+    system.running_trial(study.id)
+    page.wait_for_selector(".summary .state.running", timeout=20_000)
+    page.get_by_role("button", name="Cancel study").click()
+    page.wait_for_selector(".summary .state.cancelled", timeout=20_000)
+    assert system.client.study(study.id).state == "cancelled"
+    ended = system.ended(study.id)
+    assert ended.search.running <= 1

@@ -1,0 +1,61 @@
+"""Processes killed for real in mid-trial; afterwards the rows are looked at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from .conftest import System, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+# Long enough that a kill always comes in mid-trial.
+LONG = {"epochs": 4}
+PLAIN = {"trials": 3, "pruner": "none"}
+
+
+def test_a_killed_runners_trial_is_taken_up_again_and_ends_once(system: System) -> None:
+    study = system.create(training=LONG, search=PLAIN, compare={"seeds": 0})
+    victim = system.running_trial(study.id)
+    pids = until(system.runner_pids, 60, "runners")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    ended = system.ended(study.id)
+    assert ended.state == "completed"
+    trials = list(system.client.trials(study.id))
+    assert [t.number for t in trials] == [0, 1, 2]
+    assert [t.state for t in trials] == ["completed"] * 3
+    again = next(t for t in trials if t.id == victim.id)
+    assert again.attempts == 2
+    assert again.failure is None
+    # Ray put fresh processes in place of the dead ones.
+    assert set(system.runner_pids()).isdisjoint(pids)
+
+
+def test_a_killed_server_goes_on_where_it_was(system: System) -> None:
+    stopping = threading.Event()
+    watcher = threading.Thread(target=system.server.supervise, args=(stopping, print), daemon=True)
+    watcher.start()
+    try:
+        study = system.create(training=LONG, search=PLAIN, compare={"seeds": 1})
+        system.running_trial(study.id)
+        for _ in range(2):
+            pid = system.server.api.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            until(lambda killed=pid: system.server.api.pid not in (None, killed), 60, "a new server")
+            until(system.client.ready, 60, "the new server to answer")
+        ended = system.ended(study.id)
+    finally:
+        stopping.set()
+        watcher.join()
+    assert ended.state == "completed"
+    trials = list(system.client.trials(study.id))
+    searched = [t for t in trials if t.phase == "search"]
+    assert [t.number for t in searched] == [0, 1, 2]
+    assert all(t.state == "completed" for t in trials)
+    # The outage killed no lease: nobody had to start again.
+    assert [t.attempts for t in trials] == [1] * len(trials)
+    assert ended.confirmation.finished == ended.confirmation.planned > 0

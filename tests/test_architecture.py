@@ -1,0 +1,68 @@
+"""What the layout of the repository promises."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cdka
+
+ROOT = Path(__file__).parents[1]
+TOP = {"pyproject.toml", "README.md", "service", "workers", "cdka", "docker", "tests", "alembic"}
+TOOLS = {
+    "Makefile",
+    ".ci",
+    "benchmarks",
+    "examples",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "constraints.txt",
+    ".gitignore",
+}
+
+
+def tracked() -> set[str]:
+    ignored = {line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip()}
+    return {p.name for p in ROOT.iterdir()} - ignored - {".git", "cdka.egg-info"}
+
+
+def test_the_top_level_is_the_agreed_one() -> None:
+    assert tracked() <= TOP | TOOLS
+    assert TOP - {"docker"} <= tracked()
+    assert not (ROOT / "alembic" / "__init__.py").exists()  # it would shadow the library
+
+
+def test_no_folder_or_module_without_a_subject() -> None:
+    names = {p.stem for package in ("cdka", "service", "workers") for p in (ROOT / package).rglob("*.py")}
+    assert names.isdisjoint({"utils", "helpers", "common_utils", "manager", "misc"})
+
+
+def test_the_exported_names_of_cdka() -> None:
+    assert all(hasattr(cdka, name) for name in cdka.__all__)
+    promised = {
+        "CdkaConfig",
+        "kron_linear",
+        "ModuleShape",
+        "module_shapes",
+        "count_parameters",
+        "rank_bound",
+        "feasible",
+        "predict",
+    }
+    assert promised <= set(cdka.__all__)
+
+
+def test_every_dependency_is_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text().split()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in lines), "constraints are exact pins"
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    text = (ROOT / "pyproject.toml").read_text().split("[project.scripts]")[0]
+    asked = set(re.findall(r'^    "([A-Za-z0-9-]+)(?:\[[^\]]*\])?[><=]', text, re.MULTILINE))
+    assert asked - {"cdka"} <= pinned
+
+
+def test_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in ("make demo", "make test", "cdka serve", "cdka submit", "cdka predict", "cdka compare"):
+        assert command in readme
