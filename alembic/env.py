@@ -1,6 +1,7 @@
 """Runs migrations on the database that ``service.db.engine.alembic_config`` (or CDKA_DATABASE_URL) names."""
 
 from alembic import context
+
 from service.db.engine import make_engine
 from service.db.models import Base, UtcDateTime
 from service.settings import Settings

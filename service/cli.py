@@ -28,7 +28,8 @@ from .study_file import StudyFile
 app = typer.Typer(help=(__doc__ or "").splitlines()[0], no_args_is_help=True, add_completion=True)
 tokens = typer.Typer(help="Make and revoke tokens.", no_args_is_help=True)
 app.add_typer(tokens, name="token")
-console = Console()
+# Into a file or a pipe, tables are as wide as they need to be; in a terminal, as wide as it is.
+console = Console() if sys.stdout.isatty() else Console(width=160)
 errors = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -74,11 +75,12 @@ def _interval(estimate: EstimateOut | None) -> str:
 
 def comparison_table(comparison: ComparisonOut) -> Table:
     """Candidates on the test split."""
-    table = Table(title=f"{comparison.study}: {comparison.metric} on the {comparison.split} split")
-    for name in ("candidate", "r1, r2, r", "alpha", "learning rate", "parameters", "of budget", "seeds"):
-        table.add_column(name, justify="left" if name == "candidate" else "right")
-    table.add_column("mean ± spread", justify="right")
-    table.add_column("behind best found", justify="right")
+    title = f"{comparison.study}: {comparison.metric} on the {comparison.split} split"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("candidate", "r1, r2, r", "alpha", "lr", "params", "budget", "seeds"):
+        table.add_column(name, justify="left" if name == "candidate" else "right", no_wrap=name != "candidate")
+    table.add_column("mean ± sd", justify="right")
+    table.add_column("behind best", justify="right")
     for c in comparison.candidates:
         table.add_row(*_row(c))
     return table

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from service.schemas.leases import LeasedTrial
 
@@ -124,6 +124,8 @@ def train_trial(
             compute_metrics=compute_metrics,
             callbacks=[_Follow(stop_reason, on_evaluation)],
         )
+        # It would print every evaluation to the runner's standard output.
+        trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
         trainer.train()
         if stop_reason() is None and confirming:

@@ -65,7 +65,11 @@ def test_a_study_comes_back_with_predictions_and_counts(api: Api) -> None:
             "needs a train split",
         ),
         ({"task": {"dataset": {"path": "json"}}}, "#/task/dataset/data_files", "needs data_files"),
-        ({"task": {"dataset": {"path": "pickle", "data_files": {"train": "train.jsonl"}}}}, "#/task/dataset/path", "one of"),
+        (
+            {"task": {"dataset": {"path": "pickle", "data_files": {"train": "train.jsonl"}}}},
+            "#/task/dataset/path",
+            "one of",
+        ),
         ({"adapter": {"target_modules": ["nope"]}}, "#/adapter/target_modules", "linear layers are named"),
         ({"adapter": {"target_modules": ["word_embeddings"]}}, "#/adapter/target_modules", "is a Embedding"),
         ({"adapter": {"dropout": 1}}, "#/adapter/dropout", "less than 1"),
