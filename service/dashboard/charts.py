@@ -40,10 +40,13 @@ def history(study: Study, trials: Sequence[Trial]) -> Figure:
     searched = [t for t in trials if t.phase is TrialPhase.SEARCH and metric in t.metrics]
     done = [t for t in searched if t.state is TrialState.COMPLETED]
     pruned = [t for t in searched if t.state is TrialState.PRUNED]
-    best: list[float] = []
-    for trial in done:
-        value = trial.metrics[metric]
-        best.append(better(best[-1], value) if best else value)
+    best: list[tuple[int, float]] = []
+    for trial in searched:
+        if trial.state is TrialState.COMPLETED:
+            value = trial.metrics[metric]
+            best.append((trial.number, better(best[-1][1], value) if best else value))
+        elif best:
+            best.append((trial.number, best[-1][1]))
     series = [
         _points("completed", done, metric, {"color": _BLUE, "size": 9}),
         _points("pruned", pruned, metric, {"color": _GREY, "size": 8, "symbol": "x"}),
@@ -51,8 +54,8 @@ def history(study: Study, trials: Sequence[Trial]) -> Figure:
             "type": "scatter",
             "mode": "lines",
             "name": "best so far",
-            "x": [t.number for t in done],
-            "y": best,
+            "x": [number for number, _ in best],
+            "y": [value for _, value in best],
             "line": {"color": _ORANGE, "shape": "hv", "width": 2},
             "hoverinfo": "skip",
         },
@@ -103,4 +106,17 @@ def comparison(found: Comparison) -> Figure:
         },
         "hovertemplate": "%{y}: %{x:.4f}<extra></extra>",
     }
-    return {"data": [seeds, means], "layout": _layout(f"{found.metric} ({found.split})", "")}
+    layout = _layout(f"{found.metric} ({found.split})", "")
+    if not shown:
+        layout["annotations"] = [
+            {
+                "text": "begins when the search has ended",
+                "xref": "paper",
+                "yref": "paper",
+                "x": 0.5,
+                "y": 0.5,
+                "showarrow": False,
+            }
+        ]
+        layout["xaxis"]["visible"] = layout["yaxis"]["visible"] = False
+    return {"data": [seeds, means], "layout": layout}

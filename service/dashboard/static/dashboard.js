@@ -26,7 +26,10 @@ async function refreshStudy(container) {
   const answer = await fetch(`/studies/${container.dataset.study}/body?version=${version}`);
   if (answer.status === 401) return location.assign("/login");
   if (answer.status !== 200) return;
-  container.innerHTML = await answer.text();
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const part of fresh.querySelectorAll("[data-part]")) {
+    container.querySelector(`[data-part="${part.dataset.part}"]`).replaceWith(part);
+  }
   await drawCharts();
 }
 
