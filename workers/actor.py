@@ -52,6 +52,11 @@ class RunnerActor:
         idle = 0.0 if self._runner.busy else time.monotonic() - self._runner.idle_since
         return {"busy": self._runner.busy, "idle_seconds": idle, "pid": os.getpid()}
 
+    def release(self) -> None:
+        """Give the present trial back to the queue, and be done."""
+        self._runner.release()
+        self._thread.join()
+
     def retire(self) -> None:
         """Take no further trial; leave when the present one is done."""
         self._runner.retire()

@@ -19,6 +19,7 @@ from .actor import NAME_PREFIX, NAMESPACE, RunnerActor
 _log = logging.getLogger("workers.pool")
 TICK_SECONDS = 1.0
 STATUS_TIMEOUT = 5.0
+RELEASE_TIMEOUT = 15.0
 # What runners need of the settings; the token travels as the name of a file, never as itself.
 PASSED = ("home", "server_url", "token_file", "artifacts_url", "data_dirs", "runner_max_trials")
 
@@ -96,12 +97,17 @@ class Pool:
                 surplus -= 1
 
     def stop(self) -> None:
-        """End every runner at once; their leases expire and their trials are taken up again."""
+        """End every runner: each gives its trial back to the queue first, if it can in time."""
+        actors: list[Any] = []
         for name in self._names():
             try:
-                ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+                actors.append(ray.get_actor(name, namespace=NAMESPACE))
             except ValueError:
                 continue
+        if actors:
+            ray.wait([a.release.remote() for a in actors], num_returns=len(actors), timeout=RELEASE_TIMEOUT)
+        for actor in actors:
+            ray.kill(actor, no_restart=True)
 
 
 def parse_shape(name: str) -> Shape | None:

@@ -59,13 +59,12 @@ class Reporter:
                 self._waiting.pop(min(self._waiting))
         self._wake.set()
 
-    def close(self, timeout: float = 30.0) -> None:
-        """Deliver what waits and stop; what cannot be delivered in time is logged."""
+    def close(self, timeout: float = 30.0) -> list[tuple[int, dict[str, float]]]:
+        """Deliver what waits and stop; returns what the server, being away, has not taken."""
         self._closed = True
         self._wake.set()
         self._thread.join(timeout)
-        if self._waiting:
-            _log.warning("%d reports could not be delivered", len(self._waiting))
+        return sorted(self._waiting.items())
 
     def _run(self) -> None:
         # The first heartbeat goes out at once: a cancelled study is heard of before the model is loaded.

@@ -29,8 +29,10 @@ from .training import Outcome, train_trial
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
+RELEASED = "released"
 # An outage of the server is waited out with a finished trial in hand.
 RESULT_PATIENCE_SECONDS = 3600.0
+RETRY_SECONDS = 2.0
 
 
 class Poisoned(Exception):
@@ -69,9 +71,15 @@ class Runner:
     idle_since: float = field(default_factory=time.monotonic, init=False)
     _warm: _Warm = field(default_factory=_Warm, init=False)
     _retired: threading.Event = field(default_factory=threading.Event, init=False)
+    _released: threading.Event = field(default_factory=threading.Event, init=False)
 
     def retire(self) -> None:
         """Take no further trial."""
+        self._retired.set()
+
+    def release(self) -> None:
+        """Take no further trial, and give the present one back to the queue within one step."""
+        self._released.set()
         self._retired.set()
 
     def run(self) -> None:
@@ -122,10 +130,10 @@ class Runner:
             result = {"state": state, "failure": {"kind": kind, "message": message}}
             poison = error if poisons_process(error) else None
         result.setdefault("resources", {}).update(self._resources(started))
-        reporter.close()
+        undelivered = reporter.close()
         self.trials_done += 1
         if reporter.stop_reason != LOST:
-            self._deliver(lease, result)
+            self._deliver(lease, undelivered, result)
         if poison is not None:
             raise Poisoned(str(poison)) from poison
 
@@ -140,11 +148,16 @@ class Runner:
             "runner": self.name,
         }
 
-    def _deliver(self, lease: LeaseOut, result: dict[str, Any]) -> None:
-        """Send the result until it is taken: a finished trial outlives an outage of the server."""
+    def _deliver(
+        self, lease: LeaseOut, undelivered: list[tuple[int, dict[str, float]]], result: dict[str, Any]
+    ) -> None:
+        """Send last reports and result until they are taken: a finished trial outlives an outage of the server."""
         deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
         while True:
             try:
+                if undelivered:
+                    self.client.report(lease.id, undelivered)
+                    undelivered = []
                 self.client.finish(lease.id, result)
                 return
             except (LeaseLost, NotFound) as error:
@@ -154,7 +167,7 @@ class Runner:
                 if error.status < 500 or time.monotonic() > deadline:
                     _log.error("the result of trial %d was not taken: %s", lease.trial.number, error.detail)
                     return
-                time.sleep(2.0)
+                time.sleep(RETRY_SECONDS)
 
     def _train(self, lease: LeaseOut, reporter: Reporter) -> dict[str, Any]:
         trial = lease.trial
@@ -168,7 +181,7 @@ class Runner:
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
         try:
-            outcome = train_trial(trial, task, model, prepared, reporter.report, lambda: reporter.stop_reason)
+            outcome = train_trial(trial, task, model, prepared, reporter.report, lambda: self._stop_reason(reporter))
             if outcome.stop_reason is None:
                 artifact = store_adapter(
                     model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
@@ -183,6 +196,9 @@ class Runner:
             self._warm = _Warm()
             raise
         return _result(outcome, artifact, {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins})
+
+    def _stop_reason(self, reporter: Reporter) -> str | None:
+        return reporter.stop_reason or (RELEASED if self._released.is_set() else None)
 
     def _prepare(self, lease: LeaseOut) -> tuple[WarmModel, Prepared]:
         """The base model and the tokenised data, warm if the last trial used the same."""
@@ -205,7 +221,7 @@ class Runner:
 
 
 def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> dict[str, Any]:
-    states = {None: "completed", "pruned": "pruned"}
+    states = {None: "completed", "pruned": "pruned", RELEASED: "released"}
     return {
         "state": states.get(outcome.stop_reason, "cancelled"),
         "metrics": outcome.metrics,

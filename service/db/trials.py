@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -193,17 +193,21 @@ class Trials:
         )
         return len(self._session.scalars(query).all())
 
-    def add_metrics(self, trial_id: str, points: Sequence[MetricPoint]) -> int:
-        """Record metric values; those already there (a report repeated) stay as they are. Returns how many are new."""
+    def add_metrics(self, trial_id: str, points: Sequence[MetricPoint]) -> list[str]:
+        """Record metric values; those already there (a report repeated) stay. Returns the names of the new ones."""
         if not points:
-            return 0
+            return []
         insert = sqlite.insert if self._session.get_bind().dialect.name == "sqlite" else postgresql.insert
         rows = [
             {"trial_id": trial_id, "name": p.name, "step": p.step, "value": p.value, "reported_at": p.reported_at}
             for p in points
         ]
-        query = insert(MetricRow).values(rows).on_conflict_do_nothing().returning(MetricRow.step)
-        return len(self._session.scalars(query).all())
+        query = insert(MetricRow).values(rows).on_conflict_do_nothing().returning(MetricRow.name)
+        return list(self._session.scalars(query))
+
+    def forget_metrics(self, trial_id: str) -> None:
+        """Remove what earlier attempts reported: the trial starts from the beginning."""
+        self._session.execute(delete(MetricRow).where(MetricRow.trial_id == trial_id))
 
     def metrics(self, trial_id: str) -> list[MetricPoint]:
         """Every reported value of a trial, by step and name."""

@@ -179,7 +179,11 @@ def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: R
     )
     leases.add(lease)
     leases.see_runner(runner.name, now, lease_id=lease.id)
-    Trials(session).set_state(trial, TrialState.RUNNING, now, lease_id=lease.id, attempts=lease.attempt)
+    if lease.attempt > 1 and trial.checkpoint is None:
+        Trials(session).forget_metrics(trial.id)
+    Trials(session).set_state(
+        trial, TrialState.RUNNING, now, lease_id=lease.id, attempts=lease.attempt, stop_reason=None
+    )
     leased = replace(trial, state=TrialState.RUNNING, lease_id=lease.id, attempts=lease.attempt)
     return Grant(lease, leased, study)
 

@@ -26,6 +26,7 @@ from ..domain.study_spec import (
     SearchSpec,
     StudySpec,
     TaskSpec,
+    TrainingSpec,
 )
 from ..errors import Fault, InvalidRequest, InvalidStudy
 from ..paths import locate
@@ -68,7 +69,7 @@ def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
     model, adapter, budget = (sections.get(name) for name in ("model", "adapter", "budget"))
     if model is not None and adapter is not None:
         kind = task.kind if task is not None else None
-        shapes, base, found = _read_model(model, adapter, kind, roots)
+        shapes, base, found = _read_model(model, adapter, kind, roots, sections.get("training"))
         faults += found
         if shapes and budget is not None:
             plan, found = _resolve(shapes, base, budget, sections.get("search_space"))
@@ -162,7 +163,11 @@ def _compare_faults(compare: CompareSpec, space: SearchSpace) -> list[Fault]:
 
 
 def _read_model(
-    model: ModelSpec, adapter: AdapterSpec, kind: str | None, roots: Sequence[Path]
+    model: ModelSpec,
+    adapter: AdapterSpec,
+    kind: str | None,
+    roots: Sequence[Path],
+    training: TrainingSpec | None = None,
 ) -> tuple[list[cdka.ModuleShape], int, list[Fault]]:
     """Shapes of the adapted layers and the base model's parameters."""
     try:
@@ -173,15 +178,20 @@ def _read_model(
         return [], 0, [Fault("#/model/path", error.detail)]
     except cdka.CdkaError as error:
         return [], 0, [Fault("#/model/path", str(error))]
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a config is the user's, and transformers answers a wrong one with any error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         return [], 0, [Fault("#/model/path", f"no model can be read from {model.path!r}: {reason}")]
     base = sum(p.numel() for p in built.parameters())
+    faults = []
+    positions = getattr(config, "max_position_embeddings", None)
+    if training is not None and isinstance(positions, int) and training.max_length > positions:
+        message = f"{training.max_length} tokens are more than the {positions} positions of {model.path!r}"
+        faults.append(Fault("#/training/max_length", message))
     targets = adapter.target_modules
     try:
-        return cdka.module_shapes(built, targets, kind), base, []
+        return cdka.module_shapes(built, targets, kind), base, faults
     except cdka.CdkaError as error:
-        return [], base, [Fault("#/adapter/target_modules", str(error))]
+        return [], base, [*faults, Fault("#/adapter/target_modules", str(error))]
 
 
 def _resolve(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -60,23 +60,29 @@ def report(
         if changes:
             Trials(session).write(trial.id, **changes)
         reason = changes.get("stop_reason", trial.stop_reason)
-        metric = study.spec.objective.metric
-        judged = added > 0 and any(metric in values for _, values in reports)
+        evaluations = added.count(study.spec.objective.metric)
         if added:
             Studies(session).touch(study.id)
-    if reason is None and judged and trial.phase is TrialPhase.SEARCH and study.spec.search.pruner != "none":
-        reason = _judge(ctx, trial)
+    if reason is None and evaluations and trial.phase is TrialPhase.SEARCH and study.spec.search.pruner != "none":
+        reason = _judge(ctx, trial, evaluations)
     return Directive(reason, expires_at)
 
 
-def _judge(ctx: Context, trial: Trial) -> str | None:
-    """Ask the stop rule on the history as it now stands; remember a stop, so that a repeated report says it again."""
+def _judge(ctx: Context, trial: Trial, evaluations: int) -> str | None:
+    """Ask the stop rule about each of the newest evaluations in turn, on the history as it now stands.
+
+    A stop is remembered, so that a repeated report says it again.
+    """
     with ctx.db.read() as session:
         study = Studies(session).get(trial.study_id)
         history = Trials(session).history(study.id, study.spec.objective.metric)
     current = next(t for t in history if t.id == trial.id)
-    if not ctx.stop_rule.should_stop(Problem(study.id, study.spec, study.plan), history, current):
-        return None
-    with ctx.db.write() as session:
-        Trials(session).write(trial.id, stop_reason=PRUNED)
-    return PRUNED
+    problem = Problem(study.id, study.spec, study.plan)
+    last = len(current.curve)
+    for evaluation in range(last - evaluations + 1, last + 1):
+        seen = replace(current, curve={k: v for k, v in current.curve.items() if k <= evaluation})
+        if ctx.stop_rule.should_stop(problem, history, seen):
+            with ctx.db.write() as session:
+                Trials(session).write(trial.id, stop_reason=PRUNED)
+            return PRUNED
+    return None

@@ -119,8 +119,6 @@ def _apply_failure(
         values["errors"] = trial.errors + 1
         state = TrialState.QUEUED
         values["lease_id"] = None
-        # The next attempt starts afresh: what the last one left may be what broke it.
-        values["stop_reason"] = None
     else:
         state = TrialState.CANCELLED if over else TrialState.FAILED
     trials.set_state(trial, state, now, **values)

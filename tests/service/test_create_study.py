@@ -74,6 +74,7 @@ def test_a_study_comes_back_with_predictions_and_counts(api: Api) -> None:
         ({"adapter": {"target_modules": ["word_embeddings"]}}, "#/adapter/target_modules", "is a Embedding"),
         ({"adapter": {"dropout": 1}}, "#/adapter/dropout", "less than 1"),
         ({"training": {"epochs": 0}}, "#/training/epochs", "greater than or equal to 1"),
+        ({"training": {"max_length": 65}}, "#/training/max_length", "more than the 64 positions of 'tiny-bert'"),
         ({"training": {"learning_rate": 1}}, "#/training/learning_rate", "unknown key"),
         ({"budget": {"lora_rank": 8}}, "#/budget", "exactly one way"),
         ({"budget": {"configuration": None}}, "#/budget", "exactly one way"),
@@ -156,6 +157,13 @@ def test_a_link_that_leads_out_of_the_data_directories_is_refused(api: Api, data
     dataset = {"path": "json", "data_files": {"train": "link.jsonl"}}
     found = faults(api, make_study(task={"dataset": dataset}))
     assert "outside of the allowed" in found["#/task/dataset/data_files/train"]
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"model_type": "nope"}', '{"model_type": "bert", "hidden_size": "x"}'])
+def test_a_model_folder_that_holds_no_model_is_a_fault_not_a_crash(api: Api, data_root: Path, config: str) -> None:
+    (data_root / "broken").mkdir(exist_ok=True)
+    (data_root / "broken" / "config.json").write_text(config)
+    assert "no model can be read" in faults(api, make_study(model={"path": "broken"}))["#/model/path"]
 
 
 def test_a_budget_may_be_said_in_four_ways(api: Api) -> None:

@@ -316,3 +316,24 @@ def test_a_warm_runner_gets_its_model_but_nobody_starves(api: Api) -> None:
 def test_an_unknown_lease_is_not_found(api: Api) -> None:
     assert api.call("POST", "/leases/nope/reports", "worker", json={}).status_code == 404
     assert api.call("PUT", "/leases/nope/result", "worker", json={"state": "released"}).status_code == 404
+
+
+def test_a_fresh_attempt_starts_with_a_clean_sheet(api: Api, clock: FakeClock) -> None:
+    """What a dead attempt reported must neither mix with the next one's values nor stop it."""
+    api.create(search={"trials": 3, "pruner": "asha"})
+    good = api.lease("good")
+    assert good is not None
+    api.report(good, 0.9)
+    first = api.lease("first")
+    assert first is not None
+    assert api.report(first, 0.1, 0.2).json()["reason"] == "pruned"
+    clock.advance(50)
+    api.report(good)
+    clock.advance(20)
+    second = api.lease("second")
+    assert second is not None
+    assert second["trial"]["id"] == first["trial"]["id"]
+    assert api.report(second).json()["directive"] == "continue"
+    assert api.report(second, 0.95).json()["directive"] == "continue"
+    items = api.call("GET", f"/trials/{first['trial']['id']}/metrics").json()["items"]
+    assert [(m["step"], m["value"]) for m in items] == [(1, 0.95)]

@@ -111,6 +111,14 @@ def test_the_buffer_is_bounded_and_keeps_the_newest() -> None:
     assert max(reporter._waiting) == MOST_BUFFERED + 49
 
 
+def test_what_an_absent_server_did_not_take_is_handed_back() -> None:
+    server = Server()
+    reporter = started(server, heartbeat=0.05)
+    server.error = Unavailable("away")
+    reporter.report(7, {"accuracy": 0.7})
+    assert reporter.close() == [(7, {"accuracy": 0.7})]
+
+
 def test_closing_delivers_what_waits() -> None:
     server = Server()
     reporter = started(server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from service.client import Client
+from service.errors import Unavailable
 from tests.conftest import Api, sentences, write_lines
 from tests.service.test_client_and_cli import AppTransport
 from workers import runner as runner_module
@@ -248,3 +250,40 @@ def test_a_lost_lease_ends_training_and_sends_no_result(api: Api, runner: Runner
     assert trial["state"] == "running"
     assert api.finish(other, value=0.25).status_code == 200
     assert trials(api, study)[0]["metrics"] == {"accuracy": 0.25}
+
+
+def test_a_released_runner_gives_its_trial_back_within_a_step(api: Api, runner: Runner) -> None:
+    study = api.create(search={"trials": 1, "retries": 0}, training={"epochs": 400})
+    lease = runner._next_lease()
+    assert lease is not None
+    threading.Timer(1.0, runner.release).start()
+    runner.run_lease(lease)
+    (trial,) = trials(api, study)
+    assert trial["state"] == "queued"
+    assert trial["failure"] is None
+    runner.run()  # returns at once: it takes no further trial
+
+
+def test_a_result_outlives_an_outage_with_its_last_reports(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = api.create(search={"trials": 1}, training={"epochs": 2})
+    lease = runner._next_lease()
+    assert lease is not None
+    monkeypatch.setattr(runner_module, "RETRY_SECONDS", 0.05)
+    calls = []
+    report, finish = runner.client.report, runner.client.finish
+
+    def away(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) < 6:
+            raise Unavailable("away")
+        return (finish if isinstance(arguments[1], dict) else report)(*arguments)
+
+    monkeypatch.setattr(runner.client, "report", away)
+    monkeypatch.setattr(runner.client, "finish", away)
+    runner.run_lease(lease)
+    (trial,) = trials(api, study)
+    assert trial["state"] == "completed"
+    reported = api.call("GET", f"/trials/{trial['id']}/metrics").json()["items"]
+    assert {m["step"] for m in reported} == {5, 10}
