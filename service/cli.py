@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from . import terminal
 from .client import Client
-from .errors import InvalidStudy, ServiceError, Unavailable
+from .errors import ServiceError, Unavailable
 from .processes import Server
 from .settings import Settings, is_loopback
 from .study_file import StudyFile
@@ -66,6 +68,17 @@ def print_json(value: BaseModel | list[Any]) -> None:
         print(json.dumps([v.model_dump(mode="json") for v in value], indent=2))
 
 
+@contextmanager
+def faults_located(file: StudyFile) -> Iterator[None]:
+    """Print the faults that the server finds with their lines in the file."""
+    try:
+        yield
+    except ServiceError as error:
+        for fault in error.faults:
+            errors.print(file.describe(fault), markup=False, highlight=False)
+        raise
+
+
 @app.command()
 def serve(
     pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Run trials on a local Ray, too.")] = True,
@@ -102,12 +115,8 @@ def submit(
     """Create a study from a file."""
     file = StudyFile(study)
     with connect() as client:
-        try:
+        with faults_located(file):
             created = client.create_study(file.content)
-        except InvalidStudy as error:
-            for fault in error.faults:
-                errors.print(file.describe(fault), markup=False, highlight=False)
-            raise
         if as_json:
             print_json(created)
         else:
@@ -158,13 +167,8 @@ def cancel(study_id: StudyId) -> None:
 def predict(study: StudyPath, as_json: AsJson = False) -> None:
     """Predict from a study's budget alone which configuration should win; nothing is stored."""
     file = StudyFile(study)
-    with connect() as client:
-        try:
-            found = client.predict(file.content)
-        except ServiceError as error:
-            for fault in error.faults:
-                errors.print(file.describe(fault), markup=False, highlight=False)
-            raise
+    with connect() as client, faults_located(file):
+        found = client.predict(file.content)
     if as_json:
         print_json(found)
         return
