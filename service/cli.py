@@ -75,7 +75,7 @@ def faults_located(file: StudyFile) -> Iterator[None]:
         yield
     except ServiceError as error:
         for fault in error.faults:
-            errors.print(file.describe(fault), markup=False, highlight=False)
+            errors.print(file.describe(fault), markup=False, highlight=False, soft_wrap=True)
         raise
 
 
@@ -229,10 +229,10 @@ def main() -> None:
     try:
         app()
     except Unavailable as error:
-        errors.print(error.detail, markup=False, highlight=False)
+        errors.print(error.detail, markup=False, highlight=False, soft_wrap=True)
         sys.exit(4)
     except ServiceError as error:
-        errors.print(error.detail, markup=False, highlight=False)
+        errors.print(error.detail, markup=False, highlight=False, soft_wrap=True)
         sys.exit(4 if error.status >= 500 else 3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from rich import box
 from rich.console import Console
@@ -32,7 +33,9 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
     )
     search = progress.add_task("search", total=None, best="")
     confirmation = progress.add_task("confirmation", total=None, best="", start=False)
-    with Live(progress, console=console, refresh_per_second=2):
+    told = ""
+    # Into a file, a line for every change; in a terminal, bars that move.
+    with Live(progress, console=console, refresh_per_second=2) if console.is_terminal else nullcontext():
         while True:
             try:
                 study = client.study(study_id)
@@ -52,9 +55,20 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
                     completed=study.confirmation.finished,
                     best=f"seeds on the {comparison.split} split",
                 )
+            line = _progress_line(study, said)
+            if not console.is_terminal and line != told:
+                console.print(line, highlight=False)
+                told = line
             if study.state in ENDED:
                 return study
             time.sleep(poll_seconds)
+
+
+def _progress_line(study: StudyOut, best: str) -> str:
+    parts = [f"{study.state}: search {study.search.finished}/{study.search.planned}"]
+    if study.confirmation.planned:
+        parts.append(f"confirmation {study.confirmation.finished}/{study.confirmation.planned}")
+    return ", ".join([*parts, best]) if best else ", ".join(parts)
 
 
 def structure(params: dict[str, object]) -> str:

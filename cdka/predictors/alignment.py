@@ -36,6 +36,11 @@ def alignment(
         squares = (w * expected_cosine(s.d_in, c.r1, c.r2, c.r) ** 2 for w, s in zip(weights, shapes, strict=True))
         return math.sqrt(sum(squares) / total)
 
+    mean_d_in = sum(s.d_in for s in shapes) / len(shapes)
+
+    def dimensions(c: Configuration) -> int:
+        return round(c.r1 * mean_d_in / c.r2)
+
     scored = [(score(c), c) for c in candidates]
     scored.sort(key=lambda pair: (-pair[0], forward_flops(shapes, *pair[1].structure), pair[1].r1, pair[1].r2))
     return [
@@ -43,7 +48,7 @@ def alignment(
             c,
             value,
             f"its first update is expected to point {value:.3f} (cosine) along full fine-tuning's: "
-            f"{c.r} random directions of about {round(c.r1 * sum(s.d_in for s in shapes) / len(shapes) / c.r2)}",
+            f"{c.r} random direction{'s' * (c.r > 1)} in a space of about {dimensions(c)}",
         )
         for value, c in scored
     ]
