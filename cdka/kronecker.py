@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import CdkaError
+from .fused import can_fuse, fused, plain
 
 
 def _require_factors(x_features: int | None, A: Tensor, B: Tensor) -> None:
@@ -26,11 +27,14 @@ def _require_factors(x_features: int | None, A: Tensor, B: Tensor) -> None:
 def kron_linear(x: Tensor, A: Tensor, B: Tensor, scale: float = 1.0) -> Tensor:
     """``y = x dW^T`` with ``dW = scale * sum_i B_i (x) A_i``, in ``2 N r (r1*d_in + r2*d_out)`` operations.
 
+    A custom autograd function keeps x and ``T`` (``(N, r*r1*r2)``) for the backward pass. Where double backward,
+    functorch transforms or ``torch.compile`` need it, plain autograd operations take its place.
+
     Args:
         x: ``(..., d_in)``.
         A: ``(r, r1, d_in/r2)``.
         B: ``(r, d_out/r1, r2)``.
-        scale: lambda, folded into the smaller of the two factors.
+        scale: lambda, folded into B.
 
     Returns:
         ``(..., d_out)``.
@@ -39,19 +43,7 @@ def kron_linear(x: Tensor, A: Tensor, B: Tensor, scale: float = 1.0) -> Tensor:
         CdkaError: the factors do not belong together, or ``x`` does not fit them.
     """
     _require_factors(x.shape[-1], A, B)
-    r, r1, n = A.shape
-    m, r2 = B.shape[1], B.shape[2]
-    blocks = x.reshape(-1, r2, n)
-    # (N, r2, n) @ (n, r*r1): every block of x against every row of every A_i.
-    T = blocks @ A.reshape(r * r1, n).transpose(0, 1)
-    # Row q of A_i meets column v of B_i: bring (i, v) together as the contracted axis, q beside the batch.
-    T = T.view(-1, r2, r, r1).permute(0, 3, 2, 1).reshape(-1, r1, r * r2)
-    up = B.permute(1, 0, 2).reshape(m, r * r2)
-    if scale != 1.0:
-        up = up * scale
-    y = T @ up.transpose(0, 1)
-    # y is (N, q, u); output row is u*r1 + q.
-    return y.transpose(1, 2).reshape(*x.shape[:-1], m * r1)
+    return fused(x, A, B, scale) if can_fuse(x, A, B) else plain(x, A, B, scale)
 
 
 def kron_delta(A: Tensor, B: Tensor, scale: float = 1.0) -> Tensor:
