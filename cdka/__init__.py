@@ -15,10 +15,12 @@ from .counts import (
     require_divisible,
 )
 from .errors import AdapterError, BudgetError, CdkaError, IndivisibleError, TargetError
+from .initializers import initialize_from_gradients
 from .kronecker import kron_delta, kron_linear
-from .layer import CdkaLayer, CdkaLinear
+from .layer import CdkaConv2d, CdkaLayer, CdkaLinear
 from .model import CdkaModel
 from .predictors import PREDICTORS, Prediction, predict
+from .rearrangement import nearest_factors, rearrange, truncate_factors
 from .registration import register
 from .shapes import meta_model, module_shapes
 
@@ -29,6 +31,7 @@ __all__ = [
     "AdapterError",
     "BudgetError",
     "CdkaConfig",
+    "CdkaConv2d",
     "CdkaError",
     "CdkaLayer",
     "CdkaLinear",
@@ -41,13 +44,17 @@ __all__ = [
     "count_lora_parameters",
     "count_parameters",
     "feasible",
+    "initialize_from_gradients",
     "kron_delta",
     "kron_linear",
     "largest_r",
     "meta_model",
     "module_shapes",
+    "nearest_factors",
     "predict",
     "rank_bound",
+    "rearrange",
     "register",
     "require_divisible",
+    "truncate_factors",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft.config import PeftConfig
 
 from .errors import CdkaError
+from .initializers import NAMES
 from .registration import cdka_peft_type
 
 
@@ -27,8 +29,14 @@ class CdkaConfig(PeftConfig):
         target_modules: names, suffixes, a regular expression, or ``"all-linear"``; ``None`` is PEFT's mapping for LoRA.
         exclude_modules: what is left out of ``target_modules``.
         dropout: probability of dropping an input feature of the adapter while training.
-        init_weights: ``True`` starts at dW = 0 (Kaiming-uniform A, zero B); ``False`` draws both at random, so the
-            adapter is not the identity (for tests).
+        init_weights: ``True`` or ``"kaiming"`` (the paper's), ``"gaussian"`` and ``"orthogonal"`` start at dW = 0 and
+            differ in A; ``"weight"`` takes the factors nearest to W and freezes W - dW, so the output is unchanged;
+            ``"gradient"`` is filled by :func:`cdka.initialize_from_gradients`; ``False`` draws both factors at random,
+            so the adapter is not the identity (for tests). See :mod:`cdka.initializers`.
+        scaling: ``"cdka"``: ``alpha/sqrt(r*r2)`` (the paper's); ``"rslora"``: ``alpha/sqrt(r)`` (Kalajdzievski 2023, the
+            number of components for the rank); ``"constant"``: alpha itself.
+        fit: ``"strict"`` refuses layers that r1 or r2 does not divide; ``"nearest"`` takes there the largest divisor
+            not above what was asked, and records it in ``r1_pattern`` and ``r2_pattern``.
         rank_pattern, r1_pattern, r2_pattern, alpha_pattern: per-module values by name or regular expression.
         layers_to_transform, layers_pattern: restrict a list of target modules to layers by index.
         modules_to_save: modules trained in full and saved with the adapter.
@@ -45,7 +53,11 @@ class CdkaConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
-    init_weights: bool = field(default=True, metadata={"help": "Start at dW = 0; False draws both factors."})
+    init_weights: bool | str = field(
+        default=True, metadata={"help": "True or the name of an initialisation; False draws both factors."}
+    )
+    scaling: str = field(default="cdka", metadata={"help": "Rule of the scale: cdka, rslora or constant."})
+    fit: str = field(default="strict", metadata={"help": "What to do with layers that do not divide."})
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r by module name."})
     r1_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r1 by module name."})
     r2_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r2 by module name."})
@@ -60,6 +72,10 @@ class CdkaConfig(PeftConfig):
         self.peft_type: Any = cdka_peft_type()
         self._check_sizes()
         self._check_scales()
+        if isinstance(self.init_weights, str) and self.init_weights not in NAMES:
+            raise CdkaError(f"init_weights={self.init_weights!r} is no initialisation; there are: {', '.join(NAMES)}")
+        if self.fit not in FITS:
+            raise CdkaError(f"fit={self.fit!r} is unknown; there are: {', '.join(FITS)}")
         if self.bias != "none":
             raise CdkaError(f"bias={self.bias!r} is not supported; the only value is 'none'")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
@@ -82,18 +98,38 @@ class CdkaConfig(PeftConfig):
         for where, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
             if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
                 raise CdkaError(f"{where}={alpha!r} is not a scale; give a finite number above 0")
+        if self.scaling not in SCALES:
+            raise CdkaError(f"scaling={self.scaling!r} is no rule of the scale; there are: {', '.join(SCALES)}")
         if not 0.0 <= self.dropout < 1.0:
             raise CdkaError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
 
     @property
     def scale(self) -> float:
-        """``lambda = alpha / sqrt(r * r2)``, where no pattern says otherwise."""
-        return cdka_scale(self.alpha, self.r, self.r2)
+        """``lambda``, where no pattern says otherwise."""
+        return SCALES[self.scaling](self.alpha, self.r, self.r2)
 
 
 def cdka_scale(alpha: float, r: int, r2: int) -> float:
     """The paper's stabilised scale ``lambda = alpha / sqrt(r * r2)`` (arXiv 2602.01267)."""
     return alpha / math.sqrt(r * r2)
+
+
+def rslora_scale(alpha: float, r: int, r2: int) -> float:
+    """``alpha / sqrt(r)``: the rank-stabilised scale (Kalajdzievski 2023), r components in the rank's place."""
+    return alpha / math.sqrt(r)
+
+
+def constant_scale(alpha: float, r: int, r2: int) -> float:
+    """``alpha``, whatever the structure."""
+    return alpha
+
+
+SCALES: dict[str, Callable[[float, int, int], float]] = {
+    "cdka": cdka_scale,
+    "rslora": rslora_scale,
+    "constant": constant_scale,
+}
+FITS = ("strict", "nearest")
 
 
 def _require_size(symbol: str, value: object) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from .divisors import common_divisors, require_divides
+from .divisors import common_divisors, largest_divisor, require_divides
 from .errors import BudgetError, CdkaError
 
 MAX_COMPONENT_SIZE = 64
@@ -57,14 +57,21 @@ def require_divisible(shapes: Sequence[ModuleShape], r1: int, r2: int) -> None:
         require_divides("r2", r2, "d_in", shape.d_in, shape.name)
 
 
-def count_parameters(shapes: Sequence[ModuleShape], r1: int, r2: int, r: int) -> int:
+def count_parameters(shapes: Sequence[ModuleShape], r1: int, r2: int, r: int, fit: str = "strict") -> int:
     """Parameters of a CDKA adapter: ``sum over layers of r * (r1*d_in/r2 + r2*d_out/r1)``.
 
+    With ``fit="nearest"`` each layer takes the largest divisors not above r1 and r2, as the adapter would.
+
     Raises:
-        IndivisibleError: r1 does not divide a d_out, or r2 a d_in.
-        CdkaError: a size is not a positive integer.
+        IndivisibleError: r1 does not divide a d_out, or r2 a d_in, and ``fit`` is ``"strict"``.
+        CdkaError: a size is not a positive integer, or ``fit`` is unknown.
     """
     _require_sizes(r1, r2, r)
+    if fit == "nearest":
+        fitted = [(s, largest_divisor(s.d_out, r1), largest_divisor(s.d_in, r2)) for s in shapes]
+        return sum(r * (a * (s.d_in // b) + b * (s.d_out // a)) for s, a, b in fitted)
+    if fit != "strict":
+        raise CdkaError(f"fit={fit!r} is unknown; there are: strict, nearest")
     require_divisible(shapes, r1, r2)
     return sum(r * (r1 * (s.d_in // r2) + r2 * (s.d_out // r1)) for s in shapes)
 

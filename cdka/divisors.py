@@ -40,3 +40,8 @@ def common_divisors(dimensions: Sequence[int], limit: int) -> list[int]:
             sizes.append(size)
         size *= 2
     return sizes
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is not above ``limit``; at least 1."""
+    return next(size for size in range(min(number, limit), 0, -1) if number % size == 0)

@@ -1,4 +1,4 @@
-"""A linear layer with CDKA adapters beside its frozen weight."""
+"""Layers with CDKA adapters beside their frozen weight."""
 
 from __future__ import annotations
 
@@ -10,20 +10,42 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check
 from peft.utils import resolve_quantization_backend
 from peft.utils.other import transpose
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from .config import CdkaConfig, cdka_scale
+from .config import SCALES, CdkaConfig
 from .divisors import require_divides
 from .errors import AdapterError, TargetError
+from .fused import can_fuse, fused
 from .initializers import initialize_
-from .kronecker import kron_delta, kron_linear
+from .kronecker import autocast_inputs, kron_delta, kron_linear
+from .rearrangement import nearest_factors
+
+BASE = "__base__"  # PEFT's name, in a mixed batch, for rows that take no adapter
+
+
+def layer_dimensions(layer: nn.Module) -> tuple[int, int]:
+    """``(d_in, d_out)`` of a layer as a matrix; a convolution's kernel is flattened into the input side.
+
+    Raises:
+        TargetError: the layer is no linear map of features, or a grouped convolution.
+    """
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups != 1:
+            raise TargetError(f"a convolution with groups={layer.groups} cannot carry a CDKA adapter; groups must be 1")
+        height, width = layer.kernel_size
+        return layer.in_channels * height * width, layer.out_channels
+    d_in, d_out = _get_in_out_features(layer)
+    if d_in is None or d_out is None:
+        raise TargetError(f"a {type(layer).__name__} cannot carry a CDKA adapter")
+    return int(d_in), int(d_out)
 
 
 class CdkaLayer(BaseTunerLayer):
     """A layer's adapters: factors ``cdka_A[name]`` ``(r, r1, d_in/r2)`` and ``cdka_B[name]`` ``(r, d_out/r1, r2)``."""
 
     adapter_layer_names: tuple[str, ...] = ("cdka_A", "cdka_B")
-    other_param_names: tuple[str, ...] = ("r", "r1", "r2", "alpha", "scaling", "cdka_dropout")
+    other_param_names: tuple[str, ...] = ("r", "r1", "r2", "alpha", "scaling", "scale_rule", "cdka_dropout")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -35,17 +57,17 @@ class CdkaLayer(BaseTunerLayer):
         self.r2: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
+        self.scale_rule: dict[str, str] = {}
         self.cdka_dropout = nn.ModuleDict()
         self.cdka_A = nn.ParameterDict()
         self.cdka_B = nn.ParameterDict()
+        # What ``init_weights="weight"`` took out of the base weight, as factors with the scale folded into B.
+        self.taken_out: dict[str, tuple[Tensor, Tensor]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
-        in_features, out_features = _get_in_out_features(self.get_base_layer())
-        if in_features is None or out_features is None:
-            raise TargetError(f"a {type(self.get_base_layer()).__name__} cannot carry a CDKA adapter")
-        self.in_features, self.out_features = int(in_features), int(out_features)
+        self.in_features, self.out_features = layer_dimensions(self.get_base_layer())
 
     def update_layer(
         self,
@@ -64,21 +86,82 @@ class CdkaLayer(BaseTunerLayer):
 
         Raises:
             IndivisibleError: r1 does not divide d_out or r2 does not divide d_in of this layer.
+            AdapterError: an adapter that starts from the weight would share this layer with another one.
         """
         require_divides("r1", r1, "d_out", self.out_features, layer_name)
         require_divides("r2", r2, "d_in", self.in_features, layer_name)
+        self.give_back_weight(adapter_name)
+        from_weight = config.init_weights == "weight"
+        if self.taken_out or (from_weight and set(self.cdka_A) - {adapter_name}):
+            raise AdapterError(
+                f"init_weights='weight' moves part of the base weight of {layer_name} into its adapter, so no other "
+                "adapter can share the layer; delete one, or use another initialisation"
+            )
         self.r[adapter_name], self.r1[adapter_name], self.r2[adapter_name] = r, r1, r2
-        self.alpha[adapter_name] = alpha
-        self.scaling[adapter_name] = cdka_scale(alpha, r, r2)
+        self.alpha[adapter_name], self.scale_rule[adapter_name] = alpha, config.scaling
+        self.scaling[adapter_name] = SCALES[config.scaling](alpha, r, r2)
         self.cdka_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
         self.cdka_A[adapter_name] = nn.Parameter(torch.empty(r, r1, self.in_features // r2))
         self.cdka_B[adapter_name] = nn.Parameter(torch.empty(r, self.out_features // r1, r2))
-        initialize_(self.cdka_A[adapter_name], self.cdka_B[adapter_name], config.init_weights)
+        if from_weight:
+            self.start_from_weight(adapter_name, layer_name)
+        else:
+            initialize_(self.cdka_A[adapter_name], self.cdka_B[adapter_name], config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
+    @torch.no_grad()
+    def start_from_weight(self, adapter_name: str, layer_name: str = "this layer") -> None:
+        """Take the factors nearest to W as the adapter and freeze ``W - dW`` in W's place: the output is unchanged.
+
+        The idea of PiSSA (Meng et al. 2024), with the nearest sum of Kronecker products in place of the truncated SVD.
+        Where the adapter is off, deleted or unloaded, what was taken out counts again.
+
+        Raises:
+            AdapterError: the base weight is quantised, so what is taken out of it would be lost.
+        """
+        if self.quantization_backend is not None:
+            raise AdapterError(f"init_weights='weight' needs a weight that is not quantised, unlike {layer_name}'s")
+        scale = self.scaling[adapter_name]
+        r, r1, r2 = self.r[adapter_name], self.r1[adapter_name], self.r2[adapter_name]
+        weight = self.get_base_weight()
+        if weight.is_meta:
+            return
+        A, B = nearest_factors(self._as_matrix(weight), r1, r2, r)
+        if not self.cdka_A[adapter_name].is_meta:
+            self.cdka_A[adapter_name].copy_(A / scale**0.5)
+            self.cdka_B[adapter_name].copy_(B / scale**0.5)
+        self.taken_out[adapter_name] = (A.to(weight.dtype), B.to(weight.dtype))
+        self._add_to_base(adapter_name, -1.0)
+
+    @torch.no_grad()
+    def give_back_weight(self, adapter_name: str) -> None:
+        """Undo what :meth:`start_from_weight` did to the base weight; without effect on other adapters."""
+        if adapter_name in self.taken_out:
+            self._add_to_base(adapter_name, 1.0)
+            del self.taken_out[adapter_name]
+
+    def _add_to_base(self, adapter_name: str, sign: float) -> None:
+        A, B = self.taken_out[adapter_name]
+        weight = self.get_base_weight()
+        delta = kron_delta(A.to(weight.device).float(), B.to(weight.device).float(), sign)
+        self.set_base_weight(weight + self._as_weight(delta).to(weight.dtype))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove the adapter; its part of the base weight, if it took one, goes back."""
+        self.give_back_weight(adapter_name)
+        super().delete_adapter(adapter_name)
+
+    def _as_matrix(self, weight: Tensor) -> Tensor:
+        """The base weight as ``(d_out, d_in)``."""
+        return transpose(weight, self.fan_in_fan_out).reshape(self.out_features, self.in_features)  # type: ignore[no-any-return]
+
+    def _as_weight(self, matrix: Tensor) -> Tensor:
+        """A ``(d_out, d_in)`` matrix in the base weight's layout."""
+        return transpose(matrix, self.fan_in_fan_out).reshape(self.get_base_weight().shape)  # type: ignore[no-any-return]
+
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """``dW`` of one adapter in the base weight's layout: ``(d_out, d_in)``, or transposed for Conv1D."""
+        """``dW`` of one adapter in the base weight's layout: ``(d_out, d_in)``, transposed for Conv1D, 4-d for Conv2d."""
         A, B = self.cdka_A[adapter_name], self.cdka_B[adapter_name]
         # Half-precision products on a CPU are slow and coarse; fp32 costs little at merge time.
         half_on_cpu = A.device.type == "cpu" and A.dtype in (torch.float16, torch.bfloat16)
@@ -86,7 +169,7 @@ class CdkaLayer(BaseTunerLayer):
             delta = kron_delta(A.float(), B.float(), self.scaling[adapter_name]).to(A.dtype)
         else:
             delta = kron_delta(A, B, self.scaling[adapter_name])
-        return transpose(delta, self.fan_in_fan_out)
+        return self._as_weight(delta)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the adapters' dW to the base weight.
@@ -121,7 +204,8 @@ class CdkaLayer(BaseTunerLayer):
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set the adapter's scale to ``scale`` times its own lambda."""
         if adapter in self.scaling:
-            self.scaling[adapter] = scale * cdka_scale(self.alpha[adapter], self.r[adapter], self.r2[adapter])
+            rule = SCALES[self.scale_rule[adapter]]
+            self.scaling[adapter] = scale * rule(self.alpha[adapter], self.r[adapter], self.r2[adapter])
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the scale of the active adapters."""
@@ -138,6 +222,69 @@ class CdkaLayer(BaseTunerLayer):
                 else:
                     self.scaling[name] /= scale
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus that of the active adapters; ``adapter_names`` chooses one per row instead.
+
+        Raises:
+            AdapterError: ``adapter_names`` does not name one adapter per row, or comes while adapters are merged.
+        """
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self._base_output(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
+        names = [name for name in self.active_adapters if name in self.cdka_A]
+        if self.merged:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if not names:
+            return self._base_output(x, *args, **kwargs)
+        if len(names) == 1 and not args and not kwargs:
+            output = self._fused_forward(x, names[0])
+            if output is not None:
+                return output
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        dtype = result.dtype
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for name in names:
+            features = self.cdka_dropout[name](self._cast_input_dtype(x, self.cdka_A[name].dtype))
+            result = result + self._product(features, self.cdka_A[name], self.cdka_B[name], self.scaling[name])
+        return result.to(dtype)
+
+    def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer as it was before any adapter came."""
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        for A, B in self.taken_out.values():
+            result = result + self._product(x, A.to(x), B.to(x), 1.0).to(result.dtype)
+        return result
+
+    def _mixed_batch_forward(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
+        if self.merged:
+            raise AdapterError("adapter_names chooses among adapters that are not merged; unmerge them first")
+        if len(adapter_names) != len(x):
+            raise AdapterError(f"adapter_names has {len(adapter_names)} names for a batch of {len(x)} rows")
+        result: Tensor = self.base_layer(x, *args, **kwargs).clone()
+        for name in sorted(set(adapter_names)):
+            rows = torch.tensor([i for i, n in enumerate(adapter_names) if n == name], device=x.device)
+            if name in self.cdka_A:
+                A, B, scale = self.cdka_A[name], self.cdka_B[name], self.scaling[name]
+                part = self._product(self._cast_input_dtype(x[rows], A.dtype), A, B, scale)
+                result[rows] += part.to(result.dtype)
+            else:
+                for A, B in self.taken_out.values():
+                    result[rows] += self._product(x[rows], A.to(x), B.to(x), 1.0).to(result.dtype)
+        return result
+
+    def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
+        """Base layer and adapter in one function, where that computes the same; ``None`` where it would not."""
+        return None
+
+    def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """``dW`` applied to the layer's input."""
+        raise NotImplementedError
+
 
 class CdkaLinear(nn.Module, CdkaLayer):
     """``y = W x + b + sum over active adapters of lambda * sum_i (B_i (x) A_i) x``; dW is never built."""
@@ -149,26 +296,59 @@ class CdkaLinear(nn.Module, CdkaLayer):
         self.update_layer(adapter_name, config, **kwargs)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(..., d_in) -> (..., d_out)``."""
-        if kwargs.pop("adapter_names", None) is not None:
-            raise AdapterError("CDKA does not mix adapters within a batch; call the model once per adapter")
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.merged:
-            return result
-        dtype = result.dtype
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        for name in self.active_adapters:
-            if name not in self.cdka_A:
-                continue
-            A, B = self.cdka_A[name], self.cdka_B[name]
-            features = self.cdka_dropout[name](self._cast_input_dtype(x, A.dtype))
-            result = result + kron_linear(features, A, B, self.scaling[name])
-        return result.to(dtype)
+        """``(..., d_in) -> (..., d_out)``; see :meth:`CdkaLayer.forward`."""
+        return CdkaLayer.forward(self, x, *args, **kwargs)
+
+    def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
+        base = self.base_layer
+        # Anything that watches or changes the base layer must see it called.
+        if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+            return None
+        dropout = self.cdka_dropout[name]
+        if (self.training and not isinstance(dropout, nn.Identity)) or base.weight.requires_grad:
+            return None
+        if base.bias is not None and base.bias.requires_grad:
+            return None
+        x, A, B = autocast_inputs(x, self.cdka_A[name], self.cdka_B[name])
+        if not can_fuse(x, A, B, base.weight, base.bias):
+            return None
+        return fused(x, A, B, self.scaling[name], base.weight, base.bias)
+
+    def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        return kron_linear(x, A, B, scale)
+
+    def __repr__(self) -> str:
+        return "cdka." + super().__repr__()
+
+
+class CdkaConv2d(nn.Module, CdkaLayer):
+    """A convolution as a linear map of patches: ``d_in = C_in * k_h * k_w``, ``d_out = C_out``."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: CdkaConfig, **kwargs: Any) -> None:
+        super().__init__()
+        CdkaLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, **kwargs)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``(N, C_in, H, W) -> (N, C_out, H', W')``; see :meth:`CdkaLayer.forward`."""
+        return CdkaLayer.forward(self, x, *args, **kwargs)
+
+    def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        conv = self.get_base_layer()
+        padding = conv._reversed_padding_repeated_twice
+        if any(padding):
+            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+            x = F.pad(x, padding, mode=mode)
+        height, width = (
+            (size - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, dilation, stride in zip(
+                x.shape[-2:], conv.kernel_size, conv.dilation, conv.stride, strict=True
+            )
+        )
+        patches = F.unfold(x, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
+        y = kron_linear(patches.transpose(1, 2), A, B, scale)
+        return y.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
 
     def __repr__(self) -> str:
         return "cdka." + super().__repr__()

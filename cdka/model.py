@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils import AuxiliaryTrainingWrapper, get_quantization_kwargs, resolve_quantization_backend
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import CdkaConfig
+from .divisors import largest_divisor
 from .errors import AdapterError, TargetError
-from .layer import CdkaLayer, CdkaLinear
+from .layer import BASE, CdkaConv2d, CdkaLayer, CdkaLinear, layer_dimensions
+from .rearrangement import truncate_factors
 
 
 class CdkaModel(BaseTuner):
@@ -34,41 +40,167 @@ class CdkaModel(BaseTuner):
         current_key: str,
         **optional_kwargs: Any,
     ) -> None:
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        layer_class = _layer_class(base, current_key)
         sizes = {
             "r": _by_module(config.rank_pattern, current_key, config.r),
             "r1": _by_module(config.r1_pattern, current_key, config.r1),
             "r2": _by_module(config.r2_pattern, current_key, config.r2),
             "alpha": _by_module(config.alpha_pattern, current_key, config.alpha),
         }
+        if config.fit == "nearest":
+            d_in, d_out = layer_dimensions(base)
+            for symbol, dimension, pattern in (("r1", d_out, config.r1_pattern), ("r2", d_in, config.r2_pattern)):
+                fitted = largest_divisor(dimension, sizes[symbol])
+                if fitted != sizes[symbol]:
+                    sizes[symbol] = pattern[current_key] = fitted
         if isinstance(target, CdkaLayer):
             target.update_layer(adapter_name, config, layer_name=current_key, **sizes)
             return
         kwargs = get_quantization_kwargs(self)
-        new_module = self._create_new_module(config, adapter_name, target, layer_name=current_key, **sizes, **kwargs)
+        new_module = layer_class(target, adapter_name, config, layer_name=current_key, **sizes, **kwargs)
         if adapter_name not in self.active_adapters:
             # An additional adapter is not trained until it is chosen.
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
 
-    @staticmethod
-    def _create_new_module(config: CdkaConfig, adapter_name: str, target: nn.Module, **kwargs: Any) -> CdkaLinear:
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        backend = resolve_quantization_backend(base)
-        linear = isinstance(base, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear")
-        if not linear:
-            raise TargetError(
-                f"target module {kwargs['layer_name']} is a {type(base).__name__}; CDKA goes on linear layers "
-                "(torch.nn.Linear, or GPT-2's Conv1D)"
-            )
-        return CdkaLinear(target, adapter_name, config, **kwargs)
-
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        # Without this hook PEFT would drop adapter_names in silence and serve every row with the active adapter.
-        if kwargs.get("adapter_names") is not None:
-            raise AdapterError("CDKA does not mix adapters within a batch; call the model once per adapter")
-        yield
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's seam for mixed batches: hands ``adapter_names`` to every adapted layer for one forward pass.
+
+        Raises:
+            AdapterError: the model is training, or no layer has an adapter of a given name.
+        """
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("adapter_names is for inference; call model.eval() first")
+        known = {name for layer in self.modules() if isinstance(layer, CdkaLayer) for name in layer.cdka_A}
+        unknown = sorted(set(names) - known - {BASE})
+        if unknown:
+            raise AdapterError(f"no adapter named {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+        hook = partial(_choose_adapters, names=list(names), beams=kwargs.get("num_beams") or 1)
+        handles = [
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, CdkaLayer | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        r: int | None = None,
+    ) -> None:
+        """Add an adapter whose dW is ``sum_k weights[k] * dW_k``.
+
+        Args:
+            adapters: existing adapters; where they share a layer they must share its (r1, r2).
+            weights: one factor per adapter.
+            adapter_name: name of the new adapter.
+            combination_type: ``"cat"`` concatenates the components, which is exact and has the sum of their r;
+                ``"svd"`` takes the r components nearest to that (Frobenius norm). Averaging factors one by one, as
+                LoRA's ``"linear"`` does, does not average dW and is not offered.
+            r: number of components for ``"svd"``; by default the first adapter's.
+
+        Raises:
+            AdapterError: names or weights are wrong, or the structures differ.
+        """
+        self._check_combination(adapters, weights, adapter_name, combination_type)
+        components = None if combination_type == "cat" else (r or self.peft_config[adapters[0]].r)
+        combined = {
+            name: _combined(name, layer, adapters, weights, components)
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, CdkaLayer) and any(a in layer.cdka_A for a in adapters)
+        }
+        first = self.peft_config[adapters[0]]
+        self.peft_config[adapter_name] = replace(
+            first,
+            alpha=1.0,
+            scaling="constant",
+            alpha_pattern={},
+            init_weights=True,
+            inference_mode=True,
+            target_modules=set(combined),
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
+            rank_pattern={name: A.shape[0] for name, (A, _) in combined.items()},
+            r1_pattern={name: A.shape[1] for name, (A, _) in combined.items()},
+            r2_pattern={name: B.shape[2] for name, (_, B) in combined.items()},
+        )
+        self.inject_adapter(self.model, adapter_name)
+        with torch.no_grad():
+            for name, (A, B) in combined.items():
+                layer = self.model.get_submodule(name)
+                layer.cdka_A[adapter_name].copy_(A)  # type: ignore[index,operator,union-attr]
+                layer.cdka_B[adapter_name].copy_(B)  # type: ignore[index,operator,union-attr]
+
+    def _check_combination(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str
+    ) -> None:
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"there is an adapter named {adapter_name!r} already")
+        missing = [name for name in adapters if name not in self.peft_config]
+        if not adapters or missing:
+            raise AdapterError(f"no adapter named {', '.join(missing)}; there are: {', '.join(self.peft_config)}")
+        if len(adapters) != len(weights):
+            raise AdapterError(f"{len(weights)} weights for {len(adapters)} adapters; give one each")
+        if combination_type not in ("cat", "svd"):
+            raise AdapterError(f"combination_type={combination_type!r} is unknown; there are: cat, svd")
+
+    def unload(self) -> nn.Module:
+        """The base model without adapters; what adapters took out of its weights goes back."""
+        for layer in self.modules():
+            if isinstance(layer, CdkaLayer):
+                for name in list(layer.taken_out):
+                    layer.give_back_weight(name)
+        return super().unload()  # type: ignore[no-any-return]
+
+
+def _layer_class(base: nn.Module, name: str) -> type[CdkaLinear] | type[CdkaConv2d]:
+    if isinstance(base, nn.Conv2d):
+        return CdkaConv2d
+    backend = resolve_quantization_backend(base)
+    if isinstance(base, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear"):
+        return CdkaLinear
+    raise TargetError(
+        f"target module {name} is a {type(base).__name__}; CDKA goes on linear layers "
+        "(torch.nn.Linear, GPT-2's Conv1D) and on torch.nn.Conv2d"
+    )
+
+
+def _combined(
+    name: str, layer: CdkaLayer, adapters: Sequence[str], weights: Sequence[float], r: int | None
+) -> tuple[Tensor, Tensor]:
+    present = [(a, w) for a, w in zip(adapters, weights, strict=True) if a in layer.cdka_A]
+    structures = {(layer.r1[a], layer.r2[a]) for a, _ in present}
+    if len(structures) > 1:
+        raise AdapterError(f"adapters of different (r1, r2) cannot be combined; {name} has {sorted(structures)}")
+    A = torch.cat([layer.cdka_A[a].detach() for a, _ in present])
+    B = torch.cat([layer.cdka_B[a].detach() * (w * layer.scaling[a]) for a, w in present])
+    if r is not None:
+        A, B, _ = truncate_factors(A, B, r)
+    return A, B
+
+
+def _choose_adapters(module: nn.Module, args: Any, kwargs: Any, names: list[str], beams: int) -> Any:
+    rows = len(args[0]) if args else len(next(iter(kwargs.values())))
+    # Beam search repeats every row of the decoder, and not those of an encoder.
+    per_row = [name for name in names for _ in range(beams)] if rows == len(names) * beams else names
+    return args, {**kwargs, "adapter_names": per_row}
 
 
 def _by_module(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    if module in patterns:  # what fit="nearest" recorded for this very module
+        return patterns[module]
     return patterns.get(get_pattern_key(list(patterns), module), default)

@@ -9,7 +9,6 @@ from peft import LoraConfig, PeftConfig, TaskType
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
-    _get_in_out_features,
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
@@ -27,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .counts import ModuleShape
 from .errors import TargetError
+from .layer import layer_dimensions
 
 AUTO_MODELS: dict[str, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,
@@ -82,15 +82,13 @@ def module_shapes(
             continue
         if not name or not check_target_module_exists(selection, name):
             continue
-        if not isinstance(module, nn.Linear | Conv1D):
+        if not isinstance(module, nn.Linear | Conv1D | nn.Conv2d):
             raise TargetError(
                 f"target module {name} is a {type(module).__name__}; adapters go on linear layers "
-                "(torch.nn.Linear, or GPT-2's Conv1D)"
+                "(torch.nn.Linear, GPT-2's Conv1D) and on torch.nn.Conv2d"
             )
-        d_in, d_out = _get_in_out_features(module)
-        assert d_in is not None
-        assert d_out is not None
-        shapes.append(ModuleShape(name, int(d_in), int(d_out)))
+        d_in, d_out = layer_dimensions(module)
+        shapes.append(ModuleShape(name, d_in, d_out))
     if not shapes:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
         raise TargetError(
