@@ -33,8 +33,8 @@ class CdkaConfig(PeftConfig):
             differ in A; ``"weight"`` takes the factors nearest to W and freezes W - dW, so the output is unchanged;
             ``"gradient"`` is filled by :func:`cdka.initialize_from_gradients`; ``False`` draws both factors at random,
             so the adapter is not the identity (for tests). See :mod:`cdka.initializers`.
-        scaling: ``"cdka"``: ``alpha/sqrt(r*r2)`` (the paper's); ``"rslora"``: ``alpha/sqrt(r)`` (Kalajdzievski 2023, the
-            number of components for the rank); ``"constant"``: alpha itself.
+        scaling: ``"cdka"``: ``alpha/sqrt(r*r2)`` (the paper's); ``"rslora"``: ``alpha/sqrt(r)`` (Kalajdzievski 2023,
+            the number of components for the rank); ``"constant"``: alpha itself.
         fit: ``"strict"`` refuses layers that r1 or r2 does not divide; ``"nearest"`` takes there the largest divisor
             not above what was asked, and records it in ``r1_pattern`` and ``r2_pattern``.
         rank_pattern, r1_pattern, r2_pattern, alpha_pattern: per-module values by name or regular expression.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import functional as F
+from torch.nn.functional import linear
 
 # Expansion adds 6 N d_out r r2 (r1 - 1) operations a step, shuffling adds two passes over N d_out numbers. On one
 # core of a current x86 server both cost the same near r r2 (r1 - 1) = 32 (benchmarks/adapter.py --crossover).
@@ -35,7 +35,7 @@ def can_fuse(*tensors: Tensor | None) -> bool:
     given = [t for t in tensors if t is not None]
     return (
         not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
+        and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and all(type(t) in (Tensor, torch.nn.Parameter) for t in given)
         and all(t.dtype == given[0].dtype and t.is_floating_point() for t in given)
@@ -58,7 +58,7 @@ def plain(
         up = up * scale
     # (N, q, u); the output's column is u*r1 + q.
     y = (T @ up).transpose(1, 2).reshape(*x.shape[:-1], m * r1)
-    return y if weight is None else F.linear(x, weight, bias) + y
+    return y if weight is None else linear(x, weight, bias) + y
 
 
 def fused(
@@ -80,7 +80,7 @@ def fused(
     Returns:
         ``(..., d_out)``.
     """
-    y: Tensor = _KronLinear.apply(x, A, B, scale, weight, bias)
+    y: Tensor = _KronLinear.apply(x, A, B, scale, weight, bias)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -114,7 +114,7 @@ class _KronLinear(torch.autograd.Function):
         r, r1, n = A.shape
         m, r2 = B.shape[1], B.shape[2]
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
-        dy = dy.reshape(-1, m * r1)
+        dy = dy.reshape(-1, m * r1).contiguous()  # a sum's gradient arrives expanded
         dx = dA = dB = dT = None
         if _expands(r, r1, r2):
             if need_x or need_A:
@@ -168,11 +168,11 @@ def _add(up: Any, T: Tensor, factor: Tensor, x: Tensor, weight: Tensor | None, b
     if weight is None:
         y = up(T, factor)
     elif up is torch.mm:
-        y = F.linear(x, weight, bias).addmm_(T, factor)
+        y = linear(x, weight, bias).addmm_(T, factor)
     elif bias is None:
         y = up(T, factor).addmm_(x, weight.t())
     else:
-        y = F.linear(x, weight, bias).add_(up(T, factor))
+        y = linear(x, weight, bias).add_(up(T, factor))
     return y
 
 

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check
 from peft.utils import resolve_quantization_backend
 from peft.utils.other import transpose
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import pad, unfold
 from transformers.pytorch_utils import Conv1D
 
 from .config import SCALES, CdkaConfig
@@ -154,14 +154,14 @@ class CdkaLayer(BaseTunerLayer):
 
     def _as_matrix(self, weight: Tensor) -> Tensor:
         """The base weight as ``(d_out, d_in)``."""
-        return transpose(weight, self.fan_in_fan_out).reshape(self.out_features, self.in_features)  # type: ignore[no-any-return]
+        return transpose(weight, self.fan_in_fan_out).reshape(self.out_features, self.in_features)
 
     def _as_weight(self, matrix: Tensor) -> Tensor:
         """A ``(d_out, d_in)`` matrix in the base weight's layout."""
-        return transpose(matrix, self.fan_in_fan_out).reshape(self.get_base_weight().shape)  # type: ignore[no-any-return]
+        return transpose(matrix, self.fan_in_fan_out).reshape(self.get_base_weight().shape)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """``dW`` of one adapter in the base weight's layout: ``(d_out, d_in)``, transposed for Conv1D, 4-d for Conv2d."""
+        """``dW`` of one adapter in the base weight's layout: ``(d_out, d_in)``, or as Conv1D and Conv2d hold it."""
         A, B = self.cdka_A[adapter_name], self.cdka_B[adapter_name]
         # Half-precision products on a CPU are slow and coarse; fp32 costs little at merge time.
         half_on_cpu = A.device.type == "cpu" and A.dtype in (torch.float16, torch.bfloat16)
@@ -335,18 +335,18 @@ class CdkaConv2d(nn.Module, CdkaLayer):
         return CdkaLayer.forward(self, x, *args, **kwargs)
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        conv = self.get_base_layer()
+        conv: Any = self.get_base_layer()
         padding = conv._reversed_padding_repeated_twice
         if any(padding):
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = F.pad(x, padding, mode=mode)
+            x = pad(x, padding, mode=mode)
         height, width = (
             (size - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, dilation, stride in zip(
                 x.shape[-2:], conv.kernel_size, conv.dilation, conv.stride, strict=True
             )
         )
-        patches = F.unfold(x, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
+        patches = unfold(x, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
         y = kron_linear(patches.transpose(1, 2), A, B, scale)
         return y.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
 

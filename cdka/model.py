@@ -116,13 +116,13 @@ class CdkaModel(BaseTuner):
             AdapterError: names or weights are wrong, or the structures differ.
         """
         self._check_combination(adapters, weights, adapter_name, combination_type)
-        components = None if combination_type == "cat" else (r or self.peft_config[adapters[0]].r)
+        first: Any = self.peft_config[adapters[0]]
+        components = None if combination_type == "cat" else (r or first.r)
         combined = {
             name: _combined(name, layer, adapters, weights, components)
             for name, layer in self.model.named_modules()
             if isinstance(layer, CdkaLayer) and any(a in layer.cdka_A for a in adapters)
         }
-        first = self.peft_config[adapters[0]]
         self.peft_config[adapter_name] = replace(
             first,
             alpha=1.0,
@@ -142,8 +142,8 @@ class CdkaModel(BaseTuner):
         with torch.no_grad():
             for name, (A, B) in combined.items():
                 layer = self.model.get_submodule(name)
-                layer.cdka_A[adapter_name].copy_(A)  # type: ignore[index,operator,union-attr]
-                layer.cdka_B[adapter_name].copy_(B)  # type: ignore[index,operator,union-attr]
+                layer.cdka_A[adapter_name].copy_(A)
+                layer.cdka_B[adapter_name].copy_(B)
 
     def _check_combination(
         self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str
@@ -164,7 +164,7 @@ class CdkaModel(BaseTuner):
             if isinstance(layer, CdkaLayer):
                 for name in list(layer.taken_out):
                     layer.give_back_weight(name)
-        return super().unload()  # type: ignore[no-any-return]
+        return super().unload()
 
 
 def _layer_class(base: nn.Module, name: str) -> type[CdkaLinear] | type[CdkaConv2d]:

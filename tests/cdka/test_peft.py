@@ -175,12 +175,6 @@ def test_a_module_that_is_not_linear_is_refused_by_name() -> None:
         adapted(target_modules=["word_embeddings"])
 
 
-def test_batches_of_mixed_adapters_are_refused_not_ignored() -> None:
-    model = adapted()
-    with pytest.raises(cdka.AdapterError, match="once per adapter"):
-        model(IDS, adapter_names=["default", "default"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
