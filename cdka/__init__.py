@@ -15,6 +15,8 @@ from .counts import (
     require_divisible,
 )
 from .errors import AdapterError, BudgetError, CdkaError, IndivisibleError, TargetError
+from .exchange import from_reference, read_adapter, to_lokr, to_lora
+from .hotswap import hotswap_adapter
 from .initializers import initialize_from_gradients
 from .kronecker import kron_delta, kron_linear
 from .layer import CdkaConv2d, CdkaLayer, CdkaLinear
@@ -44,6 +46,8 @@ __all__ = [
     "count_lora_parameters",
     "count_parameters",
     "feasible",
+    "from_reference",
+    "hotswap_adapter",
     "initialize_from_gradients",
     "kron_delta",
     "kron_linear",
@@ -53,8 +57,11 @@ __all__ = [
     "nearest_factors",
     "predict",
     "rank_bound",
+    "read_adapter",
     "rearrange",
     "register",
     "require_divisible",
+    "to_lokr",
+    "to_lora",
     "truncate_factors",
 ]

@@ -16,7 +16,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .config import CdkaConfig
+from .config import SCALES, CdkaConfig
 from .divisors import largest_divisor
 from .errors import AdapterError, TargetError
 from .layer import BASE, CdkaConv2d, CdkaLayer, CdkaLinear, layer_dimensions
@@ -198,6 +198,11 @@ def _choose_adapters(module: nn.Module, args: Any, kwargs: Any, names: list[str]
     # Beam search repeats every row of the decoder, and not those of an encoder.
     per_row = [name for name in names for _ in range(beams)] if rows == len(names) * beams else names
     return args, {**kwargs, "adapter_names": per_row}
+
+
+def scale_by_module(config: CdkaConfig, module: str, r: int, r2: int) -> float:
+    """lambda of one layer, by the config's rule and patterns."""
+    return SCALES[config.scaling](_by_module(config.alpha_pattern, module, config.alpha), r, r2)
 
 
 def _by_module(patterns: dict[str, Any], module: str, default: Any) -> Any:

@@ -1,0 +1,122 @@
+"""``cdka adapter``: looks into saved adapters, converts and merges them, without the service.
+
+python -m cdka adapter inspect|export|merge ...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .counts import ModuleShape, rank_bound
+from .errors import CdkaError
+from .exchange import merge_into, read_adapter, to_lokr, to_lora
+
+adapter = typer.Typer(no_args_is_help=True, help="Look into saved CDKA adapters, convert and merge them.")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(adapter, name="adapter")
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a saved CDKA adapter.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+
+@app.callback()
+def commands() -> None:
+    """Kronecker adapters."""
+
+
+@adapter.command()
+def inspect(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show an adapter's structure, layer by layer: shapes, parameters, rank bound and size of dW."""
+    saved = read_adapter(folder)
+    rows = []
+    for name, (A, B) in saved.layers.items():
+        (r, r1, n), (_, m, r2) = A.shape, B.shape
+        shape = ModuleShape(name, r2 * n, m * r1)
+        # |sum_i B_i (x) A_i|_F^2 = sum_ij <A_i, A_j> <B_i, B_j>
+        gram = (A.flatten(1).double() @ A.flatten(1).double().T) * (B.flatten(1).double() @ B.flatten(1).double().T)
+        rows.append(
+            {
+                "layer": name,
+                "d_in": shape.d_in,
+                "d_out": shape.d_out,
+                "r1": r1,
+                "r2": r2,
+                "r": r,
+                "parameters": A.numel() + B.numel(),
+                "rank_bound": rank_bound(shape, r1, r2, r),
+                "norm": float(gram.sum().clamp_min(0).sqrt()),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"parameters": saved.parameters, "layers": rows}, indent=2))
+        return
+    columns = list(rows[0])
+    texts = [[f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *texts]) for i in range(len(columns))]
+    for line in [columns, *texts]:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    typer.echo(f"{len(rows)} layers, {saved.parameters} parameters")
+
+
+@adapter.command()
+def export(
+    folder: Folder,
+    out: Out,
+    to: Annotated[str, typer.Option("--to", help="lora (exact) or lokr (exact for r = 1).")] = "lora",
+) -> None:
+    """Write an adapter as LoRA or LoKr, for servers that know those."""
+    if to == "lora":
+        rank = to_lora(folder, out)
+        typer.echo(f"wrote {out}: LoRA of rank {rank} (exact); servers need max_lora_rank of at least {rank}")
+    elif to == "lokr":
+        errors = to_lokr(folder, out)
+        worst = max(errors, key=lambda name: errors[name])
+        typer.echo(f"wrote {out}: LoKr, relative error at most {errors[worst]:.3g} (at {worst})")
+    else:
+        raise CdkaError(f"cannot export to {to!r}; there are: lora, lokr")
+
+
+@adapter.command()
+def merge(
+    folder: Folder,
+    out: Out,
+    base: Annotated[str, typer.Option("--base", help="Base model: a folder, or a name on the hub.")],
+    kind: Annotated[str, typer.Option("--kind", help="Task of the model, which decides its class.")] = "causal_lm",
+) -> None:
+    """Add an adapter to its base model's weights and write the whole model."""
+    from .shapes import AUTO_MODELS
+
+    if kind not in AUTO_MODELS:
+        raise CdkaError(f"unknown kind {kind!r}; there are: {', '.join(AUTO_MODELS)}")
+    read_adapter(folder)  # a wrong folder is refused before a large model is loaded
+    arguments: dict[str, Any] = {}
+    labels = _labels(folder)
+    if labels is not None and kind.endswith("classification"):
+        arguments["num_labels"] = labels
+    model = AUTO_MODELS[kind].from_pretrained(base, **arguments)
+    merge_into(model, folder).save_pretrained(out)
+    typer.echo(f"wrote {out}: {base} with {folder} merged")
+
+
+def _labels(folder: Path) -> int | None:
+    """Number of classes of a saved head; its last matrix has one row each."""
+    heads = [t for k, t in read_adapter(folder).others.items() if t.dim() == 2 and k.endswith("weight")]
+    return heads[-1].shape[0] if heads else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; refusals go to stderr and exit with 2."""
+    try:
+        app(args=arguments, prog_name="cdka")
+    except CdkaError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
