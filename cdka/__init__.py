@@ -16,12 +16,13 @@ from .counts import (
 )
 from .errors import AdapterError, BudgetError, CdkaError, IndivisibleError, TargetError
 from .exchange import from_reference, read_adapter, to_lokr, to_lora
+from .gradients import Spectra, collect_spectra
 from .hotswap import hotswap_adapter
 from .initializers import initialize_from_gradients
 from .kronecker import kron_delta, kron_linear
 from .layer import CdkaConv2d, CdkaLayer, CdkaLinear
 from .model import CdkaModel
-from .predictors import PREDICTORS, Prediction, predict
+from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
 from .rearrangement import nearest_factors, rearrange, truncate_factors
 from .registration import register
 from .shapes import meta_model, module_shapes
@@ -29,6 +30,7 @@ from .shapes import meta_model, module_shapes
 register()
 
 __all__ = [
+    "FROM_BUDGET",
     "PREDICTORS",
     "AdapterError",
     "BudgetError",
@@ -42,7 +44,9 @@ __all__ = [
     "IndivisibleError",
     "ModuleShape",
     "Prediction",
+    "Spectra",
     "TargetError",
+    "collect_spectra",
     "count_lora_parameters",
     "count_parameters",
     "feasible",

@@ -201,7 +201,7 @@ def _choose_adapters(module: nn.Module, args: Any, kwargs: Any, names: list[str]
 
 
 def scale_by_module(config: CdkaConfig, module: str, r: int, r2: int) -> float:
-    """lambda of one layer, by the config's rule and patterns."""
+    """The scale of one layer, by the config's rule and patterns."""
     return SCALES[config.scaling](_by_module(config.alpha_pattern, module, config.alpha), r, r2)
 
 

@@ -1,4 +1,4 @@
-"""Predicts from the budget alone which component structure should win."""
+"""Predicts before any trial which component structure should win."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from ..counts import Configuration, ModuleShape, feasible
 from ..errors import CdkaError
 from .alignment import alignment
 from .guideline import guideline
+from .measured import measured
 from .prediction import Prediction
 
 Predictor = Callable[..., list[Prediction]]
-PREDICTORS: dict[str, Predictor] = {"guideline": guideline, "alignment": alignment}
+PREDICTORS: dict[str, Predictor] = {"guideline": guideline, "alignment": alignment, "measured": measured}
+# Those that need nothing but shapes and a budget.
+FROM_BUDGET = ("guideline", "alignment")
 
 
 def predict(
@@ -28,7 +31,8 @@ def predict(
     Args:
         shapes: the adapted layers.
         max_parameters: the budget, in adapter parameters.
-        predictor: ``"guideline"`` (the paper's rule) or ``"alignment"`` (closed form).
+        predictor: ``"guideline"`` (the paper's rule), ``"alignment"`` (closed form) or ``"measured"`` (from gradients,
+            which it takes as ``spectra``, see :func:`cdka.collect_spectra`).
         candidates: what to rank; ``None`` takes :func:`cdka.feasible`'s default candidates.
         constants: the named constants of the predictor, see its docstring.
 
@@ -42,4 +46,4 @@ def predict(
     return PREDICTORS[predictor](shapes, max_parameters, ranked, **constants)
 
 
-__all__ = ["PREDICTORS", "Prediction", "alignment", "guideline", "predict"]
+__all__ = ["FROM_BUDGET", "PREDICTORS", "Prediction", "alignment", "guideline", "measured", "predict"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..counts import Configuration, ModuleShape, forward_flops
-from .prediction import Prediction
+from .prediction import Prediction, predicted
 
 
 def expected_cosine(d_in: int, r1: int, r2: int, r: int) -> float:
@@ -44,7 +44,8 @@ def alignment(
     scored = [(score(c), c) for c in candidates]
     scored.sort(key=lambda pair: (-pair[0], forward_flops(shapes, *pair[1].structure), pair[1].r1, pair[1].r2))
     return [
-        Prediction(
+        predicted(
+            shapes,
             c,
             value,
             f"its first update is expected to point {value:.3f} (cosine) along full fine-tuning's: "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..counts import Configuration, ModuleShape, share_of_budget
-from .prediction import Prediction
+from .prediction import Prediction, predicted
 
 
 def guideline(
@@ -46,7 +46,7 @@ def guideline(
     ranked = sorted(candidates, key=order)
     note = "" if preferred == r1 else f" (r1 = {r1} fits no layer set here, so r1 = 1 takes its place)"
     return [
-        Prediction(c, 1.0 - position / len(ranked), _reason(c, max_parameters, preferred, floor, r_cap) + note)
+        predicted(shapes, c, 1.0 - position / len(ranked), _reason(c, max_parameters, preferred, floor, r_cap) + note)
         for position, c in enumerate(ranked)
     ]
 

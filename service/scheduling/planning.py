@@ -95,7 +95,7 @@ def plan_prediction(
         faults += found
     if faults or plan is None:
         raise InvalidRequest("no prediction can be made", faults)
-    return plan, rank(plan, None, list(cdka.PREDICTORS))
+    return plan, rank(plan, None, list(cdka.FROM_BUDGET))
 
 
 def schema_faults(error: ValidationError) -> list[Fault]:

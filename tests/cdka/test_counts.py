@@ -79,14 +79,18 @@ def test_the_guideline_says_when_it_must_do_without_r1_of_2() -> None:
     assert "r1 = 1 takes its place" in best.reason
 
 
-@pytest.mark.parametrize("structure", [(1, 1, 8), (2, 8, 4), (4, 2, 3), (2, 4, 6), (1, 16, 1), (4, 16, 12)])
-def test_alignment_agrees_with_simulation(structure: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("d", "structure"),
+    [(192, s) for s in [(1, 1, 8), (2, 8, 4), (4, 2, 3), (2, 4, 6), (1, 16, 1), (4, 16, 12), (2, 16, 8), (1, 4, 32)]]
+    # D = r1*d/r2 is 2, 4, 8 and 12: as many directions as dimensions, and more
+    + [(16, (1, 8, 2)), (16, (2, 8, 3)), (32, (4, 16, 8)), (48, (1, 4, 16))],
+)
+def test_alignment_agrees_with_simulation(d: int, structure: tuple[int, int, int]) -> None:
     """One step of gradient descent from B = 0 moves dW by the rearranged gradient projected on the A's."""
     r1, r2, r = structure
-    d = 192
     generator = torch.Generator().manual_seed(0)
     cosines = []
-    for _ in range(12):
+    for _ in range(12 if d > 100 else 2000):
         gradient = torch.randn(d * r2 // r1, r1 * d // r2, generator=generator)
         directions = torch.randn(r, r1 * d // r2, generator=generator)
         update = gradient @ directions.T @ directions

@@ -55,12 +55,12 @@ def _cases(module: str) -> dict[str, list[Any]]:
     return {}
 
 
-@pytest.hookimpl(hookwrapper=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> Any:
-    outcome = yield
-    collector = outcome.get_result()
+    collector = yield
     for name, cases in _cases(module_path.stem).items():
         getattr(collector.obj, name)[:] = cases
+    return collector
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

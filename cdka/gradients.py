@@ -1,0 +1,160 @@
+"""Collects the gradients of full fine-tuning, layer by layer, within bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .counts import Configuration, ModuleShape
+from .errors import AdapterError, CdkaError
+from .rearrangement import rearrange
+
+Loss = Callable[[nn.Module, Any], Tensor]
+EXACT_UP_TO = 256
+OVERSAMPLING = 10
+POWER_ITERATIONS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """How much of the squared gradient norm r Kronecker components can hold, by component size.
+
+    ``captured[r1, r2][k - 1]`` is the sum, over layers and batches, of the k largest squared singular values of the
+    rearranged gradient; ``total`` is the squared norm of all gradients.
+    """
+
+    captured: Mapping[tuple[int, int], tuple[float, ...]]
+    total: float
+
+    def share(self, r1: int, r2: int, r: int) -> float:
+        """Share of the squared gradient norm in the r leading components.
+
+        Raises:
+            CdkaError: the spectra were not collected for ``(r1, r2)``, or for fewer components.
+        """
+        values = self.captured.get((r1, r2))
+        if values is None or r > len(values):
+            raise CdkaError(f"no spectrum was measured for (r1, r2, r) = ({r1}, {r2}, {r})")
+        return values[r - 1] / self.total
+
+
+def collect_spectra(
+    model: nn.Module,
+    batches: Iterable[Any],
+    shapes: Sequence[ModuleShape],
+    candidates: Sequence[Configuration],
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> Spectra:
+    """Run every batch forward and backward, and keep the spectra of the rearranged gradients of the layers' weights.
+
+    Each gradient is looked at in the backward pass, as soon as it is complete, and freed before the next: one layer's
+    gradient is held at a time, in fp32. The model's weights, gradients and ``requires_grad`` are left as they were.
+    Singular values are exact where the smaller side of the rearranged gradient is at most 256, and else come from a
+    randomised SVD (Halko, Martinsson, Tropp 2011) with two power iterations.
+
+    Args:
+        model: the base model; dropout acts as the model's mode says.
+        batches: what ``loss`` takes; by default mappings of the model's arguments, labels included.
+        shapes: the layers to look at, by their names in ``model``.
+        candidates: the configurations that will be asked for.
+        loss: ``(model, batch) -> scalar``; by default ``model(**batch).loss``.
+        seed: of the randomised SVD.
+
+    Raises:
+        AdapterError: a layer is missing or has another shape, a weight cannot have a gradient, there is no batch, or
+            a gradient is not finite.
+    """
+    wanted: dict[tuple[int, int], int] = {}
+    for c in candidates:
+        wanted[c.r1, c.r2] = max(wanted.get((c.r1, c.r2), 0), c.r)
+    collector = _Collector(wanted, torch.Generator().manual_seed(seed))
+    compute = loss or (lambda model, batch: model(**batch).loss)
+    seen = 0
+    with _watched(model, shapes, collector):
+        for batch in batches:
+            compute(model, batch).backward()  # type: ignore[no-untyped-call]
+            seen += 1
+    if not seen or collector.total == 0:
+        raise AdapterError("no gradient was collected: give at least one batch that the adapted layers see")
+    return Spectra({pair: tuple(v.cumsum(0).tolist()) for pair, v in collector.squares.items()}, collector.total)
+
+
+class _Collector:
+    def __init__(self, wanted: Mapping[tuple[int, int], int], generator: torch.Generator) -> None:
+        self.wanted = wanted
+        self.generator = generator
+        self.squares = {pair: torch.zeros(r, dtype=torch.float64) for pair, r in wanted.items()}
+        self.total = 0.0
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        total = float(gradient.double().square().sum())
+        if not torch.isfinite(torch.tensor(total)):
+            raise AdapterError(f"the gradient of {name} is not finite")
+        self.total += total
+        for (r1, r2), r in self.wanted.items():
+            values = leading_singular_values(rearrange(gradient, r1, r2), r, self.generator).double().square().cpu()
+            self.squares[r1, r2][: len(values)] += values
+
+
+def leading_singular_values(matrix: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The ``count`` largest singular values, or all where there are fewer; exact for small matrices."""
+    rank = count + OVERSAMPLING
+    if min(matrix.shape) <= max(EXACT_UP_TO, rank):
+        return torch.linalg.svdvals(matrix)[:count]  # type: ignore[no-any-return]
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix = matrix.T
+    Q = torch.randn(matrix.shape[1], rank, generator=generator).to(matrix)
+    for _ in range(POWER_ITERATIONS):
+        Q = torch.linalg.qr(matrix.T @ torch.linalg.qr(matrix @ Q).Q).Q
+    return torch.linalg.svdvals(matrix @ Q)[:count]  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _watched(model: nn.Module, shapes: Sequence[ModuleShape], collector: _Collector) -> Iterator[None]:
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    handles = []
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for shape in shapes:
+            weight, transposed = _weight(model, shape)
+            weight.requires_grad_(True)
+
+            def look(weight: Tensor, name: str = shape.name, transposed: bool = transposed) -> None:
+                assert weight.grad is not None
+                gradient = weight.grad.detach().float()
+                weight.grad = None
+                collector.add(name, gradient.T if transposed else gradient.flatten(1))
+
+            handles.append(weight.register_post_accumulate_grad_hook(look))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
+
+
+def _weight(model: nn.Module, shape: ModuleShape) -> tuple[Tensor, bool]:
+    try:
+        module = model.get_submodule(shape.name)
+    except AttributeError as error:
+        raise AdapterError(f"the model has no layer {shape.name}") from error
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise AdapterError(f"the weight of {shape.name} cannot have a gradient (is it quantised?)")
+    transposed = isinstance(module, Conv1D)
+    if weight.numel() != shape.d_in * shape.d_out:
+        raise AdapterError(
+            f"{shape.name} has a weight of shape {tuple(weight.shape)}, not {shape.d_out} x {shape.d_in}"
+        )
+    return weight, transposed
