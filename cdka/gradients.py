@@ -79,7 +79,7 @@ def collect_spectra(
     seen = 0
     with _watched(model, shapes, collector):
         for batch in batches:
-            compute(model, batch).backward()  # type: ignore[no-untyped-call]
+            compute(model, batch).backward()
             seen += 1
     if not seen or collector.total == 0:
         raise AdapterError("no gradient was collected: give at least one batch that the adapted layers see")
@@ -134,7 +134,7 @@ def _watched(model: nn.Module, shapes: Sequence[ModuleShape], collector: _Collec
                 weight.grad = None
                 collector.add(name, gradient.T if transposed else gradient.flatten(1))
 
-            handles.append(weight.register_post_accumulate_grad_hook(look))
+            handles.append(weight.register_post_accumulate_grad_hook(look))  # type: ignore[no-untyped-call]
         yield
     finally:
         for handle in handles:

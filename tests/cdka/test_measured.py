@@ -28,7 +28,7 @@ def test_shares_are_those_of_the_full_svd() -> None:
     model = Net()
     shapes, candidates = prepared(model)
     spectra = cdka.collect_spectra(model, [X[:3], X[3:]], shapes, candidates, loss)
-    energy, total = {c: 0.0 for c in candidates}, 0.0
+    energy, total = dict.fromkeys(candidates, 0.0), 0.0
     for batch in (X[:3], X[3:]):
         twin = Net()
         loss(twin, batch).backward()
