@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 export HF_HUB_OFFLINE ?= 1
 ARGS ?=
 
-.PHONY: setup demo serve test test-slow lint bench bench-full clean
+.PHONY: setup demo serve test test-slow test-peft lint bench bench-full clean
 
 # torch comes first and by its exact pin, so that pip takes the build at hand instead of resolving a newer one.
 define install
@@ -16,12 +16,18 @@ define install
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[$(1)]"
 endef
 
+# The CPU build of torch leaves Triton out; the kernels' tests run in its interpreter.
+define install-triton
+	$(PIP) install --quiet -c constraints.txt --no-deps triton
+endef
+
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,demo)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,dev)
+	$(install-triton)
 	touch $@ $(VENV)/.demo
 
 setup: $(VENV)/.dev
@@ -43,6 +49,11 @@ test: lint
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow $(ARGS)
+
+# PEFT's own tuner tests, from the source distribution of the installed version, with CDKA as the method.
+test-peft: $(VENV)/.dev
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[peft-suite]"
+	$(BIN)/python -m tests.peft_suite.run $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.layer

@@ -10,6 +10,8 @@ With r1 > 1 the output's columns interleave (column ``u*r1 + q``), which no BLAS
   arithmetic of B's products;
 - shuffled: keep B and interleave with torch's channel shuffle, a vectorised transposition per token, for one more
   pass over the output and one over its gradient.
+
+On CUDA, where Triton is installed, kernels that read and write the stride themselves replace the second.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import linear
+
+from . import triton_kernels
 
 # Expansion adds 6 N d_out r r2 (r1 - 1) operations a step, shuffling adds two passes over N d_out numbers. On one
 # core of a current x86 server both cost the same near r r2 (r1 - 1) = 32 (benchmarks/adapter.py --crossover).
@@ -98,10 +102,15 @@ class _KronLinear(torch.autograd.Function):
         else:
             T = _shuffle(T, r2 * r).view(-1, r2 * r)
 
-            def up(T: Tensor, B_flat: Tensor) -> Tensor:
-                return _shuffle(torch.mm(T, B_flat).view(-1, r1 * m), r1)
+            if triton_kernels.usable(x, r, r1, r2):
+                y = x.new_zeros(len(rows), m * r1) if weight is None else linear(rows, weight, bias)
+                triton_kernels.add_up(y, T.contiguous(), _flat(B, scale), r1)
+            else:
 
-            y = _add(up, T, _flat(B, scale), rows, weight, bias)
+                def up(T: Tensor, B_flat: Tensor) -> Tensor:
+                    return _shuffle(torch.mm(T, B_flat).view(-1, r1 * m), r1)
+
+                y = _add(up, T, _flat(B, scale), rows, weight, bias)
         ctx.save_for_backward(x, A, B, T, weight)
         ctx.scale, ctx.bias = scale, bias
         return y.view(*x.shape[:-1], m * r1)
@@ -122,6 +131,10 @@ class _KronLinear(torch.autograd.Function):
             if need_B:
                 diagonal = (T.t() @ dy).view(r2, r, r1, m, r1).diagonal(dim1=2, dim2=4)
                 dB = (diagonal.sum(-1) if r1 > 1 else diagonal[..., 0]).permute(1, 2, 0) * ctx.scale
+        elif triton_kernels.usable(x, r, r1, r2):
+            dT, dup = triton_kernels.down_gradients(dy, T.contiguous(), _flat(B, ctx.scale), r1)
+            dT = _shuffle(dT.view(-1, r1 * r2 * r), r1)
+            dB = (dup.view(r2, r, m).permute(1, 2, 0) * ctx.scale).to(B.dtype)
         else:
             shuffled = _shuffle(dy, m).view(-1, m)
             if need_x or need_A:
@@ -149,7 +162,7 @@ def _expands(r: int, r1: int, r2: int) -> bool:
 def _flat(B: Tensor, scale: float) -> Tensor:
     """``(r2*r, m)``: row ``(v, i)`` is column v of B_i, scaled."""
     r, m, r2 = B.shape
-    return (B.permute(2, 0, 1) * scale).reshape(r2 * r, m)
+    return (B.permute(2, 0, 1) * scale).reshape(r2 * r, m).contiguous()
 
 
 def _expanded(B: Tensor, r1: int, scale: float) -> Tensor:
