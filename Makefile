@@ -56,11 +56,11 @@ test-peft: $(VENV)/.dev
 	$(BIN)/python -m tests.peft_suite.run $(ARGS)
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.layer
+	$(BIN)/python -m benchmarks.adapter
 	$(BIN)/python -m benchmarks.runners
 
 bench-full: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.layer --full
+	$(BIN)/python -m benchmarks.adapter --full
 	$(BIN)/python -m benchmarks.runners --full
 
 clean:

@@ -27,7 +27,7 @@ if AVAILABLE:
     import triton
     import triton.language as tl
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]
     def _add_up(
         y_ptr: Any, t_ptr: Any, up_ptr: Any, rows: Any, m: Any,
         R1: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr, WIDE: tl.constexpr,
@@ -49,7 +49,7 @@ if AVAILABLE:
         total = tl.dot(t, up, input_precision="ieee") + y.to(tl.float32)
         tl.store(place, total.to(y.dtype), mask=y_mask)
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]
     def _down_gradients(
         dy_ptr: Any, t_ptr: Any, up_ptr: Any, dt_ptr: Any, dup_ptr: Any, rows: Any, m: Any,
         R1: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, BN: tl.constexpr, BU: tl.constexpr, WIDE: tl.constexpr,

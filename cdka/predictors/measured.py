@@ -21,7 +21,8 @@ def measured(
 
     Derivation: a sum of r products ``B_i (x) A_i`` is, rearranged (Van Loan and Pitsianis 1993), a matrix of rank r.
     The largest share of ``|G|_F^2`` that such a matrix holds is that of the r leading squared singular values of
-    ``R(G)`` (Eckart and Young 1936). The shares are those of full fine-tuning's gradients on a few batches, summed over layers.
+    ``R(G)`` (Eckart and Young 1936). The shares are those of full fine-tuning's gradients on a few batches, summed
+    over layers.
 
     Ties go to fewer forward operations, then to smaller r1, then to smaller r2.
 

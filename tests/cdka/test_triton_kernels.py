@@ -1,4 +1,4 @@
-"""The CUDA kernels in Triton's interpreter, which must be chosen before Triton is imported: so in a process of its own."""
+"""The CUDA kernels in Triton's interpreter; it must be chosen before Triton is imported, so a process does it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
         dT, dup = down_gradients(y, T, up, r1)
         assert dT.dtype == dtype and dup.dtype == torch.float32
         torch.testing.assert_close(dT.double(), blocks @ wide[2].T, rtol=tolerance, atol=tolerance * m**0.5)
-        torch.testing.assert_close(dup.double(), wide[1].T @ blocks, rtol=tolerance, atol=tolerance * (rows * r1) ** 0.5)
+        spread = tolerance * (rows * r1) ** 0.5
+        torch.testing.assert_close(dup.double(), wide[1].T @ blocks, rtol=tolerance, atol=spread)
         expected = wide[0] + (wide[1] @ wide[2]).view(rows, r1, m).transpose(1, 2).reshape(rows, m * r1)
         add_up(y, T, up, r1)
         torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance * scale)

@@ -1,0 +1,237 @@
+"""CDKA's layer beside the frozen base layer, PEFT LoRA, PEFT LoKr and LyCORIS LoKr of equal parameters.
+
+    python -m benchmarks.adapter [--full | --crossover | --memory | --merged | --profile]
+
+One thread, forward and backward, medians of interleaved rounds, as ratios within one run.
+
+--full       all widths, token counts and precisions
+--crossover  expanded against shuffled products: where ``fused.EXPANSION_LIMIT`` comes from
+--memory     peak memory of a training step of a 6-layer model, CDKA over LoRA, each in a process of its own
+--merged     inference after merging, over the base layer
+--profile    where the time of one layer's step goes
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from peft import LoKrConfig, LoraConfig, get_peft_model
+from torch import nn
+
+import cdka
+from cdka import fused
+
+from .measure import medians
+
+Structure = tuple[int, int, int]  # (r1, r2, r)
+CONFIGURATIONS: tuple[Structure, ...] = ((1, 1, 8), (2, 2, 8), (2, 8, 4), (4, 16, 4))
+WIDTHS, TOKENS = (384, 1024, 2048, 4096), (128, 512, 2048)
+TRAINED = ("cdka_", "lora_", "lokr_")
+
+
+class _One(nn.Module):
+    def __init__(self, d: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(d, d, bias=False, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def _adapted(d: int, dtype: torch.dtype, config: Any) -> nn.Module:
+    model = _One(d, dtype)
+    return model if config is None else get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _step(model: nn.Module, x: torch.Tensor, cotangent: torch.Tensor) -> Callable[[], None]:
+    """Forward and backward into x and the adapter; the base weight is frozen in all contenders."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(prefix in name for prefix in TRAINED))
+
+    def run() -> None:
+        x.grad = None
+        model(x).backward(cotangent)
+
+    return run
+
+
+def _cdka(structure: Structure) -> cdka.CdkaConfig:
+    r1, r2, r = structure
+    return cdka.CdkaConfig(r1=r1, r2=r2, r=r, target_modules=["linear"], init_weights=False)
+
+
+def _parameters(d: int, structure: Structure) -> int:
+    return cdka.count_parameters([cdka.ModuleShape("linear", d, d)], *structure)
+
+
+def _lora(d: int, structure: Structure) -> LoraConfig:
+    rank = max(1, round(_parameters(d, structure) / (2 * d)))
+    return LoraConfig(r=rank, target_modules=["linear"], init_lora_weights=False)
+
+
+@cache
+def _lokr(d: int, parameters: int) -> LoKrConfig:
+    """The LoKr, over its factor and rank, whose size is closest to ``parameters``."""
+    sizes = {}
+    for factor in (4, 8, 16, 32):
+        for rank in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            config = LoKrConfig(
+                r=rank, alpha=rank, decompose_factor=factor, target_modules=["linear"], init_weights=False
+            )
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = get_peft_model(_One(d, torch.float32), config, low_cpu_mem_usage=True)
+            size = sum(p.numel() for n, p in model.named_parameters() if "lokr_" in n)
+            sizes[abs(size - parameters), factor, rank] = config
+    return sizes[min(sizes)]
+
+
+def _lycoris(d: int, dtype: torch.dtype, like: LoKrConfig) -> nn.Module:
+    """LyCORIS' LoKr of the size of PEFT's, in the mode that never builds dW."""
+    from lycoris.modules.lokr import LokrModule
+
+    base = nn.Linear(d, d, bias=False, dtype=dtype)
+    module = LokrModule(
+        "lokr", base, lora_dim=like.r, alpha=like.r, factor=like.decompose_factor, bypass_mode=True, use_scalar=False
+    ).to(dtype)
+    module.apply_to()  # the base layer's forward becomes the module's
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    base.requires_grad_(False)
+    return base
+
+
+def contenders(d: int, tokens: int, dtype: torch.dtype, structure: Structure) -> dict[str, Callable[[], None]]:
+    """The layers to time; LoRA's and LoKr's sizes are those closest in parameters to CDKA's."""
+    x = torch.randn(tokens, d, dtype=dtype, requires_grad=True)
+    cotangent = torch.randn(tokens, d, dtype=dtype)
+    lokr = _lokr(d, _parameters(d, structure))
+    configs = {"base": None, "cdka": _cdka(structure), "lora": _lora(d, structure), "lokr": lokr}
+    steps = {name: _step(_adapted(d, dtype, c), x, cotangent) for name, c in configs.items()}
+    base = _lycoris(d, dtype, lokr)
+
+    def lycoris() -> None:
+        x.grad = None
+        base(x).backward(cotangent)
+
+    return steps | {"lycoris": lycoris}
+
+
+def report(d: int, tokens: int, dtype: torch.dtype, structure: Structure, rounds: int) -> None:
+    """Print one line of ratios."""
+    made = contenders(d, tokens, dtype, structure)
+    seconds = medians(made, rounds, max(1, int(4e8 / (d * d * tokens))))
+    ours = seconds["cdka"]
+    ratios = "  ".join(f"/{name} {ours / seconds[name]:5.2f}" for name in ("base", "lora", "lokr", "lycoris"))
+    kind = str(dtype).removeprefix("torch.")
+    print(f"d={d:<5} tokens={tokens:<5} {kind:<9} {structure!s:<12} {1e3 * ours:8.2f} ms   cdka {ratios}", flush=True)
+
+
+def crossover() -> None:
+    """Both ways around the interleaving, over ``r*r2*(r1-1)``."""
+    d, tokens = 1024, 512
+    for structure in ((2, 1, 8), (2, 2, 8), (2, 8, 4), (2, 8, 8), (2, 16, 8), (4, 2, 4), (4, 4, 4), (4, 16, 4)):
+        r1, r2, r = structure
+        x, cotangent = torch.randn(tokens, d, requires_grad=True), torch.randn(tokens, d)
+        W = torch.randn(d, d)
+        A, B = torch.randn(r, r1, d // r2, requires_grad=True), torch.randn(r, d // r1, r2, requires_grad=True)
+
+        def step(limit: int, *, x=x, A=A, B=B, W=W, cotangent=cotangent) -> None:  # type: ignore[no-untyped-def]
+            fused.EXPANSION_LIMIT = limit
+            x.grad = A.grad = B.grad = None
+            fused.fused(x, A, B, 0.5, W).backward(cotangent)
+
+        seconds = medians({"expanded": lambda: step(10**9), "shuffled": lambda: step(0)}, 15, 2)
+        ratio = seconds["expanded"] / seconds["shuffled"]
+        print(f"{structure!s:<12} r*r2*(r1-1) = {r * r2 * (r1 - 1):<4} expanded / shuffled {ratio:.3f}", flush=True)
+
+
+def merged() -> None:
+    """Inference after ``merge_and_unload``, over the base layer."""
+    model = _adapted(1024, torch.float32, _cdka((2, 8, 4))).merge_and_unload()
+    base, x = _One(1024, torch.float32), torch.randn(512, 1024)
+    with torch.inference_mode():
+        seconds = medians({"base": lambda: base(x), "merged": lambda: model(x)}, 25, 5)
+    print(f"inference after merge / base {seconds['merged'] / seconds['base']:.3f}", flush=True)
+
+
+MEMORY = "from benchmarks.adapter import peak; peak({name!r}, {structure!r})"
+
+
+def peak(name: str, structure: Structure) -> None:
+    """Print this process' resident memory growth over training steps of a 6-layer BERT, in MiB."""
+    from transformers import AutoModelForSequenceClassification, BertConfig
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(BertConfig(hidden_size=768, num_hidden_layers=6))
+    r1, r2, r = structure
+    rank = round(_parameters(768, structure) / (2 * 768))
+    shared: dict[str, Any] = {"target_modules": "all-linear", "task_type": "SEQ_CLS"}
+    config = cdka.CdkaConfig(r1=r1, r2=r2, r=r, **shared) if name == "cdka" else LoraConfig(r=rank, **shared)
+    model = get_peft_model(model, config).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    ids = torch.randint(0, 1000, (16, 128))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        model(ids, labels=torch.zeros(16, dtype=torch.long)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def memory() -> None:
+    """CDKA's step memory over LoRA's."""
+    for structure in CONFIGURATIONS:
+        used = {}
+        for name in ("cdka", "lora"):
+            command = [sys.executable, "-c", MEMORY.format(name=name, structure=structure)]
+            runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+            used[name] = sorted(float(text.split()[-1]) for text in runs)[1]
+        ratio = used["cdka"] / used["lora"]
+        print(f"{structure!s:<12} step memory {used['cdka']:.0f} MiB, over LoRA's {ratio:.3f}", flush=True)
+
+
+def profile() -> None:
+    """Operators of one layer's step, by their own time."""
+    for structure in CONFIGURATIONS:
+        step = contenders(1024, 512, torch.float32, structure)["cdka"]
+        step()
+        with torch.profiler.profile() as recorded:
+            for _ in range(20):
+                step()
+        print(structure)
+        print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=8))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("full", "crossover", "memory", "merged", "profile"):
+        parser.add_argument(f"--{name}", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    chosen = [f for f in (crossover, memory, merged, profile) if getattr(options, f.__name__)]
+    if chosen:
+        for measure in chosen:
+            measure()
+        return
+    print("CDKA layer, forward + backward, one thread; medians; ratios over contenders of equal parameters")
+    for d in WIDTHS if options.full else (1024,):
+        for tokens in TOKENS if options.full else (512,):
+            for dtype in (torch.float32, torch.bfloat16) if options.full else (torch.float32,):
+                for structure in CONFIGURATIONS:
+                    report(d, tokens, dtype, structure, rounds=5 if options.full else 15)
+    merged()
+
+
+if __name__ == "__main__":
+    main()
