@@ -94,13 +94,13 @@ def _lokr(d: int, parameters: int) -> LoKrConfig:
     return sizes[min(sizes)]
 
 
-def _lycoris(d: int, dtype: torch.dtype, like: LoKrConfig) -> nn.Module:
-    """LyCORIS' LoKr of the size of PEFT's, in the mode that never builds dW."""
+def _lycoris(d: int, dtype: torch.dtype, like: LoKrConfig, bypass: bool) -> nn.Module:
+    """LyCORIS' LoKr of the size of PEFT's: by default it builds dW in every step, in bypass mode it does not."""
     from lycoris.modules.lokr import LokrModule
 
     base = nn.Linear(d, d, bias=False, dtype=dtype)
     module = LokrModule(
-        "lokr", base, lora_dim=like.r, alpha=like.r, factor=like.decompose_factor, bypass_mode=True, use_scalar=False
+        "lokr", base, lora_dim=like.r, alpha=like.r, factor=like.decompose_factor, bypass_mode=bypass, use_scalar=False
     ).to(dtype)
     module.apply_to()  # the base layer's forward becomes the module's
     for parameter in module.parameters():
@@ -116,13 +116,14 @@ def contenders(d: int, tokens: int, dtype: torch.dtype, structure: Structure) ->
     lokr = _lokr(d, _parameters(d, structure))
     configs = {"base": None, "cdka": _cdka(structure), "lora": _lora(d, structure), "lokr": lokr}
     steps = {name: _step(_adapted(d, dtype, c), x, cotangent) for name, c in configs.items()}
-    base = _lycoris(d, dtype, lokr)
+    for name, bypass in (("lycoris", False), ("lycoris bypass", True)):
 
-    def lycoris() -> None:
-        x.grad = None
-        base(x).backward(cotangent)
+        def step(base: nn.Module = _lycoris(d, dtype, lokr, bypass)) -> None:  # noqa: B008
+            x.grad = None
+            base(x).backward(cotangent)
 
-    return steps | {"lycoris": lycoris}
+        steps[name] = step
+    return steps
 
 
 def report(d: int, tokens: int, dtype: torch.dtype, structure: Structure, rounds: int) -> None:
@@ -130,7 +131,9 @@ def report(d: int, tokens: int, dtype: torch.dtype, structure: Structure, rounds
     made = contenders(d, tokens, dtype, structure)
     seconds = medians(made, rounds, max(1, int(4e8 / (d * d * tokens))))
     ours = seconds["cdka"]
-    ratios = "  ".join(f"/{name} {ours / seconds[name]:5.2f}" for name in ("base", "lora", "lokr", "lycoris"))
+    ratios = "  ".join(
+        f"/{name} {ours / seconds[name]:5.2f}" for name in ("base", "lora", "lokr", "lycoris", "lycoris bypass")
+    )
     kind = str(dtype).removeprefix("torch.")
     print(f"d={d:<5} tokens={tokens:<5} {kind:<9} {structure!s:<12} {1e3 * ours:8.2f} ms   cdka {ratios}", flush=True)
 
