@@ -26,8 +26,8 @@ from torch.nn.functional import linear
 from . import triton_kernels
 
 # Expansion adds 6 N d_out r r2 (r1 - 1) operations a step, shuffling adds two passes over N d_out numbers. On one
-# core of a current x86 server both cost the same near r r2 (r1 - 1) = 32 (benchmarks/adapter.py --crossover).
-EXPANSION_LIMIT = 32
+# core of a current x86 server both cost the same near r r2 (r1 - 1) = 24 (benchmarks/adapter.py --crossover).
+EXPANSION_LIMIT = 24
 
 
 def can_fuse(*tensors: Tensor | None) -> bool:
@@ -113,7 +113,8 @@ class _KronLinear(torch.autograd.Function):
                 y = _add(up, T, _flat(B, scale), rows, weight, bias)
         ctx.save_for_backward(x, A, B, T, weight)
         ctx.scale, ctx.bias = scale, bias
-        return y.view(*x.shape[:-1], m * r1)
+        # Autograd forbids changing a view that was made in here in place, as ``hidden += y`` does; data is no view.
+        return y.view(*x.shape[:-1], m * r1).data
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:

@@ -205,6 +205,13 @@ def create_token(
         print(client.create_token(name, role, team).token)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def adapter(context: typer.Context) -> None:
+    """Look into saved adapters, convert and merge them: inspect, export, merge."""
+    # A process of its own: this command stays free of torch, which takes seconds to import.
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "cdka", "adapter", *context.args]))
+
+
 @app.command()
 def demo(
     trials: Annotated[int, typer.Option(min=1, help="Search trials.")] = 10,

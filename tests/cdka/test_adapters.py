@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from peft import PeftModel, get_peft_model
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import cdka
 
@@ -332,3 +335,36 @@ def test_hooks_on_the_base_layer_are_still_called() -> None:
     model.base_model.model.first.base_layer.register_forward_hook(lambda m, args, y: seen.append(y.shape))
     torch.testing.assert_close(model(X), expected, rtol=1e-5, atol=1e-6)
     assert seen == [(5, 32)]
+
+
+def test_fully_shard_works() -> None:
+    """FSDP 2 shards parameters one by one, so ParameterDict adapters are no obstacle to it."""
+    model = net()
+    expected = model(X).detach()
+    torch.distributed.init_process_group(backend="gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for layer in (model.base_model.model.first, model.base_model.model.second, model):
+            fully_shard(layer, mesh=mesh)
+        outputs = model(X)
+        torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
+        outputs.sum().backward()
+        trained = [p for n, p in model.named_parameters() if "cdka_" in n]
+        assert len(trained) == 4
+        assert all(p.grad is not None for p in trained)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    model = net()
+
+    def gradients(run: Any) -> list[torch.Tensor]:
+        model.zero_grad()
+        run().square().sum().backward()
+        return [p.grad.clone() for n, p in model.named_parameters() if "cdka_" in n]
+
+    plain = gradients(lambda: model(X))
+    again = gradients(lambda: torch.utils.checkpoint.checkpoint(model, X, use_reentrant=False))
+    for ours, theirs in zip(plain, again, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -126,3 +126,17 @@ def test_nothing_of_the_size_of_dW_is_ever_made(structure: tuple[int, int, int])
     with Allocations() as allocations:
         fused(x, A, B, 0.5).sum().backward()
     assert tokens * d <= allocations.largest <= d * d // 8
+
+
+@pytest.mark.parametrize("structure", [(1, 1, 8), (2, 2, 8), (4, 16, 4)])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_the_output_may_be_changed_in_place(structure: tuple[int, int, int], with_base: bool) -> None:
+    x, A, B, W, _ = tensors(structure)
+    y = fused(x, A, B, 0.5, W if with_base else None)
+    assert y._base is None
+    y += 1
+    y.relu_()
+    got = torch.autograd.grad(y.sum(), (x, A, B))
+    expected = (plain(x, A, B, 0.5, W if with_base else None) + 1).relu()
+    for ours, theirs in zip(got, torch.autograd.grad(expected.sum(), (x, A, B)), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -195,3 +195,12 @@ def test_wrong_usage_and_an_absent_server_have_their_exit_codes(tmp_path: Path) 
     assert away.returncode == 4
     assert "cannot be reached" in away.stderr
     assert "Traceback" not in away.stderr
+
+
+def test_the_adapter_commands_are_those_of_the_library(tmp_path: Path) -> None:
+    """In a process of its own, so the exit code and what is wrong come through."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", "adapter", "inspect", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "adapter_config.json is missing" in done.stderr
