@@ -286,8 +286,8 @@ class CdkaLayer(BaseTunerLayer):
         raise NotImplementedError
 
 
-class CdkaLinear(nn.Module, CdkaLayer):
-    """``y = W x + b + sum over active adapters of lambda * sum_i (B_i (x) A_i) x``; dW is never built."""
+class CdkaModule(nn.Module, CdkaLayer):
+    """The module that takes a layer's place; its kinds say how dW meets the layer's input."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: CdkaConfig, **kwargs: Any) -> None:
         super().__init__()
@@ -296,8 +296,18 @@ class CdkaLinear(nn.Module, CdkaLayer):
         self.update_layer(adapter_name, config, **kwargs)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(..., d_in) -> (..., d_out)``; see :meth:`CdkaLayer.forward`."""
+        """See :meth:`CdkaLayer.forward`."""
         return CdkaLayer.forward(self, x, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return "cdka." + super().__repr__()
+
+
+class CdkaLinear(CdkaModule):
+    """``y = W x + b + sum over active adapters of lambda * sum_i (B_i (x) A_i) x``; dW is never built.
+
+    ``(..., d_in) -> (..., d_out)``.
+    """
 
     def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
         base = self.base_layer
@@ -317,22 +327,12 @@ class CdkaLinear(nn.Module, CdkaLayer):
     def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
         return kron_linear(x, A, B, scale)
 
-    def __repr__(self) -> str:
-        return "cdka." + super().__repr__()
 
+class CdkaConv2d(CdkaModule):
+    """A convolution as a linear map of patches: ``d_in = C_in * k_h * k_w``, ``d_out = C_out``.
 
-class CdkaConv2d(nn.Module, CdkaLayer):
-    """A convolution as a linear map of patches: ``d_in = C_in * k_h * k_w``, ``d_out = C_out``."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: CdkaConfig, **kwargs: Any) -> None:
-        super().__init__()
-        CdkaLayer.__init__(self, base_layer, **kwargs)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, **kwargs)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(N, C_in, H, W) -> (N, C_out, H', W')``; see :meth:`CdkaLayer.forward`."""
-        return CdkaLayer.forward(self, x, *args, **kwargs)
+    ``(N, C_in, H, W) -> (N, C_out, H', W')``.
+    """
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
         conv: Any = self.get_base_layer()
@@ -349,6 +349,3 @@ class CdkaConv2d(nn.Module, CdkaLayer):
         patches = unfold(x, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
         y = kron_linear(patches.transpose(1, 2), A, B, scale)
         return y.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)
-
-    def __repr__(self) -> str:
-        return "cdka." + super().__repr__()
