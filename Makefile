@@ -49,6 +49,7 @@ test: lint
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) tests/service tests/workers -m "not slow" --database postgresql $(ARGS)
 
 # PEFT's own tuner tests, from the source distribution of the installed version, with CDKA as the method.
 test-peft: $(VENV)/.dev

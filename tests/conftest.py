@@ -1,4 +1,4 @@
-"""What tests share: a tiny real model in hub layout, data files, a clock that is set, and a service on SQLite."""
+"""What tests share: a tiny model in hub layout, data files, a clock that is set, and a service on either database."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,10 +21,13 @@ from fastapi.testclient import TestClient
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from service.app import create_app, make_context
+from service.db.engine import Database
 from service.domain.records import Role
 from service.scheduling.access import create_token, ensure_team
 from service.scheduling.context import Context
 from service.settings import Settings
+
+from .postgres import Cluster
 
 torch.set_num_threads(1)
 
@@ -126,11 +130,52 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database", choices=["sqlite", "postgresql"], default="sqlite", help="what the service runs on")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A private PostgreSQL cluster with a migrated database ``empty``, which nobody is connected to."""
+    made = Cluster()
+    try:
+        database = Database(made.create("empty"))
+        database.upgrade()
+        database.engine.dispose()
+        yield made
+    finally:
+        made.stop()
+
+
 @pytest.fixture
-def ctx(tmp_path: Path, empty_database: Path, data_root: Path, clock: FakeClock) -> Iterator[Context]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh, migrated database of the kind that ``--database`` names."""
+    if request.config.getoption("--database") == "sqlite":
+        shutil.copy(request.getfixturevalue("empty_database"), tmp_path / "cdka.db")
+        yield f"sqlite:///{tmp_path}/cdka.db"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    name = f"test_{uuid4().hex}"
+    yield cluster.create(name, template="empty")
+    cluster.drop(name)
+
+
+@pytest.fixture
+def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of the kind that ``--database`` names, without any table."""
+    if request.config.getoption("--database") == "sqlite":
+        yield f"sqlite:///{tmp_path}/blank.db"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    name = f"blank_{uuid4().hex}"
+    yield cluster.create(name)
+    cluster.drop(name)
+
+
+@pytest.fixture
+def ctx(tmp_path: Path, database_url: str, data_root: Path, clock: FakeClock) -> Iterator[Context]:
     """The use cases on a fresh database, past the lease time after start-up in which nothing expires."""
-    shutil.copy(empty_database, tmp_path / "cdka.db")
-    settings = Settings(home=tmp_path, database_url="", data_dirs=[data_root], lease_seconds=60)
+    settings = Settings(home=tmp_path, database_url=database_url, data_dirs=[data_root], lease_seconds=60)
     made = make_context(settings, clock)
     ensure_team(made, "default")
     clock.advance(61)

@@ -14,8 +14,8 @@ from service.db.models import Base
 from service.settings import Settings
 
 
-def test_upgrade_makes_what_the_models_describe_and_downgrade_leaves_nothing(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/a.db")
+def test_upgrade_makes_what_the_models_describe_and_downgrade_leaves_nothing(blank_url: str) -> None:
+    database = Database(blank_url)
     assert not database.is_current()
     database.upgrade()
     assert database.is_current()
@@ -26,8 +26,8 @@ def test_upgrade_makes_what_the_models_describe_and_downgrade_leaves_nothing(tmp
     database.engine.dispose()
 
 
-def test_every_constraint_and_index_is_named_by_the_convention(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/a.db")
+def test_every_constraint_and_index_is_named_by_the_convention(blank_url: str) -> None:
+    database = Database(blank_url)
     database.upgrade()
     inspector = inspect(database.engine)
     for table in Base.metadata.tables:
