@@ -20,8 +20,9 @@ from .gradients import Spectra, collect_spectra
 from .hotswap import hotswap_adapter
 from .initializers import initialize_from_gradients
 from .kronecker import kron_delta, kron_linear
-from .layer import CdkaConv2d, CdkaLayer, CdkaLinear
+from .layer import CdkaLayer
 from .model import CdkaModel
+from .modules import CdkaConv2d, CdkaLinear
 from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
 from .rearrangement import nearest_factors, rearrange, truncate_factors
 from .registration import register

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from peft import PeftModel
 
 from .counts import ModuleShape, rank_bound
 from .errors import CdkaError
-from .exchange import merge_into, read_adapter, to_lokr, to_lora
+from .exchange import SavedAdapter, read_adapter, to_lokr, to_lora
 
 adapter = typer.Typer(no_args_is_help=True, help="Look into saved CDKA adapters, convert and merge them.")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -93,19 +94,19 @@ def merge(
 
     if kind not in AUTO_MODELS:
         raise CdkaError(f"unknown kind {kind!r}; there are: {', '.join(AUTO_MODELS)}")
-    read_adapter(folder)  # a wrong folder is refused before a large model is loaded
+    saved = read_adapter(folder)  # a wrong folder is refused before a large model is loaded
     arguments: dict[str, Any] = {}
-    labels = _labels(folder)
+    labels = _labels(saved)
     if labels is not None and kind.endswith("classification"):
         arguments["num_labels"] = labels
     model = AUTO_MODELS[kind].from_pretrained(base, **arguments)
-    merge_into(model, folder).save_pretrained(out)
+    PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True).save_pretrained(out)
     typer.echo(f"wrote {out}: {base} with {folder} merged")
 
 
-def _labels(folder: Path) -> int | None:
+def _labels(saved: SavedAdapter) -> int | None:
     """Number of classes of a saved head; its last matrix has one row each."""
-    heads = [t for k, t in read_adapter(folder).others.items() if t.dim() == 2 and k.endswith("weight")]
+    heads = [t for k, t in saved.others.items() if t.dim() == 2 and k.endswith("weight")]
     return heads[-1].shape[0] if heads else None
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import CdkaConfig
 from .errors import AdapterError
@@ -23,11 +23,15 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class SavedAdapter:
-    """An adapter as a folder holds it: its config, and per layer ``(A, B)`` with the scale folded into B."""
+    """An adapter as a folder holds it: its config, and per layer ``(A, B)`` with the scale folded into B.
+
+    ``kernels`` has the kernel sizes of convolutions, which only a model can tell, not a folder.
+    """
 
     config: CdkaConfig
     layers: dict[str, tuple[Tensor, Tensor]]
     others: dict[str, Tensor]
+    kernels: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -96,19 +100,23 @@ def _of_model(model: PeftModel, adapter_name: str) -> SavedAdapter:
     if not isinstance(config, CdkaConfig):
         raise AdapterError(f"the model has no CDKA adapter named {adapter_name!r}")
     _refuse_weight_start(config)
-    from peft import get_peft_model_state_dict
-
-    layers = {
-        name.removeprefix(PREFIX): (
-            layer.cdka_A[adapter_name].detach().cpu(),
-            layer.cdka_B[adapter_name].detach().cpu() * layer.scaling[adapter_name],
-        )
+    adapted = {
+        name.removeprefix(PREFIX): layer
         for name, layer in model.named_modules()
         if isinstance(layer, CdkaLayer) and adapter_name in layer.cdka_A
     }
+    layers = {
+        name: (
+            layer.cdka_A[adapter_name].detach().cpu(),
+            layer.cdka_B[adapter_name].detach().cpu() * layer.scaling[adapter_name],
+        )
+        for name, layer in adapted.items()
+    }
+    bases = {name: layer.get_base_layer() for name, layer in adapted.items()}
+    kernels = {name: base.kernel_size for name, base in bases.items() if isinstance(base, nn.Conv2d)}
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
     others = {key: value.detach().cpu() for key, value in state.items() if ".cdka_" not in key}
-    return SavedAdapter(config, layers, others)
+    return SavedAdapter(config, layers, others, kernels)
 
 
 def _refuse_weight_start(config: CdkaConfig) -> None:
@@ -126,7 +134,8 @@ def to_lora(source: PeftModel | str | Path, directory: str | Path, adapter_name:
     folded into the up factor. Heads and other ``modules_to_save`` go along.
 
     Args:
-        source: a PEFT model, or the folder of a saved adapter.
+        source: a PEFT model, or the folder of a saved adapter of linear layers; a folder does not tell the kernels of
+            convolutions.
         directory: the folder to write.
         adapter_name: the adapter, where ``source`` is a model.
 
@@ -141,6 +150,8 @@ def to_lora(source: PeftModel | str | Path, directory: str | Path, adapter_name:
     ranks = {}
     for name, (A, B) in adapter.layers.items():
         down, up = lora_factors(A, B)
+        if name in adapter.kernels:  # LoRA's pair of convolutions: the kernel first, then 1 x 1
+            down, up = down.view(len(down), -1, *adapter.kernels[name]), up[..., None, None]
         state[f"{PREFIX}{name}.lora_A.weight"], state[f"{PREFIX}{name}.lora_B.weight"] = down, up
         ranks[name] = down.shape[0]
     rank = max(ranks.values())
@@ -174,9 +185,11 @@ def to_lokr(source: PeftModel | str | Path, directory: str | Path, adapter_name:
         Relative error ``|dW - lokr|_F / |dW|_F`` by layer; 0 where the export is exact.
 
     Raises:
-        AdapterError: there is no such adapter, or it was started from the base weight.
+        AdapterError: there is no such adapter, it was started from the base weight, or it is on convolutions.
     """
     adapter = _source(source, adapter_name)
+    if adapter.kernels:
+        raise AdapterError(f"LoKr export is for linear layers; these are convolutions: {', '.join(adapter.kernels)}")
     state, errors = dict(adapter.others), {}
     for name, (A, B) in adapter.layers.items():
         error = 0.0
@@ -242,16 +255,6 @@ def _unstack(stacked: Tensor, size: int, r: int, axis: int, what: str) -> Tensor
     if axis == 0:
         return stacked.view(size, r, -1).transpose(0, 1).contiguous()
     return stacked.view(-1, size, r).permute(2, 0, 1).contiguous()
-
-
-def merge_into(base: Any, directory: str | Path) -> Any:
-    """The base model with a saved adapter's dW added to its weights.
-
-    Raises:
-        ValueError: the result would hold NaN or infinity.
-    """
-    read_adapter(directory)
-    return PeftModel.from_pretrained(base, str(directory)).merge_and_unload(safe_merge=True)
 
 
 def _source(source: PeftModel | str | Path, adapter_name: str) -> SavedAdapter:

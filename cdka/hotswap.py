@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from .errors import AdapterError
-from .exchange import read_adapter
+from .exchange import PREFIX, read_adapter
 from .layer import CdkaLayer
 
 
@@ -23,7 +23,7 @@ def hotswap_adapter(model: PeftModel, directory: str | Path, adapter_name: str =
     """
     saved = read_adapter(directory)
     layers = {
-        name.removeprefix("base_model.model."): layer
+        name.removeprefix(PREFIX): layer
         for name, layer in model.named_modules()
         if isinstance(layer, CdkaLayer) and adapter_name in layer.cdka_A
     }

@@ -1,4 +1,4 @@
-"""Layers with CDKA adapters beside their frozen weight."""
+"""What every layer with CDKA adapters beside its frozen weight can do; ``modules.py`` has the kinds of layer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check
 from peft.utils import resolve_quantization_backend
 from peft.utils.other import transpose
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
 from transformers.pytorch_utils import Conv1D
 
 from .config import SCALES, CdkaConfig
 from .divisors import require_divides
 from .errors import AdapterError, TargetError
-from .fused import can_fuse, fused
 from .initializers import initialize_
-from .kronecker import autocast_inputs, kron_delta, kron_linear
+from .kronecker import kron_delta
 from .rearrangement import nearest_factors
 
 BASE = "__base__"  # PEFT's name, in a mixed batch, for rows that take no adapter
@@ -284,68 +282,3 @@ class CdkaLayer(BaseTunerLayer):
     def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
         """``dW`` applied to the layer's input."""
         raise NotImplementedError
-
-
-class CdkaModule(nn.Module, CdkaLayer):
-    """The module that takes a layer's place; its kinds say how dW meets the layer's input."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: CdkaConfig, **kwargs: Any) -> None:
-        super().__init__()
-        CdkaLayer.__init__(self, base_layer, **kwargs)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, **kwargs)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """See :meth:`CdkaLayer.forward`."""
-        return CdkaLayer.forward(self, x, *args, **kwargs)
-
-    def __repr__(self) -> str:
-        return "cdka." + super().__repr__()
-
-
-class CdkaLinear(CdkaModule):
-    """``y = W x + b + sum over active adapters of lambda * sum_i (B_i (x) A_i) x``; dW is never built.
-
-    ``(..., d_in) -> (..., d_out)``.
-    """
-
-    def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
-        base = self.base_layer
-        # Anything that watches or changes the base layer must see it called.
-        if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
-            return None
-        dropout = self.cdka_dropout[name]
-        if (self.training and not isinstance(dropout, nn.Identity)) or base.weight.requires_grad:
-            return None
-        if base.bias is not None and base.bias.requires_grad:
-            return None
-        x, A, B = autocast_inputs(x, self.cdka_A[name], self.cdka_B[name])
-        if not can_fuse(x, A, B, base.weight, base.bias):
-            return None
-        return fused(x, A, B, self.scaling[name], base.weight, base.bias)
-
-    def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        return kron_linear(x, A, B, scale)
-
-
-class CdkaConv2d(CdkaModule):
-    """A convolution as a linear map of patches: ``d_in = C_in * k_h * k_w``, ``d_out = C_out``.
-
-    ``(N, C_in, H, W) -> (N, C_out, H', W')``.
-    """
-
-    def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        conv: Any = self.get_base_layer()
-        padding = conv._reversed_padding_repeated_twice
-        if any(padding):
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = pad(x, padding, mode=mode)
-        height, width = (
-            (size - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, dilation, stride in zip(
-                x.shape[-2:], conv.kernel_size, conv.dilation, conv.stride, strict=True
-            )
-        )
-        patches = unfold(x, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
-        y = kron_linear(patches.transpose(1, 2), A, B, scale)
-        return y.transpose(1, 2).reshape(x.shape[0], self.out_features, height, width)

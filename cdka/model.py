@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from .config import SCALES, CdkaConfig
 from .divisors import largest_divisor
 from .errors import AdapterError, TargetError
-from .layer import BASE, CdkaConv2d, CdkaLayer, CdkaLinear, layer_dimensions
+from .layer import BASE, CdkaLayer, layer_dimensions
+from .modules import CdkaConv2d, CdkaLinear
 from .rearrangement import truncate_factors
 
 

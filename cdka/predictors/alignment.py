@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..counts import Configuration, ModuleShape, forward_flops
-from .prediction import Prediction, predicted
+from ..counts import Configuration, ModuleShape
+from .prediction import Prediction, best_first, predicted
 
 
 def expected_cosine(d_in: int, r1: int, r2: int, r: int) -> float:
@@ -41,8 +41,6 @@ def alignment(
     def dimensions(c: Configuration) -> int:
         return round(c.r1 * mean_d_in / c.r2)
 
-    scored = [(score(c), c) for c in candidates]
-    scored.sort(key=lambda pair: (-pair[0], forward_flops(shapes, *pair[1].structure), pair[1].r1, pair[1].r2))
     return [
         predicted(
             shapes,
@@ -51,5 +49,5 @@ def alignment(
             f"its first update is expected to point {value:.3f} (cosine) along full fine-tuning's: "
             f"{c.r} random direction{'s' * (c.r > 1)} in a space of about {dimensions(c)}",
         )
-        for value, c in scored
+        for value, c in best_first(shapes, candidates, score)
     ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..counts import Configuration, ModuleShape, forward_flops
+from ..counts import Configuration, ModuleShape
 from ..errors import CdkaError
 from ..gradients import Spectra
-from .prediction import Prediction, predicted
+from .prediction import Prediction, best_first, predicted
 
 
 def measured(
@@ -31,8 +31,6 @@ def measured(
     """
     if spectra is None:
         raise CdkaError("the measured predictor needs spectra=cdka.collect_spectra(model, batches, shapes, candidates)")
-    scored = [(spectra.share(*c.structure), c) for c in candidates]
-    scored.sort(key=lambda pair: (-pair[0], forward_flops(shapes, *pair[1].structure), pair[1].r1, pair[1].r2))
     return [
         predicted(
             shapes,
@@ -41,5 +39,5 @@ def measured(
             f"its {c.r} leading component{'s' * (c.r > 1)} of size ({c.r1}, {c.r2}) can hold {value:.1%} of the "
             "squared gradient norm of full fine-tuning",
         )
-        for value, c in scored
+        for value, c in best_first(shapes, candidates, lambda c: spectra.share(*c.structure))
     ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..counts import Configuration, ModuleShape, rank_bound
+from ..counts import Configuration, ModuleShape, forward_flops, rank_bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +27,11 @@ def predicted(shapes: Sequence[ModuleShape], configuration: Configuration, score
         rank_bound(ModuleShape("", *size), *configuration.structure) for size in {(s.d_in, s.d_out) for s in shapes}
     }
     return Prediction(configuration, score, reason, min(bounds))
+
+
+def best_first(
+    shapes: Sequence[ModuleShape], candidates: Sequence[Configuration], score: Callable[[Configuration], float]
+) -> list[tuple[float, Configuration]]:
+    """``(score, configuration)``, highest first; ties: fewer forward operations, smaller r1, smaller r2."""
+    scored = [(score(c), c) for c in candidates]
+    return sorted(scored, key=lambda pair: (-pair[0], forward_flops(shapes, *pair[1].structure), *pair[1].structure))

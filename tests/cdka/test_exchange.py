@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 import cdka
 from cdka.__main__ import main
 
-from .test_adapters import Net, X, config, net
+from .test_adapters import ConvNet, Net, X, config, net
 from .test_peft import BERT, IDS, adapted, bert, logits
 
 
@@ -118,6 +118,17 @@ def test_an_adapter_for_another_base_says_which_shapes_differ(tmp_path: Path) ->
     )
     with pytest.raises(RuntimeError, match=r"size mismatch.*query.*\[4, 2, 8\].*\[4, 2, 16\]"):
         PeftModel.from_pretrained(wide, tmp_path)
+
+
+def test_convolutions_go_out_as_loras_pair_of_convolutions(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"kernel_size": (3, 2), "stride": 2, "padding": 1}
+    model = get_peft_model(ConvNet(**arguments), config(target_modules=["conv"], r2=2)).eval()
+    cdka.to_lora(model, tmp_path)
+    images = torch.randn(2, 4, 9, 7)
+    loaded = PeftModel.from_pretrained(ConvNet(**arguments), tmp_path).eval()
+    torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=1e-5)
+    with pytest.raises(cdka.AdapterError, match="these are convolutions: conv"):
+        cdka.to_lokr(model, tmp_path)
 
 
 # --- hot swap

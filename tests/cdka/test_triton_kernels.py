@@ -6,12 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from cdka import triton_kernels
-
-pytestmark = pytest.mark.skipif(not triton_kernels.AVAILABLE, reason="triton is not installed")
-
 CHECK = """
 import torch
 from cdka.triton_kernels import add_up, down_gradients
