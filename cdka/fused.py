@@ -43,7 +43,7 @@ def can_fuse(*tensors: Tensor | None) -> bool:
         and forward_ad._current_level < 0
         and all(type(t) in (Tensor, torch.nn.Parameter) for t in given)
         and all(t.dtype == given[0].dtype and t.is_floating_point() for t in given)
-        and not given[0].is_meta
+        and not any(t.is_meta for t in given)
     )
 
 

@@ -41,6 +41,8 @@ class CdkaLinear(CdkaModule):
         # Anything that watches or changes the base layer must see it called.
         if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
             return None
+        if "forward" in vars(base):  # replaced on the instance, as accelerate does for offloaded weights
+            return None
         dropout = self.cdka_dropout[name]
         if (self.training and not isinstance(dropout, nn.Identity)) or base.weight.requires_grad:
             return None

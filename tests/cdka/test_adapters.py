@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.checkpoint
+from accelerate.hooks import attach_align_device_hook
 from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -335,6 +336,16 @@ def test_hooks_on_the_base_layer_are_still_called() -> None:
     model.base_model.model.first.base_layer.register_forward_hook(lambda m, args, y: seen.append(y.shape))
     torch.testing.assert_close(model(X), expected, rtol=1e-5, atol=1e-6)
     assert seen == [(5, 32)]
+
+
+def test_a_base_layer_whose_forward_was_replaced_is_still_called() -> None:
+    """As accelerate does to bring an offloaded weight to its device for the length of a call."""
+    model = net()
+    expected = model(X)
+    base = model.base_model.model.first.base_layer
+    attach_align_device_hook(base, execution_device="cpu", offload=True)
+    assert base.weight.is_meta
+    torch.testing.assert_close(model(X), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_fully_shard_works() -> None:
