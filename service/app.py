@@ -5,44 +5,45 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.utils import get_openapi
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from . import __version__
-from .api import health, leases, studies, tokens, trials
+from .api import catalog, events, health, leases, studies, teams, tokens, trials, webhooks
 from .api.errors import add_error_handlers
+from .api.hub import EventHub
+from .api.limits import RateLimits
+from .api.metrics import Metrics
+from .api.middleware import RequestMiddleware, current_request_id
+from .chores import Chores
 from .dashboard import charts_api, pages
+from .db.backup import back_up, restore
+from .db.checks import check
 from .db.engine import Database
 from .domain.records import Role
 from .domain.study_spec import StudySpec
 from .errors import ServiceError
+from .logs import set_up_logging
 from .scheduling.access import DEFAULT_TEAM, authenticate, create_token, ensure_team
 from .scheduling.context import Clock, Context
+from .schemas.common import Problem
 from .search.optuna_policy import OptunaPolicy
 from .settings import Settings
 
 API = "/api/v1"
-# Plotly sets styles on elements and exports pictures as blobs; nothing else may come from anywhere.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
-# FastAPI's /docs loads its page from elsewhere by design; all our own pages obey the policy.
-_DOCS = ("/docs", "/redoc")
+# A stream or a slow answer may take so long to end when the server is asked to stop.
+GRACE_SECONDS = 5
 
 
 def utc_now() -> datetime:
@@ -50,36 +51,55 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def make_context(settings: Settings, clock: Clock = utc_now) -> Context:
+def make_context(settings: Settings, clock: Clock = utc_now, elapsed: Callable[[], float] = time.monotonic) -> Context:
     """The use cases' context for these settings."""
     policy = OptunaPolicy()
-    return Context(Database(settings.database_url), settings, clock, policy, policy)
+    return Context(Database(settings.database_url), settings, clock, policy, policy, elapsed)
 
 
-def create_app(ctx: Context) -> FastAPI:
-    """The ASGI application on a context whose schema is up to date."""
-    app = FastAPI(title="CDKA search service", version=__version__)
+def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
+    """The ASGI application on a context whose schema is up to date.
+
+    Args:
+        ctx: what the use cases work on.
+        background: whether this process also does what nobody asks for: limits, purges, webhooks.
+    """
+    app = FastAPI(
+        title="CDKA search service",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_background(ctx) if background else None,
+    )
+    metrics = Metrics()
+    metrics.watch(ctx)
+    ctx.observe_sampling = metrics.observe_sampling
     app.state.context = ctx
-    for module in (studies, trials, leases, tokens, charts_api):
+    app.state.metrics = metrics
+    app.state.limits = RateLimits(ctx.settings.rate_limit)
+    app.state.hub = EventHub(ctx)
+    for module in (studies, trials, events, leases, tokens, teams, webhooks, catalog, charts_api):
         app.include_router(module.router, prefix=API)
     app.include_router(health.router)
     app.include_router(pages.router)
     pages.mount_static(app)
     add_error_handlers(app)
-    app.middleware("http")(_secure)
+    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=ctx.settings.max_body_bytes)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
 
-async def _secure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    for name, value in SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
-    if not request.url.path.startswith(_DOCS):
-        response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-    if not request.url.path.startswith("/static/"):
-        response.headers.setdefault("Cache-Control", "no-store")
-    return response
+def _background(ctx: Context) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        chores = Chores(ctx)
+        chores.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(chores.stop)
+
+    return lifespan
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -91,6 +111,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for name, definition in spec.pop("$defs", {}).items():
             components.setdefault(name, definition)
         components["StudySpec"] = spec
+        components["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        components |= components["Problem"].pop("$defs", {})
         app.openapi_schema = schema
     return app.openapi_schema
 
@@ -105,8 +127,8 @@ def prepare_database(ctx: Context) -> None:
         ctx.db.upgrade()
     elif not ctx.db.is_current():
         raise SystemExit(
-            "The database schema is not this server's. Back it up, then run:\n"
-            "    alembic -c alembic.ini upgrade head    (or: python -m service.app upgrade)"
+            f"The database schema is at revision {ctx.db.revision() or 'none'}, this server's is {ctx.db.newest()}.\n"
+            "Back it up, then upgrade it:\n    cdka db backup FILE\n    cdka db upgrade"
         )
 
 
@@ -139,12 +161,16 @@ def write_secret(file: Path, secret: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``serve`` the API, ``upgrade`` the schema, or ``create-token`` straight in the database."""
+    """``serve`` the API, look after the database (``db``), or ``create-token`` straight in it."""
     parser = argparse.ArgumentParser(prog="python -m service.app", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the API")
     serve.add_argument("--embedded", action="store_true", help="make the tokens of an embedded server")
-    commands.add_parser("upgrade", help="bring the database schema up to date")
+    database = commands.add_parser("db", help="look after the database").add_subparsers(dest="action", required=True)
+    database.add_parser("upgrade", help="bring the schema up to date")
+    database.add_parser("check", help="see whether schema, references and counts are in order")
+    for action, words in (("backup", "write everything to a file"), ("restore", "fill an empty database from one")):
+        database.add_parser(action, help=words).add_argument("file", type=Path)
     token = commands.add_parser("create-token", help="make a token in the database and print its secret")
     token.add_argument("--name", required=True)
     token.add_argument("--role", choices=[r.value for r in Role], default=Role.MEMBER.value)
@@ -155,11 +181,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValidationError as error:
         faults = "\n".join(f"  {_variable(e['loc'])}: {e['msg']}" for e in error.errors())
         raise SystemExit(f"The settings are not valid:\n{faults}") from None
-    ctx = make_context(settings)
     try:
-        _run(options, ctx)
+        _run(options, make_context(settings))
     except OperationalError as error:
         raise SystemExit(f"The database does not answer: {error.orig}") from None
+    except ServiceError as error:
+        raise SystemExit(error.detail) from None
 
 
 def _variable(location: tuple[int | str, ...]) -> str:
@@ -167,19 +194,44 @@ def _variable(location: tuple[int | str, ...]) -> str:
 
 
 def _run(options: argparse.Namespace, ctx: Context) -> None:
-    if options.command == "upgrade":
-        ctx.db.upgrade()
+    if options.command == "db":
+        _look_after(options, ctx)
         return
-    prepare_database(ctx)
     if options.command == "create-token":
+        prepare_database(ctx)
         ensure_team(ctx, options.team)
         _, secret = create_token(ctx, options.team, options.name, Role(options.role))
         print(secret)
         return
+    set_up_logging(ctx.settings.log_format, current_request_id.get)
+    prepare_database(ctx)
+    ensure_team(ctx, DEFAULT_TEAM)
     if options.embedded:
         embedded_tokens(ctx)
-    app = create_app(ctx)
-    uvicorn.run(app, host=ctx.settings.host, port=ctx.settings.port, log_level="warning", server_header=False)
+    uvicorn.run(
+        create_app(ctx, background=True),
+        host=ctx.settings.host,
+        port=ctx.settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+def _look_after(options: argparse.Namespace, ctx: Context) -> None:
+    if options.action == "upgrade":
+        before = ctx.db.revision()
+        ctx.db.upgrade()
+        print(f"the schema is at revision {ctx.db.revision()} (was: {before or 'none'})")
+    elif options.action == "backup":
+        print(f"{back_up(ctx.db, options.file)} rows written to {options.file}")
+    elif options.action == "restore":
+        print(f"{restore(ctx.db, options.file)} rows restored; the schema is at revision {ctx.db.revision()}")
+    elif faults := check(ctx.db):
+        raise SystemExit("\n".join(faults))
+    else:
+        print(f"in order, at revision {ctx.db.revision()}")
 
 
 if __name__ == "__main__":

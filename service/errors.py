@@ -5,10 +5,16 @@ ServiceError
 ├── Forbidden            403  the token's role does not allow the call
 ├── NotFound             404  no such thing, or not in this team
 ├── Conflict             409  the state of the resource forbids the call
-│   └── LeaseLost        409  the lease is no longer held: stop, nothing was changed
+│   ├── LeaseLost        409  the lease is no longer held: stop, nothing was changed
+│   └── QuotaExceeded    409  the team's quota is used up
+├── Changed              412  the resource is not what If-Match says
+├── TooLarge             413  the body is larger than the server takes
 ├── InvalidRequest       422  the request is wrong; ``faults`` names every place
-│   └── InvalidStudy     422
+│   ├── InvalidStudy     422
+│   └── KeyReused        422  the Idempotency-Key came with another request before
+├── TooMany              429  the caller asks too often: wait ``retry_after`` seconds
 └── Unavailable          503  the server cannot answer now: retry
+    └── Contention       503  another writer was in the way
 """
 
 from __future__ import annotations
@@ -78,6 +84,18 @@ class LeaseLost(Conflict):
     slug, title = "lease-lost", "The lease is no longer held"
 
 
+class QuotaExceeded(Conflict):
+    slug, title = "quota-exceeded", "The team's quota is used up"
+
+
+class Changed(ServiceError):
+    status, slug, title = 412, "changed", "The resource has changed"
+
+
+class TooLarge(ServiceError):
+    status, slug, title = 413, "too-large", "The request is too large"
+
+
 class InvalidRequest(ServiceError):
     status, slug, title = 422, "invalid-request", "The request is not valid"
 
@@ -86,8 +104,26 @@ class InvalidStudy(InvalidRequest):
     slug, title = "invalid-study", "The study is not valid"
 
 
+class KeyReused(InvalidRequest):
+    slug, title = "idempotency-key-reused", "The idempotency key belongs to another request"
+
+
+class TooMany(ServiceError):
+    """``retry_after`` says after how many seconds to come back."""
+
+    status, slug, title = 429, "too-many-requests", "Too many requests"
+
+    def __init__(self, detail: str, faults: Sequence[Fault] = (), retry_after: int = 1) -> None:
+        super().__init__(detail, faults)
+        self.retry_after = retry_after
+
+
 class Unavailable(ServiceError):
     status, slug, title = 503, "unavailable", "Not available now"
+
+
+class Contention(Unavailable):
+    slug, title = "contention", "Another writer was in the way"
 
 
 def _tree(root: type[ServiceError]) -> list[type[ServiceError]]:

@@ -35,6 +35,17 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
     token_file: Path | None = Field(default=None, description="A file that holds the token.")
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
+    event_days: Annotated[float, Field(gt=0)] = Field(default=30.0, description="How long events are kept.")
+    purge_hours: Annotated[float, Field(ge=0)] = Field(
+        default=168.0, description="How long a deleted study is kept before its rows and artifacts go."
+    )
+    webhook_private: bool = Field(default=False, description="Whether webhooks may call private addresses.")
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(default=32 * 1024 * 1024, description="Largest request.")
+    rate_limit: Annotated[int, Field(ge=0)] = Field(
+        default=1200, description="Requests a minute of one member's or viewer's token, per replica; 0 for no limit."
+    )
+    log_format: Literal["json", "text"] = "json"
+    maintenance_seconds: Annotated[float, Field(gt=0)] = 5.0
     runner_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
     runner_max_trials: Annotated[int, Field(ge=1)] = 200
 

@@ -49,6 +49,10 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
+    def elapsed(self) -> float:
+        """True time goes as this clock does, unless a test sets one of them alone."""
+        return self.now.timestamp()
+
 
 def sentences(count: int, offset: int = 0) -> list[dict[str, str]]:
     """Two topics that a tiny model can tell apart."""
@@ -175,8 +179,8 @@ def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def ctx(tmp_path: Path, database_url: str, data_root: Path, clock: FakeClock) -> Iterator[Context]:
     """The use cases on a fresh database, past the lease time after start-up in which nothing expires."""
-    settings = Settings(home=tmp_path, database_url=database_url, data_dirs=[data_root], lease_seconds=60)
-    made = make_context(settings, clock)
+    settings = Settings(home=tmp_path, database_url=database_url, data_dirs=[data_root], lease_seconds=60, rate_limit=0)
+    made = make_context(settings, clock, clock.elapsed)
     ensure_team(made, "default")
     clock.advance(61)
     yield made

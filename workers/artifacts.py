@@ -29,3 +29,9 @@ def store_adapter(model: PeftModel, artifacts_url: str, study_id: str, number: i
             files.rm(path, recursive=True)
         files.mv(partial, path, recursive=True)
     return target
+
+
+def size_of(artifact: str) -> int:
+    """Bytes of what lies at an artifact's URL."""
+    files, path = fsspec.core.url_to_fs(artifact)
+    return int(files.du(path))

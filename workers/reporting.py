@@ -44,6 +44,7 @@ class Reporter:
         self._wake = threading.Event()
         self._closed = False
         self._failures = 0
+        self._step = -1
         self.stop_reason: str | None = None
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
@@ -58,6 +59,10 @@ class Reporter:
             while len(self._waiting) > MOST_BUFFERED:
                 self._waiting.pop(min(self._waiting))
         self._wake.set()
+
+    def progress(self, step: int) -> None:
+        """Note that training has reached a step; the next heartbeat says so: a slow trial is no hung one."""
+        self._step = max(self._step, step)
 
     def close(self, timeout: float = 30.0) -> list[tuple[int, dict[str, float]]]:
         """Deliver what waits and stop; returns what the server, being away, has not taken."""
@@ -84,7 +89,8 @@ class Reporter:
         with self._lock:
             taken, self._waiting = self._waiting, {}
         try:
-            said = self._client.report(self._lease_id, sorted(taken.items()))
+            reached: dict[int, dict[str, float]] = {} if self._step < 0 else {self._step: {}}
+            said = self._client.report(self._lease_id, sorted({**reached, **taken}.items()))
         except (LeaseLost, NotFound):
             self.stop_reason = LOST
             return self._heartbeat

@@ -18,7 +18,7 @@ from service.schemas.leases import LeaseOut
 from service.settings import Settings
 
 from .adapters import adapter_config
-from .artifacts import store_adapter
+from .artifacts import size_of, store_adapter
 from .data import load_splits
 from .failures import Rejected, classify, poisons_process
 from .models import BaseWeightsChanged, WarmModel
@@ -181,7 +181,7 @@ class Runner:
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
         try:
-            outcome = train_trial(trial, task, model, prepared, reporter.report, lambda: self._stop_reason(reporter))
+            outcome = train_trial(trial, task, model, prepared, reporter, lambda: self._stop_reason(reporter))
             if outcome.stop_reason is None:
                 artifact = store_adapter(
                     model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
@@ -195,7 +195,10 @@ class Runner:
         except BaseWeightsChanged:
             self._warm = _Warm()
             raise
-        return _result(outcome, artifact, {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins})
+        resources: dict[str, Any] = {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins}
+        if artifact is not None:
+            resources["artifact_bytes"] = size_of(artifact)
+        return _result(outcome, artifact, resources)
 
     def _stop_reason(self, reporter: Reporter) -> str | None:
         return reporter.stop_reason or (RELEASED if self._released.is_set() else None)
@@ -221,7 +224,7 @@ class Runner:
 
 
 def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> dict[str, Any]:
-    states = {None: "completed", "pruned": "pruned", RELEASED: "released"}
+    states = {None: "completed", "pruned": "pruned", "paused": "released", RELEASED: "released"}
     return {
         "state": states.get(outcome.stop_reason, "cancelled"),
         "metrics": outcome.metrics,

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,14 +36,33 @@ class Outcome:
     stop_reason: str | None
 
 
+class Reports(Protocol):
+    """Where a training's evaluations and its progress go."""
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Have a step's metrics delivered."""
+        ...
+
+    def progress(self, step: int) -> None:
+        """Note that training has reached a step."""
+        ...
+
+
 class _Follow(TrainerCallback):
     """Ends training within one step of a stop, and reports every evaluation."""
 
-    def __init__(self, stop_reason: Callable[[], str | None], report: Callable[[int, dict[str, float]], None]) -> None:
+    def __init__(
+        self,
+        stop_reason: Callable[[], str | None],
+        report: Callable[[int, dict[str, float]], None],
+        progress: Callable[[int], None],
+    ) -> None:
         self._stop_reason = stop_reason
         self._report = report
+        self._progress = progress
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._progress(state.global_step)
         if self._stop_reason() is not None:
             control.should_training_stop = True
             control.should_evaluate = False
@@ -85,7 +104,7 @@ def train_trial(
     task: Task,
     model: PeftModel,
     prepared: Prepared,
-    report: Callable[[int, dict[str, float]], None],
+    reports: Reports,
     stop_reason: Callable[[], str | None],
 ) -> Outcome:
     """Train, evaluating each epoch on the validation split; a confirmation is judged once, on the test split.
@@ -112,7 +131,7 @@ def train_trial(
                 f"{bad[0]} became {metrics[bad[0]]} at step {step}; a lower learning_rate would keep it finite"
             )
         last["metrics"] = metrics
-        report(step, metrics)
+        reports.report(step, metrics)
 
     with tempfile.TemporaryDirectory(prefix="cdka-trial-") as scratch:
         trainer = _CheckedTrainer(
@@ -122,7 +141,7 @@ def train_trial(
             eval_dataset=prepared.test if confirming else prepared.validation,
             data_collator=prepared.collator,
             compute_metrics=compute_metrics,
-            callbacks=[_Follow(stop_reason, on_evaluation)],
+            callbacks=[_Follow(stop_reason, on_evaluation, reports.progress)],
         )
         # It would print every evaluation to the runner's standard output.
         trainer.remove_callback(PrinterCallback)

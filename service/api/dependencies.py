@@ -5,19 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, cast
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Header, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 
 from ..domain.records import Principal, Role
 from ..errors import Forbidden, Unauthorized
-from ..scheduling.access import DEFAULT_TEAM, authenticate, authenticate_session
+from ..scheduling.access import anyone, authenticate, authenticate_session
 from ..scheduling.context import Context
 from ..schemas.common import Problem
+from .limits import RateLimits
 
 SESSION_COOKIE = "cdka_session"
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 # auto_error would answer in FastAPI's own form; ours is problem+json.
 _bearer = HTTPBearer(auto_error=False, description="A token made with: cdka token create")
+
+Id = Annotated[str, Path(max_length=128, pattern=r"^[A-Za-z0-9_-]+$")]
+Limit = Annotated[int, Query(ge=1, le=200, description="Items of a page.")]
+Cursor = Annotated[
+    str | None, Query(max_length=64, pattern=r"^[0-9a-f]+$", description="The last page's ``next_cursor``.")
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Makes the call safe to repeat for a day: same key and body, same answer.",
+    ),
+]
 
 
 def get_context(request: Request) -> Context:
@@ -28,20 +45,48 @@ def get_context(request: Request) -> Context:
 ContextDep = Annotated[Context, Depends(get_context)]
 
 
+def bearer_token(request: Request) -> str | None:
+    """The token that the request carries, whether valid or not."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    return secret.strip() or None if scheme.lower() == "bearer" else None
+
+
 def get_principal(request: Request, ctx: ContextDep, _: Annotated[Any, Security(_bearer)] = None) -> Principal:
     """The caller, by bearer token; for reading also by the dashboard's session cookie.
 
     Raises:
         Unauthorized: neither is valid.
+        TooMany: the caller has used up its rate.
     """
+    limits = cast(RateLimits, request.app.state.limits)
+    caller = identify(request, ctx)
+    if caller.role is not Role.WORKER and caller.token_id:
+        limits.count_call(caller.token_id)
+    request_id = getattr(request.state, "request_id", "")
+    return Principal(caller.token_id, caller.team_id, caller.team, caller.role, caller.name, request_id)
+
+
+def identify(request: Request, ctx: Context) -> Principal:
+    """Whose token or session the request carries.
+
+    Raises:
+        Unauthorized: neither is valid.
+        TooMany: the address has sent invalid ones too often.
+    """
+    limits = cast(RateLimits, request.app.state.limits)
     if ctx.settings.auth == "off":
-        return Principal("", "", DEFAULT_TEAM, Role.ADMIN, "anyone")
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and secret.strip():
-        return authenticate(ctx, secret.strip())
-    cookie = request.cookies.get(SESSION_COOKIE)
-    if cookie and request.method in _SAFE_METHODS:
-        return authenticate_session(ctx, cookie)
+        return anyone(ctx)
+    address = request.client.host if request.client else "unknown"
+    limits.require_trusted(address)
+    try:
+        if (secret := bearer_token(request)) is not None:
+            return authenticate(ctx, secret)
+        cookie = request.cookies.get(SESSION_COOKIE)
+        if cookie and request.method in _SAFE_METHODS:
+            return authenticate_session(ctx, cookie)
+    except Unauthorized:
+        limits.count_refusal(address)
+        raise
     raise Unauthorized("send a token: Authorization: Bearer TOKEN")
 
 
@@ -66,13 +111,45 @@ Writer = Annotated[Principal, Depends(require(Role.MEMBER))]
 Worker = Annotated[Principal, Depends(require(Role.WORKER))]
 Admin = Annotated[Principal, Depends(require())]
 
-
-def scope(principal: Principal) -> str | None:
-    """The team whose rows the caller may see; ``None`` (all) for an admin."""
-    return None if principal.role is Role.ADMIN else principal.team_id
+_MEANINGS = {
+    401: "No valid token",
+    403: "The token's role does not allow the call",
+    404: "Not there, or not in the caller's team",
+    409: "The state of the resource forbids the call",
+    412: "The resource is not what If-Match says",
+    413: "The body is too large",
+    422: "The request is wrong; `errors` names every place",
+    429: "Too many requests; see Retry-After",
+    503: "The database is away or busy; see Retry-After",
+}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors that a route may answer with; 401, 403, 422 and 503 go without saying."""
-    entry = {"model": Problem, "content": {"application/problem+json": {}}}
-    return dict.fromkeys((401, 403, *statuses, 422, 503), entry)
+    """OpenAPI entries for the errors that a route may answer with; those that any may answer with go without saying."""
+    return {
+        status: {
+            "description": _MEANINGS[status],
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({401, 403, 413, 422, 429, 503, *statuses})
+    }
+
+
+__all__ = [
+    "SESSION_COOKIE",
+    "Admin",
+    "ContextDep",
+    "Cursor",
+    "Id",
+    "IdempotencyKey",
+    "Limit",
+    "Problem",
+    "Reader",
+    "Worker",
+    "Writer",
+    "bearer_token",
+    "get_context",
+    "get_principal",
+    "problems",
+    "require",
+]

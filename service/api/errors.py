@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ..errors import Fault, InvalidRequest, ServiceError, Unauthorized, Unavailable
+from ..errors import Contention, Fault, InvalidRequest, ServiceError, TooMany, Unauthorized, Unavailable
 from .dependencies import get_context
 
 MEDIA_TYPE = "application/problem+json"
@@ -21,12 +21,14 @@ def problem_response(error: ServiceError) -> JSONResponse:
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = "2"
+    if isinstance(error, TooMany):
+        headers["Retry-After"] = str(error.retry_after)
     return JSONResponse(error.problem(), status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
 
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable) and not isinstance(error, Contention):
         get_context(request).forgive_outage()
     return problem_response(error)
 
@@ -43,6 +45,9 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        # What cannot be read at all is told like what can be read and is wrong.
+        return problem_response(InvalidRequest(f"the request cannot be read: {error.detail}"))
     body = {
         "type": "about:blank",
         "title": error.detail,

@@ -1,12 +1,14 @@
-"""Liveness and readiness; no token needed."""
+"""Liveness, readiness and metrics."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
-from ..errors import Unavailable
+from ..domain.records import Role
+from ..errors import Forbidden, Unavailable
 from ..schemas.common import Problem
-from .dependencies import ContextDep
+from ..settings import is_loopback
+from .dependencies import ContextDep, bearer_token, identify
 
 router = APIRouter(tags=["operation"])
 
@@ -22,5 +24,22 @@ def readyz(ctx: ContextDep) -> dict[str, str]:
     """The database answers and its schema is this server's."""
     ctx.db.ping()
     if not ctx.db.is_current():
-        raise Unavailable("the database schema is not this server's; run: alembic upgrade head")
+        raise Unavailable("the database schema is not this server's; run: cdka db upgrade")
     return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response, include_in_schema=False)
+def metrics(request: Request, ctx: ContextDep) -> Response:
+    """Prometheus' exposition, for loopback and for admins and viewers with a token.
+
+    Raises:
+        Forbidden: a token of another role.
+    """
+    local = request.client is not None and is_loopback(request.client.host)
+    # Behind a proxy on this machine every caller is local; what it forwards says so.
+    if not local or "x-forwarded-for" in request.headers or bearer_token(request) is not None:
+        caller = identify(request, ctx)
+        if caller.role not in (Role.ADMIN, Role.VIEWER):
+            raise Forbidden("metrics tell of all teams: they take an admin's token, or a viewer's of any team")
+    text = request.app.state.metrics.text()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

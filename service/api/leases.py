@@ -18,15 +18,18 @@ from ..schemas.leases import (
     ResultIn,
     ResultOut,
 )
-from .dependencies import ContextDep, Worker, problems, scope
+from .dependencies import ContextDep, Id, IdempotencyKey, Worker, problems
+from .idempotency import IdempotentRoute
 
-router = APIRouter(tags=["workers"])
+router = APIRouter(tags=["workers"], route_class=IdempotentRoute)
 
 
 @router.post("/leases", responses=problems())
-def acquire(ctx: ContextDep, principal: Worker, body: LeaseRequest) -> LeasesOut:
+def acquire(
+    ctx: ContextDep, principal: Worker, body: LeaseRequest, idempotency_key: IdempotencyKey = None
+) -> LeasesOut:
     """Lease trials to a runner; an empty list when there is nothing for it to do."""
-    runner = leasing.Runner(body.runner, body.cpus, body.gpus, scope(principal), tuple(body.warm))
+    runner = leasing.Runner(body.runner, body.cpus, body.gpus, principal.scope, tuple(body.warm))
     return LeasesOut(
         leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in leasing.acquire(ctx, runner, body.max)]
     )
@@ -54,23 +57,25 @@ def _lease(grant: leasing.Grant, heartbeat_seconds: float) -> LeaseOut:
 
 
 @router.post("/leases/{lease_id}/reports", responses=problems(404, 409))
-def report(ctx: ContextDep, principal: Worker, lease_id: str, body: ReportsIn) -> DirectiveOut:
+def report(
+    ctx: ContextDep, principal: Worker, lease_id: Id, body: ReportsIn, idempotency_key: IdempotencyKey = None
+) -> DirectiveOut:
     """Record reports (none: a heartbeat) and renew the lease. 409 means: stop, the trial is another's now."""
     reports = [(r.step, r.metrics) for r in body.reports]
-    said = reporting.report(ctx, lease_id, scope(principal), reports, body.checkpoint)
+    said = reporting.report(ctx, lease_id, principal.scope, reports, body.checkpoint)
     directive = "continue" if said.reason is None else "stop"
     return DirectiveOut(directive=directive, reason=said.reason, expires_at=said.expires_at)
 
 
 @router.put("/leases/{lease_id}/result", responses=problems(404, 409))
-def finish(ctx: ContextDep, principal: Worker, lease_id: str, body: ResultIn) -> ResultOut:
+def finish(ctx: ContextDep, principal: Worker, lease_id: Id, body: ResultIn) -> ResultOut:
     """End the attempt. The same result repeated under its own lease answers 200 and changes nothing."""
     failure = None if body.failure is None else Failure(body.failure.kind, body.failure.message)
     result = results.Result(body.state, body.metrics, body.artifact, body.resources, failure, body.scores)
-    return ResultOut(trial_state=results.finish(ctx, lease_id, scope(principal), result))
+    return ResultOut(trial_state=results.finish(ctx, lease_id, principal.scope, result))
 
 
 @router.get("/demand", responses=problems())
 def demand(ctx: ContextDep, principal: Worker) -> DemandOut:
     """How many runners of each shape have something to do."""
-    return DemandOut(items=[DemandItem.model_validate(d) for d in leasing.demand(ctx, scope(principal))])
+    return DemandOut(items=[DemandItem.model_validate(d) for d in leasing.demand(ctx, principal.scope)])

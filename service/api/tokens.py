@@ -1,21 +1,27 @@
-"""Tokens: made, listed and revoked by admins."""
+"""Tokens: made, listed, rotated and revoked by admins."""
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 from fastapi import APIRouter
 
 from ..scheduling import access
 from ..schemas.common import Page
-from ..schemas.tokens import TokenCreated, TokenOut, TokenRequest
-from .dependencies import Admin, ContextDep, problems
+from ..schemas.tokens import RotationRequest, TokenCreated, TokenOut, TokenRequest
+from .dependencies import Admin, ContextDep, Id, IdempotencyKey, problems
+from .idempotency import IdempotentRoute
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=IdempotentRoute)
 
 
 @router.post("/tokens", status_code=201, responses=problems(404))
-def create_token(ctx: ContextDep, principal: Admin, body: TokenRequest) -> TokenCreated:
+def create_token(
+    ctx: ContextDep, principal: Admin, body: TokenRequest, idempotency_key: IdempotencyKey = None
+) -> TokenCreated:
     """Make a token. Its secret is in this answer and nowhere else."""
-    token, secret = access.create_token(ctx, body.team or principal.team, body.name, body.role)
+    team = body.team or principal.team
+    token, secret = access.create_token(ctx, team, body.name, body.role, body.expires_at, principal)
     return TokenCreated(**dict(TokenOut.model_validate(token)), token=secret)
 
 
@@ -25,7 +31,16 @@ def list_tokens(ctx: ContextDep, principal: Admin) -> Page[TokenOut]:
     return Page(items=[TokenOut.model_validate(t) for t in access.list_tokens(ctx, None)])
 
 
+@router.post("/tokens/{token_id}/rotate", status_code=201, responses=problems(404, 409))
+def rotate_token(
+    ctx: ContextDep, principal: Admin, token_id: Id, body: RotationRequest, idempotency_key: IdempotencyKey = None
+) -> TokenCreated:
+    """Make a new secret for a token; the old one goes on being valid for a while, so that nobody is locked out."""
+    token, secret = access.rotate_token(ctx, principal, token_id, timedelta(seconds=body.grace_seconds))
+    return TokenCreated(**dict(TokenOut.model_validate(token)), token=secret)
+
+
 @router.delete("/tokens/{token_id}", status_code=204, responses=problems(404))
-def revoke_token(ctx: ContextDep, principal: Admin, token_id: str) -> None:
+def revoke_token(ctx: ContextDep, principal: Admin, token_id: Id) -> None:
     """Make a token invalid at once."""
-    access.revoke_token(ctx, token_id)
+    access.revoke_token(ctx, principal, token_id)

@@ -1,44 +1,105 @@
-"""Trials and their metrics."""
+"""Trials, their metrics and their adapters."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
 
-from ..domain.states import TrialState
-from ..scheduling import trials
+from ..domain.states import TrialPhase, TrialState
+from ..scheduling import reading, trials
 from ..schemas.common import Page
-from ..schemas.trials import MetricOut, TrialOut
-from .dependencies import ContextDep, Reader, problems, scope
-from .studies import Limit
+from ..schemas.trials import MetricOut, TrialOut, TrialRequest
+from .dependencies import ContextDep, Id, IdempotencyKey, Limit, Reader, Writer, problems
+from .idempotency import IdempotentRoute
+from .studies import remove_file
 
-router = APIRouter(tags=["trials"])
+router = APIRouter(tags=["trials"], route_class=IdempotentRoute)
+
+
+class TrialOrder(StrEnum):
+    """By number."""
+
+    ASCENDING = "number"
+    DESCENDING = "-number"
 
 
 @router.get("/studies/{study_id}/trials", responses=problems(404))
 def list_trials(
     ctx: ContextDep,
     principal: Reader,
-    study_id: str,
+    study_id: Id,
     limit: Limit = 50,
     cursor: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
-    state: TrialState | None = None,
+    state: Annotated[list[TrialState], Query(max_length=7)] = [],  # noqa: B006  # FastAPI copies it
+    phase: TrialPhase | None = None,
+    order: TrialOrder = TrialOrder.ASCENDING,
 ) -> Page[TrialOut]:
-    """A study's trials by number."""
-    found, next_cursor = trials.list_trials(ctx, study_id, scope(principal), limit, cursor, state)
+    """A study's trials by number, those in one of the states and of the phase."""
+    found, next_cursor = trials.list_trials(
+        ctx,
+        study_id,
+        principal.scope,
+        limit,
+        cursor,
+        state,
+        phase,
+        descending=order is TrialOrder.DESCENDING,
+    )
     items = [TrialOut.model_validate(t) for t in found]
     return Page(items=items, next_cursor=None if next_cursor is None else str(next_cursor))
 
 
+@router.post("/studies/{study_id}/trials", status_code=201, responses=problems(404, 409))
+def enqueue_trial(
+    ctx: ContextDep,
+    principal: Writer,
+    response: Response,
+    study_id: Id,
+    body: TrialRequest,
+    idempotency_key: IdempotencyKey = None,
+) -> TrialOut:
+    """Put a configuration made by hand at the end of the queue. It is one of the study's search trials."""
+    trial = trials.enqueue_trial(ctx, principal, study_id, body.params.model_dump())
+    response.headers["Location"] = f"/api/v1/trials/{trial.id}"
+    return TrialOut.model_validate(trial)
+
+
 @router.get("/trials/{trial_id}", responses=problems(404))
-def get_trial(ctx: ContextDep, principal: Reader, trial_id: str) -> TrialOut:
+def get_trial(ctx: ContextDep, principal: Reader, trial_id: Id) -> TrialOut:
     """One trial."""
-    return TrialOut.model_validate(trials.get_trial(ctx, trial_id, scope(principal)))
+    return TrialOut.model_validate(trials.get_trial(ctx, trial_id, principal.scope))
+
+
+@router.post("/trials/{trial_id}/stop", responses=problems(404, 409))
+def stop_trial(ctx: ContextDep, principal: Writer, trial_id: Id, idempotency_key: IdempotencyKey = None) -> TrialOut:
+    """Stop one trial: a queued one now, a running one at its next report. Its study goes on."""
+    return TrialOut.model_validate(trials.stop_trial(ctx, principal, trial_id))
+
+
+@router.post("/trials/{trial_id}/retry", responses=problems(404, 409))
+def retry_trial(ctx: ContextDep, principal: Writer, trial_id: Id, idempotency_key: IdempotencyKey = None) -> TrialOut:
+    """Queue a failed trial again."""
+    return TrialOut.model_validate(trials.retry_trial(ctx, principal, trial_id))
 
 
 @router.get("/trials/{trial_id}/metrics", responses=problems(404))
-def get_metrics(ctx: ContextDep, principal: Reader, trial_id: str) -> Page[MetricOut]:
+def get_metrics(ctx: ContextDep, principal: Reader, trial_id: Id) -> Page[MetricOut]:
     """Every value that a trial reported, by step."""
-    found = trials.get_metrics(ctx, trial_id, scope(principal))
+    found = trials.get_metrics(ctx, trial_id, principal.scope)
     return Page(items=[MetricOut.model_validate(m) for m in found])
+
+
+_ZIP: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+@router.get("/trials/{trial_id}/adapter", responses=problems(404) | _ZIP, response_class=Response)
+def get_adapter(ctx: ContextDep, principal: Reader, trial_id: Id) -> FileResponse:
+    """A trial's adapter, as PEFT saved it, in a zip file."""
+    file, name = reading.adapter_archive(ctx, trial_id, principal.scope)
+    return FileResponse(file, media_type="application/zip", filename=name, background=BackgroundTask(remove_file, file))

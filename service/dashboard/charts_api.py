@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ..api.dependencies import ContextDep, Reader, problems, scope
+from ..api.dependencies import ContextDep, Id, Reader, problems
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..scheduling.comparing import compare
@@ -24,10 +24,10 @@ class ChartKind(StrEnum):
 
 
 @router.get("/studies/{study_id}/charts/{kind}", responses=problems(404))
-def chart(ctx: ContextDep, principal: Reader, study_id: str, kind: ChartKind) -> dict[str, Any]:
+def chart(ctx: ContextDep, principal: Reader, study_id: Id, kind: ChartKind) -> dict[str, Any]:
     """A chart of a study as a Plotly figure."""
     if kind is ChartKind.COMPARISON:
-        return charts.comparison(compare(ctx, study_id, scope(principal)))
+        return charts.comparison(compare(ctx, study_id, principal.scope))
     with ctx.db.read() as session:
-        study = Studies(session).get(study_id, scope(principal))
+        study = Studies(session).get(study_id, principal.scope)
         return charts.history(study, Trials(session).of_study(study_id))

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import plotly
+import swagger_ui_bundle
 from fastapi import APIRouter, FastAPI, Form, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
-from ..api.dependencies import SESSION_COOKIE, ContextDep, get_principal, scope
+from ..api.dependencies import SESSION_COOKIE, ContextDep, get_principal
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
 from ..domain.states import STUDY_ENDED
@@ -26,6 +27,7 @@ from ..scheduling.predicting import get_predictions
 from ..schemas.studies import RankingOut, StudyOut, rankings
 
 HERE = Path(__file__).parent
+SWAGGER_UI = Path(swagger_ui_bundle.swagger_ui_path)
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 SHOWN_TRIALS = 200
 SHOWN_STUDIES = 50
@@ -40,6 +42,7 @@ def mount_static(app: FastAPI) -> None:
     def plotly_js() -> FileResponse:
         return FileResponse(PLOTLY, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
 
+    app.mount("/static/swagger-ui", StaticFiles(directory=SWAGGER_UI), name="swagger-ui")
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
 
 
@@ -106,6 +109,12 @@ def _require_same_origin(request: Request) -> None:
         raise Forbidden("this form was sent from another site")
 
 
+@router.get("/docs")
+def docs_page(request: Request) -> HTMLResponse:
+    """The API's description, to read and to try."""
+    return templates.TemplateResponse(request, "docs.html")
+
+
 @router.get("/login")
 def login_page(request: Request) -> HTMLResponse:
     """Asks for a token; one in the address' fragment is taken at once and never reaches a log."""
@@ -150,7 +159,7 @@ def studies_page(request: Request, ctx: ContextDep, cursor: str | None = None) -
     principal = _principal(request, ctx)
     if principal is None:
         return _to_login()
-    found, next_cursor = studies.list_studies(ctx, scope(principal), SHOWN_STUDIES, cursor)
+    found, next_cursor = studies.list_studies(ctx, principal.scope, SHOWN_STUDIES, cursor)
     shown = [StudyOut.of(s, counts) for s, counts in found]
     return templates.TemplateResponse(
         request,
@@ -164,14 +173,14 @@ def _any_live(shown: list[StudyOut]) -> bool:
 
 
 def _view(ctx: Context, principal: Principal, study_id: str) -> StudyView:
-    study, counts = studies.get_study(ctx, study_id, scope(principal))
-    found, _ = trials.list_trials(ctx, study_id, scope(principal), SHOWN_TRIALS, None, None)
+    study, counts = studies.get_study(ctx, study_id, principal.scope)
+    found, _ = trials.list_trials(ctx, study_id, principal.scope, SHOWN_TRIALS, None)
     return StudyView(
         study=study,
         out=StudyOut.of(study, counts),
         trials=found,
-        rankings=rankings(get_predictions(ctx, study_id, scope(principal)), shown=5),
-        comparison=comparing.compare(ctx, study_id, scope(principal)),
+        rankings=rankings(get_predictions(ctx, study_id, principal.scope), shown=5),
+        comparison=comparing.compare(ctx, study_id, principal.scope),
         live=study.state not in STUDY_ENDED,
         version=study.version,
         may_write=principal.role in (Role.ADMIN, Role.MEMBER),
@@ -199,7 +208,7 @@ def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = 
     principal = _principal(request, ctx)
     if principal is None:
         raise Unauthorized("log in again")
-    study, _ = studies.get_study(ctx, study_id, scope(principal))
+    study, _ = studies.get_study(ctx, study_id, principal.scope)
     if study.version == version:
         return Response(status_code=204)
     return templates.TemplateResponse(request, "study_body.html", {"view": _view(ctx, principal, study_id)})
@@ -214,7 +223,7 @@ def cancel(request: Request, ctx: ContextDep, study_id: str) -> Response:
     if principal is None or principal.role not in (Role.ADMIN, Role.MEMBER):
         raise Forbidden("only members may cancel a study")
     try:
-        studies.cancel_study(ctx, study_id, scope(principal))
+        studies.cancel_study(ctx, principal, study_id)
     except ServiceError as error:
         if error.status != 409:
             raise

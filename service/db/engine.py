@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,43 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from ..errors import Unavailable
+from ..errors import Contention, InvalidRequest, Unavailable
 
-BUSY_TIMEOUT_MS = 15_000
+BUSY_TIMEOUT_MS = 10_000
+STATEMENT_TIMEOUT_MS = 15_000
+LOCK_TIMEOUT_MS = 10_000
+IDLE_TRANSACTION_TIMEOUT_MS = 60_000
+POOL_SIZE = 20
+POOL_TIMEOUT_SECONDS = 10
 _BEGIN = "sqlite_begin"
+# PostgreSQL: serialization failure, deadlock, lock not available. Another try may well succeed.
+_CONTENTION = frozenset({"40001", "40P01", "55P03"})
+_FULL = ("database or disk is full", "disk I/O error", "No space left on device")
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for SQLite (write-ahead log, busy timeout, foreign keys) or PostgreSQL (psycopg 3)."""
+    """An engine for SQLite (write-ahead log, busy timeout, foreign keys) or PostgreSQL (psycopg 3); a bounded pool."""
     parsed = make_url(url)
+    pool: dict[str, Any] = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS}
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"check_same_thread": False}, pool_size=20, max_overflow=20)
+        engine = create_engine(parsed, connect_args={"check_same_thread": False}, **pool)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(parsed, pool_size=10, max_overflow=10, pool_pre_ping=True)
+    options = (
+        f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} "
+        f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_TIMEOUT_MS}"
+    )
+    connect = {"connect_timeout": 5, "options": options, "application_name": "cdka"}
+    return create_engine(parsed, pool_pre_ping=True, connect_args=connect, **pool)
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
@@ -48,6 +64,16 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get(_BEGIN, 'DEFERRED')}")
 
 
+class UnitOfWork:
+    """One transaction for everything that is read and written while it is in force, however many blocks that takes."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+
+
+_unit: ContextVar[UnitOfWork | None] = ContextVar("unit_of_work", default=None)
+
+
 class Database:
     """Sessions on one engine: ``read`` never commits, ``write`` commits once, at the end, or not at all."""
 
@@ -55,6 +81,9 @@ class Database:
         self.url = url
         self.engine = make_engine(url)
         self._writer = self.engine.execution_options(**{_BEGIN: "IMMEDIATE"})
+        # Everything that one block reads is of one moment, as in SQLite.
+        repeatable = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._reader = self.engine.execution_options(**repeatable)
 
     @property
     def is_sqlite(self) -> bool:
@@ -63,12 +92,16 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for reading.
+        """A session for reading, which sees the database as of one moment.
 
         Raises:
             Unavailable: the database does not answer.
         """
-        with self._translated(), Session(self.engine, expire_on_commit=False) as session:
+        unit = _unit.get()
+        if unit is not None and unit.session is not None:
+            yield unit.session
+            return
+        with self._translated(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -76,17 +109,56 @@ class Database:
         """A session whose changes are committed together when the block ends, and rolled back if it raises.
 
         Raises:
+            Contention: another writer was in the way; nothing was changed.
             Unavailable: the database does not answer; nothing was changed.
         """
+        unit = _unit.get()
+        if unit is not None:
+            with self._translated():
+                if unit.session is None:
+                    unit.session = Session(self._writer, expire_on_commit=False)
+                with unit.session.begin_nested():
+                    yield unit.session
+                    unit.session.flush()
+            return
         with self._translated(), Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def begin_unit(self) -> tuple[UnitOfWork, Token[UnitOfWork | None]]:
+        """From here on, blocks join one transaction (begun by the first write) until :meth:`end_unit`."""
+        unit = UnitOfWork()
+        return unit, _unit.set(unit)
+
+    def leave_unit(self, token: Token[UnitOfWork | None]) -> None:
+        """From here on, blocks have transactions of their own again."""
+        _unit.reset(token)
+
+    def end_unit(self, unit: UnitOfWork, *, commit: bool) -> None:
+        """Commit or roll back all that was done in the unit.
+
+        Raises:
+            IntegrityError: a constraint forbids it; nothing was changed.
+            Unavailable: as for :meth:`write`.
+        """
+        session, unit.session = unit.session, None
+        if session is None:
+            return
+        with self._translated(), session:
+            if commit:
+                session.commit()
+            else:
+                session.rollback()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
+        except PoolTimeout as error:
+            raise Unavailable("the server is busy: every connection to the database is in use; try again") from error
         except OperationalError as error:
-            raise Unavailable("the database does not answer; nothing was changed, try again") from error
+            raise _explain(error) from error
+        except DataError as error:
+            raise InvalidRequest(f"a value cannot be stored: {error.orig}") from error
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise Unavailable("the connection to the database was lost; try again") from error
@@ -112,7 +184,20 @@ class Database:
 
     def is_current(self) -> bool:
         """Whether the schema is at the newest revision."""
-        return self.revision() == ScriptDirectory.from_config(alembic_config(self.url)).get_current_head()
+        return self.revision() == self.newest()
+
+    def newest(self) -> str | None:
+        """The revision that this release's migrations end at."""
+        return ScriptDirectory.from_config(alembic_config(self.url)).get_current_head()
+
+
+def _explain(error: OperationalError) -> Unavailable:
+    state, words = getattr(error.orig, "sqlstate", None), str(error.orig)
+    if state in _CONTENTION or "database is locked" in words or "database table is locked" in words:
+        return Contention("another writer was in the way; nothing was changed, try again")
+    if state == "53100" or any(sign in words for sign in _FULL):
+        return Unavailable("the database's disk is full; nothing was changed: make room, then try again")
+    return Unavailable("the database does not answer; nothing was changed, try again")
 
 
 def migrations_directory() -> Path:

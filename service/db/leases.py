@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from ..domain.records import Lease
+from ..domain.records import Lease, RunnerSeen
 from ..domain.states import LeaseState
 from ..errors import NotFound
 from .models import LeaseRow, RunnerRow
@@ -24,6 +24,8 @@ def _record(row: LeaseRow) -> Lease:
         acquired_at=row.acquired_at,
         expires_at=row.expires_at,
         result=row.result,
+        progress_at=row.progress_at,
+        progress_step=row.progress_step,
     )
 
 
@@ -44,6 +46,8 @@ class Leases:
                 state=lease.state,
                 acquired_at=lease.acquired_at,
                 expires_at=lease.expires_at,
+                progress_at=lease.acquired_at,
+                progress_step=-1,
             )
         )
         self._session.flush()
@@ -64,9 +68,27 @@ class Leases:
         query = select(LeaseRow).where(LeaseRow.state == LeaseState.HELD, LeaseRow.expires_at < now)
         return [_record(row) for row in self._session.scalars(query.order_by(LeaseRow.expires_at))]
 
-    def renew(self, lease_id: str, expires_at: datetime) -> None:
-        """Hold the lease until ``expires_at``."""
-        self._write(lease_id, state=LeaseState.HELD, expires_at=expires_at, ended_at=None)
+    def held(self) -> list[Lease]:
+        """Every held lease, the oldest first."""
+        query = select(LeaseRow).where(LeaseRow.state == LeaseState.HELD).order_by(LeaseRow.acquired_at)
+        return [_record(row) for row in self._session.scalars(query)]
+
+    def shorten(self, latest: datetime) -> int:
+        """Bring expiries beyond ``latest`` back to it (the clock has gone backwards); returns how many."""
+        query = (
+            update(LeaseRow)
+            .where(LeaseRow.state == LeaseState.HELD, LeaseRow.expires_at > latest)
+            .values(expires_at=latest)
+            .returning(LeaseRow.id)
+        )
+        return len(self._session.scalars(query).all())
+
+    def renew(self, lease_id: str, expires_at: datetime, progress: tuple[int, datetime] | None = None) -> None:
+        """Hold the lease until ``expires_at``; ``progress`` is a step that was not reached before, and when it was."""
+        values: dict[str, Any] = {"state": LeaseState.HELD, "expires_at": expires_at, "ended_at": None}
+        if progress is not None:
+            values["progress_step"], values["progress_at"] = progress
+        self._write(lease_id, **values)
 
     def end(self, lease_id: str, state: LeaseState, now: datetime, result: dict[str, Any] | None = None) -> None:
         """The attempt is over."""
@@ -85,7 +107,29 @@ class Leases:
         for key, value in values.items():
             setattr(row, key, value)
 
-    def warm_keys(self, since: datetime, except_runner: str) -> set[str]:
-        """Model keys that other runners, seen since then, hold warm."""
-        query = select(RunnerRow.warm).where(RunnerRow.last_seen_at >= since, RunnerRow.name != except_runner)
-        return {key for warm in self._session.scalars(query) for key in warm}
+    def hear_of(self, name: str, now: datetime, resolution: timedelta) -> None:
+        """Remember when a runner was last heard of, give or take ``resolution``."""
+        query = update(RunnerRow).where(RunnerRow.name == name, RunnerRow.last_seen_at < now - resolution)
+        self._session.execute(query.values(last_seen_at=now))
+
+    def runner(self, name: str) -> RunnerSeen | None:
+        """The runner of that name."""
+        row = self._session.get(RunnerRow, name, populate_existing=True)
+        return None if row is None else _seen(row)
+
+    def runners(self, team_id: str | None) -> list[RunnerSeen]:
+        """Runners (of a team, or all), by name."""
+        query = select(RunnerRow).order_by(RunnerRow.name)
+        if team_id is not None:
+            query = query.where(RunnerRow.team_id == team_id)
+        return [_seen(row) for row in self._session.scalars(query)]
+
+    def forget_runners(self, moment: datetime) -> None:
+        """Remove runners that were last seen before then."""
+        self._session.execute(delete(RunnerRow).where(RunnerRow.last_seen_at < moment))
+
+
+def _seen(row: RunnerRow) -> RunnerSeen:
+    return RunnerSeen(
+        row.name, row.team_id, row.cpus, row.gpus, row.warm, row.lease_id, row.first_seen_at, row.last_seen_at
+    )

@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
+    Boolean,
     DateTime,
     Dialect,
     Float,
@@ -63,6 +65,11 @@ class TeamRow(Base):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), unique=True)
     created_at: Mapped[datetime]
+    weight: Mapped[float] = mapped_column(default=1.0)
+    max_running_trials: Mapped[int | None]
+    max_gpus: Mapped[float | None]
+    max_studies: Mapped[int | None]
+    max_storage_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class TokenRow(Base):
@@ -96,14 +103,47 @@ class StudyRow(Base):
     state: Mapped[str] = mapped_column(String(16), index=True)
     phase: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
-    spec: Mapped[dict[str, Any]]
-    plan: Mapped[dict[str, Any]]
+    # Large and rarely changed: parsed once per revision and kept.
+    spec: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+    plan: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     candidates: Mapped[list[Any] | None]
     version: Mapped[int] = mapped_column(Integer, default=0)
+    revision: Mapped[int] = mapped_column(Integer, default=0)
+    # What scheduling asks of the spec, so that it need not be parsed.
+    priority: Mapped[int]
+    concurrency: Mapped[int]
+    planned: Mapped[int]
+    cpus: Mapped[float]
+    gpus: Mapped[float]
+    model_key: Mapped[str] = mapped_column(Text)
+    storage_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    gpu_seconds: Mapped[float] = mapped_column(default=0.0)
+    deleted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     __table_args__ = (Index(None, "team_id", "id"),)
+
+
+class StudyCountRow(Base):
+    """Trials by phase and state, counted as they change: reading them costs the same at ten trials and at 100,000."""
+
+    __tablename__ = "study_counts"
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
+    phase: Mapped[str] = mapped_column(String(16), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16), primary_key=True)
+    count: Mapped[int]
+
+
+class EventRow(Base):
+    """Numbered by the study's version, under the lock of its row: no gap, and committed in order."""
+
+    __tablename__ = "events"
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]]
+    at: Mapped[datetime] = mapped_column(index=True)
 
 
 class PredictionRow(Base):
@@ -125,11 +165,13 @@ class TrialRow(Base):
     candidate: Mapped[str | None] = mapped_column(String(64))
     params: Mapped[dict[str, Any]]
     point: Mapped[dict[str, Any] | None]
+    attrs: Mapped[dict[str, Any] | None]
     seed: Mapped[int]
     state: Mapped[str] = mapped_column(String(16))
     parameters: Mapped[int]
     metrics: Mapped[dict[str, Any]]
-    scores: Mapped[list[Any] | None]
+    curve: Mapped[list[Any]]
+    scores: Mapped[list[Any] | None] = mapped_column(deferred=True)
     failure_kind: Mapped[str | None] = mapped_column(String(16))
     failure_message: Mapped[str | None] = mapped_column(Text)
     # Not a foreign key: trials and leases would refer to each other in a circle.
@@ -139,15 +181,17 @@ class TrialRow(Base):
     losses: Mapped[int] = mapped_column(default=0)
     checkpoint: Mapped[str | None] = mapped_column(Text)
     artifact: Mapped[str | None] = mapped_column(Text)
+    artifact_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     resources: Mapped[dict[str, Any]]
     stop_reason: Mapped[str | None] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     __table_args__ = (
         UniqueConstraint("study_id", "number"),
-        Index(None, "study_id", "state"),
-        Index(None, "state"),
+        Index(None, "study_id", "state", "number"),
+        Index(None, "study_id", "phase", "version"),
     )
 
 
@@ -164,6 +208,9 @@ class LeaseRow(Base):
     expires_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None]
+    # When the trial last got on, as against when its runner was last heard of.
+    progress_at: Mapped[datetime | None]
+    progress_step: Mapped[int] = mapped_column(default=-1)
     __table_args__ = (UniqueConstraint("trial_id", "attempt"), Index(None, "state", "expires_at"))
 
 
@@ -179,9 +226,74 @@ class MetricRow(Base):
 class RunnerRow(Base):
     __tablename__ = "runners"
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    team_id: Mapped[str | None] = mapped_column(String(32))
     cpus: Mapped[float]
     gpus: Mapped[float]
     warm: Mapped[list[Any]]
     lease_id: Mapped[str | None] = mapped_column(String(64))
     first_seen_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
+
+
+class IdempotencyRow(Base):
+    """The answer to a POST, kept so that its repetition gets the same.
+
+    The content is encrypted with the caller's token, which is not stored: it may hold a secret that is shown once.
+    """
+
+    __tablename__ = "idempotency_keys"
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int]
+    content: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class AuditRow(Base):
+    """Who changed what. Rows outlive the tokens and studies they tell of, so nothing here is a foreign key."""
+
+    __tablename__ = "audit_log"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    at: Mapped[datetime]
+    team_id: Mapped[str | None] = mapped_column(String(32))
+    token_id: Mapped[str] = mapped_column(String(32))
+    token: Mapped[str] = mapped_column(String(200))
+    role: Mapped[str] = mapped_column(String(16))
+    request_id: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(200))
+    detail: Mapped[dict[str, Any]]
+    __table_args__ = (Index(None, "team_id", "id"),)
+
+
+class WebhookRow(Base):
+    __tablename__ = "webhooks"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id", ondelete="CASCADE"), index=True)
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[Any]]
+    # A signing key, which the server needs in the clear to sign with; it opens nothing here.
+    secret: Mapped[str] = mapped_column(String(100))
+    active: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[datetime]
+
+
+class DeliveryRow(Base):
+    """An event for a webhook, written with the event itself and sent afterwards."""
+
+    __tablename__ = "webhook_deliveries"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    study_id: Mapped[str] = mapped_column(String(32))
+    number: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(32))
+    body: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[datetime | None]
+    status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    delivered_at: Mapped[datetime | None]
+    __table_args__ = (Index(None, "state", "next_at"), Index(None, "webhook_id", "id"))

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from threading import Lock
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.plan import Plan
-from ..domain.records import Candidate, StoredPrediction, Study
-from ..domain.states import STUDY_ENDED, StudyPhase, StudyState, check_study_transition
+from ..domain.records import Candidate, StoredPrediction, Study, StudyLoad
+from ..domain.states import STUDY_ENDED, EventKind, StudyPhase, StudyState, check_study_transition
 from ..domain.study_spec import StudySpec
 from ..errors import NotFound
+from .events import append_event
 from .models import PredictionRow, StudyRow
+
+_KEPT = 512
+
+
+class _Parsed:
+    """Specs and plans that were parsed already. A spec is fixed by its study's revision; a plan never changes."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, int], tuple[StudySpec, Plan]] = OrderedDict()
+        self._lock = Lock()
+
+    def of(self, row: StudyRow) -> tuple[StudySpec, Plan]:
+        key = (row.id, row.revision)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                return found
+        found = StudySpec.model_validate(row.spec), Plan.model_validate(row.plan)
+        with self._lock:
+            self._kept[key] = found
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return found
+
+
+_parsed = _Parsed()
 
 
 def _record(row: StudyRow) -> Study:
+    spec, plan = _parsed.of(row)
     return Study(
         id=row.id,
         team_id=row.team_id,
@@ -25,38 +57,59 @@ def _record(row: StudyRow) -> Study:
         state=StudyState(row.state),
         phase=StudyPhase(row.phase),
         reason=row.reason,
-        spec=StudySpec.model_validate(row.spec),
-        plan=Plan.model_validate(row.plan),
+        spec=spec,
+        plan=plan,
         candidates=[Candidate(**entry) for entry in row.candidates or []],
         version=row.version,
+        revision=row.revision,
+        planned=row.planned,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        storage_bytes=row.storage_bytes,
+        gpu_seconds=row.gpu_seconds,
     )
 
 
+def _scheduled(spec: StudySpec) -> dict[str, Any]:
+    """The columns that say what scheduling needs to know of a spec."""
+    return {
+        "name": spec.name,
+        "spec": spec.model_dump(mode="json"),
+        "priority": spec.priority,
+        "concurrency": spec.search.concurrency,
+        "planned": spec.search.trials,
+        "cpus": spec.resources.cpus,
+        "gpus": spec.resources.gpus,
+        "model_key": spec.model_key,
+    }
+
+
 class Studies:
-    """Reads and writes studies in one session."""
+    """Reads and writes studies in one session. Studies that were deleted are not there."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def add(self, study: Study) -> None:
         """Record a new study."""
-        self._session.add(
-            StudyRow(
-                id=study.id,
-                team_id=study.team_id,
-                name=study.name,
-                state=study.state,
-                phase=study.phase,
-                reason=study.reason,
-                spec=study.spec.model_dump(mode="json"),
-                plan=study.plan.model_dump(mode="json"),
-                version=study.version,
-                created_at=study.created_at,
-            )
+        row = StudyRow(
+            id=study.id,
+            team_id=study.team_id,
+            state=study.state,
+            phase=study.phase,
+            reason=study.reason,
+            plan=study.plan.model_dump(mode="json"),
+            version=study.version,
+            revision=study.revision,
+            storage_bytes=0,
+            gpu_seconds=0.0,
+            created_at=study.created_at,
+            **_scheduled(study.spec),
         )
+        self._session.add(row)
+        self._session.flush()
+        self.touch(study.id, EventKind.STUDY_CREATED, study.created_at, {"name": study.name, "state": study.state})
 
     def get(self, study_id: str, team_id: str | None = None, *, lock: bool = False) -> Study:
         """The study, locked for this transaction if ``lock``; ``team_id`` restricts it to one team.
@@ -64,33 +117,70 @@ class Studies:
         Raises:
             NotFound: there is none, or it belongs to another team (which are not told apart).
         """
-        query = select(StudyRow).where(StudyRow.id == study_id)
-        if team_id is not None:
-            query = query.where(StudyRow.team_id == team_id)
+        query = select(StudyRow).where(StudyRow.id == study_id, StudyRow.deleted_at.is_(None), *_of(team_id))
         if lock:
-            query = query.with_for_update().execution_options(populate_existing=True)
-        row = self._session.scalars(query).one_or_none()
+            query = query.with_for_update()
+        row = self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
         if row is None:
             raise NotFound(f"there is no study {study_id}")
         return _record(row)
 
-    def page(self, team_id: str | None, limit: int, after: str | None) -> list[Study]:
-        """Studies of a team (of all teams for ``None``), newest first, after the one named."""
-        query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit)
-        if team_id is not None:
-            query = query.where(StudyRow.team_id == team_id)
+    def page(
+        self, team_id: str | None, limit: int, after: str | None, where: Sequence[ColumnElement[bool]], ascending: bool
+    ) -> list[Study]:
+        """Studies of a team (of all teams for ``None``) by age, after the one named."""
+        order = StudyRow.id.asc() if ascending else StudyRow.id.desc()
+        query = (
+            select(StudyRow).where(StudyRow.deleted_at.is_(None), *_of(team_id), *where).order_by(order).limit(limit)
+        )
         if after is not None:
-            query = query.where(StudyRow.id < after)
+            query = query.where(StudyRow.id > after if ascending else StudyRow.id < after)
         return [_record(row) for row in self._session.scalars(query)]
 
-    def with_work(self, team_id: str | None) -> list[Study]:
-        """Studies (of one team, or of all) that may have something to run, oldest first."""
+    def loads(self, team_id: str | None) -> list[StudyLoad]:
+        """Studies (of one team, or of all) that may have something to run, oldest first, as scheduling sees them."""
         query = (
-            select(StudyRow).where(StudyRow.state.in_([StudyState.QUEUED, StudyState.RUNNING])).order_by(StudyRow.id)
+            select(
+                StudyRow.id,
+                StudyRow.team_id,
+                StudyRow.state,
+                StudyRow.phase,
+                StudyRow.priority,
+                StudyRow.concurrency,
+                StudyRow.planned,
+                StudyRow.cpus,
+                StudyRow.gpus,
+                StudyRow.model_key,
+            )
+            .where(
+                StudyRow.state.in_([StudyState.QUEUED, StudyState.RUNNING]),
+                StudyRow.deleted_at.is_(None),
+                *_of(team_id),
+            )
+            .order_by(StudyRow.id)
         )
-        if team_id is not None:
-            query = query.where(StudyRow.team_id == team_id)
-        return [_record(row) for row in self._session.scalars(query)]
+        return [
+            StudyLoad(r[0], r[1], StudyState(r[2]), StudyPhase(r[3]), r[4], r[5], r[6], r[7], r[8], r[9])
+            for r in self._session.execute(query)
+        ]
+
+    def open_with_limits(self) -> list[Study]:
+        """Studies that run and so may reach a limit, oldest first."""
+        query = select(StudyRow).where(StudyRow.state == StudyState.RUNNING, StudyRow.deleted_at.is_(None))
+        found = [_record(row) for row in self._session.scalars(query.order_by(StudyRow.id))]
+        return [s for s in found if any(v is not None for v in s.spec.limits.model_dump().values())]
+
+    def open_count(self, team_id: str) -> int:
+        """How many studies of a team have not ended."""
+        query = select(func.count()).where(
+            StudyRow.team_id == team_id, StudyRow.deleted_at.is_(None), StudyRow.state.not_in(STUDY_ENDED)
+        )
+        return int(self._session.scalar(query) or 0)
+
+    def storage(self, team_id: str) -> int:
+        """Bytes of artifacts that a team keeps, those of deleted studies that are not purged yet included."""
+        query = select(func.coalesce(func.sum(StudyRow.storage_bytes), 0)).where(StudyRow.team_id == team_id)
+        return int(self._session.scalar(query) or 0)
 
     def set_state(self, study: Study, state: StudyState, now: datetime, reason: str | None = None) -> None:
         """Move a locked study to another state.
@@ -99,31 +189,75 @@ class Studies:
             Conflict: the table of transitions does not allow it.
         """
         check_study_transition(study.state, state)
-        values: dict[str, object] = {"state": state, "reason": reason, "version": StudyRow.version + 1}
+        values: dict[str, object] = {"state": state, "reason": reason}
         if state is StudyState.RUNNING and study.started_at is None:
             values["started_at"] = now
-        if state in STUDY_ENDED:
-            values["finished_at"] = now
-        self._session.execute(update(StudyRow).where(StudyRow.id == study.id).values(values))
+        values["finished_at"] = now if state in STUDY_ENDED else None
+        self._write(study.id, **values)
+        data = {"state": state, "was": study.state, "reason": reason}
+        self.touch(study.id, EventKind.STUDY_STATE, now, data)
 
-    def set_phase(self, study_id: str, phase: StudyPhase) -> None:
+    def set_phase(self, study_id: str, phase: StudyPhase, now: datetime) -> None:
         """Move a study to another phase."""
-        self._session.execute(update(StudyRow).where(StudyRow.id == study_id).values(phase=phase))
+        self._write(study_id, phase=phase)
+        self.touch(study_id, EventKind.STUDY_PHASE, now, {"phase": phase})
+
+    def set_spec(self, study: Study, spec: StudySpec, now: datetime, changed: Mapping[str, Any]) -> None:
+        """Record what a user has changed of a locked study."""
+        self._write(study.id, revision=StudyRow.revision + 1, **_scheduled(spec))
+        self.touch(study.id, EventKind.STUDY_UPDATED, now, dict(changed))
+
+    def set_planned(self, study_id: str, planned: int) -> None:
+        """Fewer search trials will be run than were asked for: the space holds no more."""
+        self._write(study_id, planned=planned)
 
     def set_candidates(self, study_id: str, candidates: Sequence[Candidate]) -> None:
         """Record what the confirmation compares."""
-        values = [asdict(c) for c in candidates]
-        self._session.execute(update(StudyRow).where(StudyRow.id == study_id).values(candidates=values))
+        self._write(study_id, candidates=[asdict(c) for c in candidates])
 
-    def touch(self, study_id: str) -> int:
-        """Count the study's version up: its history has changed. Returns the new version."""
+    def spend(self, study_id: str, gpu_seconds: float, storage_bytes: int) -> None:
+        """Count what an attempt has used and what it left behind."""
+        self._write(
+            study_id,
+            gpu_seconds=StudyRow.gpu_seconds + gpu_seconds,
+            storage_bytes=StudyRow.storage_bytes + storage_bytes,
+        )
+
+    def mark_deleted(self, study_id: str, now: datetime) -> None:
+        """Hide a study from everyone."""
+        self._write(study_id, deleted_at=now)
+
+    def deleted_before(self, moment: datetime) -> list[str]:
+        """Studies that were deleted before then."""
+        return list(self._session.scalars(select(StudyRow.id).where(StudyRow.deleted_at < moment)))
+
+    def purge(self, study_id: str) -> None:
+        """Remove a deleted study with all that belongs to it."""
+        self._session.execute(delete(StudyRow).where(StudyRow.id == study_id, StudyRow.deleted_at.is_not(None)))
+
+    def _write(self, study_id: str, **values: Any) -> None:
+        self._session.execute(update(StudyRow).where(StudyRow.id == study_id).values(**values))
+
+    def touch(self, study_id: str, kind: EventKind, now: datetime, data: Mapping[str, Any]) -> int:
+        """Record that something happened to a locked study. Returns the event's number: the study's new version."""
         query = (
             update(StudyRow)
             .where(StudyRow.id == study_id)
             .values(version=StudyRow.version + 1)
-            .returning(StudyRow.version)
+            .returning(StudyRow.version, StudyRow.team_id)
         )
-        return self._session.scalars(query).one()
+        version, team_id = self._session.execute(query).one()
+        append_event(self._session, study_id, team_id, version, kind, now, data)
+        return int(version)
+
+    def versions(self, study_ids: Sequence[str]) -> dict[str, int]:
+        """The versions of studies."""
+        query = select(StudyRow.id, StudyRow.version).where(StudyRow.id.in_(study_ids))
+        return {row.id: row.version for row in self._session.execute(query)}
+
+    def version(self, study_id: str) -> int:
+        """The study's version."""
+        return int(self._session.scalar(select(StudyRow.version).where(StudyRow.id == study_id)) or 0)
 
     def add_predictions(self, study_id: str, rankings: Mapping[str, Sequence[StoredPrediction]]) -> None:
         """Record the rankings by predictor, each best first."""
@@ -138,3 +272,17 @@ class Studies:
         return {
             row.predictor: [StoredPrediction(**entry) for entry in row.ranking] for row in self._session.scalars(query)
         }
+
+
+def _of(team_id: str | None) -> list[ColumnElement[bool]]:
+    return [] if team_id is None else [StudyRow.team_id == team_id]
+
+
+def with_text(text: str | None, states: Sequence[StudyState]) -> list[ColumnElement[bool]]:
+    """Conditions for a list of studies: a part of the name, whatever its case, and states."""
+    conditions: list[ColumnElement[bool]] = []
+    if text:
+        conditions.append(StudyRow.name.icontains(text, autoescape=True))
+    if states:
+        conditions.append(StudyRow.state.in_(states))
+    return conditions

@@ -1,4 +1,4 @@
-"""Teams, tokens and browser sessions in SQL. Secrets never come here: only their digests."""
+"""Tokens and browser sessions in SQL. Secrets never come here: only their digests."""
 
 from __future__ import annotations
 
@@ -27,31 +27,10 @@ def _record(row: TokenRow, team: str) -> Token:
 
 
 class Tokens:
-    """Reads and writes teams, tokens and sessions in one session."""
+    """Reads and writes tokens and sessions in one session."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    def add_team(self, team_id: str, name: str, now: datetime) -> None:
-        """Record a new team."""
-        self._session.add(TeamRow(id=team_id, name=name, created_at=now))
-        self._session.flush()
-
-    def team_by_name(self, name: str) -> str:
-        """The team's id.
-
-        Raises:
-            NotFound: there is no team of that name.
-        """
-        found = self._session.scalars(select(TeamRow.id).where(TeamRow.name == name)).one_or_none()
-        if found is None:
-            raise NotFound(f"there is no team {name!r}")
-        return found
-
-    def teams(self) -> list[tuple[str, str, datetime]]:
-        """Every team: id, name, creation."""
-        query = select(TeamRow).order_by(TeamRow.id)
-        return [(row.id, row.name, row.created_at) for row in self._session.scalars(query)]
 
     def add(self, token: Token, digest: str) -> None:
         """Record a new token by the digest of its secret."""
@@ -91,16 +70,33 @@ class Tokens:
             query = query.where(TokenRow.team_id == team_id)
         return [_record(row, team) for row, team in self._session.execute(query)]
 
-    def revoke(self, token_id: str, now: datetime) -> None:
-        """Make a token invalid from now on, and end the sessions that stand on it.
+    def get(self, token_id: str, team_id: str | None = None) -> Token:
+        """The token; ``team_id`` restricts it to one team.
 
         Raises:
             NotFound: there is no such token.
         """
-        query = update(TokenRow).where(TokenRow.id == token_id).values(revoked_at=now).returning(TokenRow.id)
-        if self._session.scalars(query).one_or_none() is None:
+        query = select(TokenRow, TeamRow.name).join(TeamRow, TeamRow.id == TokenRow.team_id)
+        query = query.where(TokenRow.id == token_id)
+        if team_id is not None:
+            query = query.where(TokenRow.team_id == team_id)
+        found = self._session.execute(query.execution_options(populate_existing=True)).one_or_none()
+        if found is None:
             raise NotFound(f"there is no token {token_id}")
+        return _record(found[0], found[1])
+
+    def revoke(self, token_id: str, now: datetime) -> None:
+        """Make a token invalid from now on, and end the sessions that stand on it."""
+        self._session.execute(update(TokenRow).where(TokenRow.id == token_id).values(revoked_at=now))
         self._session.execute(delete(SessionRow).where(SessionRow.token_id == token_id))
+
+    def expire(self, token_id: str, at: datetime) -> None:
+        """Have a token end at a time."""
+        self._session.execute(update(TokenRow).where(TokenRow.id == token_id).values(expires_at=at))
+
+    def forget_sessions(self, moment: datetime) -> None:
+        """Remove sessions that were over before then."""
+        self._session.execute(delete(SessionRow).where(SessionRow.expires_at < moment))
 
     def used(self, token_id: str, now: datetime) -> None:
         """Remember when a token was last used."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,13 +11,24 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ..domain.ids import new_id
-from ..domain.records import Failure, MetricPoint, NewTrial, Trial
-from ..domain.states import TRIAL_ENDED, FailureKind, TrialPhase, TrialState, check_trial_transition
+from ..domain.records import Failure, MetricPoint, NewTrial, Observation, Trial
+from ..domain.states import (
+    TRIAL_ENDED,
+    EventKind,
+    FailureKind,
+    StopReason,
+    TrialPhase,
+    TrialState,
+    check_trial_transition,
+)
 from ..errors import NotFound
-from .models import MetricRow, StudyRow, TrialRow
+from .models import MetricRow, StudyCountRow, StudyRow, TrialRow
+from .studies import Studies
+
+_ROWS_A_STATEMENT = 500
 
 
-def _record(row: TrialRow, curve: dict[int, float] | None = None) -> Trial:
+def _record(row: TrialRow) -> Trial:
     failure = None
     if row.failure_kind is not None:
         failure = Failure(FailureKind(row.failure_kind), row.failure_message or "")
@@ -35,7 +45,6 @@ def _record(row: TrialRow, curve: dict[int, float] | None = None) -> Trial:
         state=TrialState(row.state),
         parameters=row.parameters,
         metrics=row.metrics,
-        scores=row.scores,
         failure=failure,
         lease_id=row.lease_id,
         attempts=row.attempts,
@@ -48,7 +57,9 @@ def _record(row: TrialRow, curve: dict[int, float] | None = None) -> Trial:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
-        curve=curve or {},
+        curve=row.curve,
+        version=row.version,
+        artifact_bytes=row.artifact_bytes,
     )
 
 
@@ -59,7 +70,15 @@ class Trials:
         self._session = session
 
     def add(self, study_id: str, trials: Iterable[NewTrial], now: datetime) -> list[str]:
-        """Record new trials, queued. The pair (study, number) is unique: a number taken meanwhile fails the flush."""
+        """Record new trials of a locked study, queued.
+
+        The pair (study, number) is unique: a number taken meanwhile fails the flush.
+        """
+        new = list(trials)
+        if not new:
+            return []
+        data = {"trials": [{"number": t.number, "phase": t.phase} for t in new]}
+        version = Studies(self._session).touch(study_id, EventKind.TRIAL_QUEUED, now, data)
         rows = [
             TrialRow(
                 id=new_id(now),
@@ -70,20 +89,26 @@ class Trials:
                 candidate=t.candidate,
                 params=t.params,
                 point=t.point,
+                attrs=t.attrs,
                 seed=t.seed,
                 state=TrialState.QUEUED,
                 parameters=t.parameters,
                 metrics={},
+                curve=[],
                 attempts=0,
                 errors=0,
                 losses=0,
+                artifact_bytes=0,
                 resources={},
+                version=version,
                 created_at=now,
             )
-            for t in trials
+            for t in new
         ]
         self._session.add_all(rows)
         self._session.flush()
+        for t in new:
+            self._count(study_id, t.phase, TrialState.QUEUED, 1)
         return [row.id for row in rows]
 
     def get(self, trial_id: str, team_id: str | None = None, *, lock: bool = False) -> Trial:
@@ -92,62 +117,111 @@ class Trials:
         Raises:
             NotFound: there is none, or it belongs to another team.
         """
-        query = select(TrialRow).where(TrialRow.id == trial_id)
+        query = (
+            select(TrialRow)
+            .join(StudyRow, StudyRow.id == TrialRow.study_id)
+            .where(TrialRow.id == trial_id, StudyRow.deleted_at.is_(None))
+        )
         if team_id is not None:
-            query = query.join(StudyRow, StudyRow.id == TrialRow.study_id).where(StudyRow.team_id == team_id)
+            query = query.where(StudyRow.team_id == team_id)
         if lock:
-            query = query.with_for_update(of=TrialRow).execution_options(populate_existing=True)
-        row = self._session.scalars(query).one_or_none()
+            query = query.with_for_update(of=TrialRow)
+        row = self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
         if row is None:
             raise NotFound(f"there is no trial {trial_id}")
         return _record(row)
 
-    def page(self, study_id: str, limit: int, after: int | None, state: TrialState | None = None) -> list[Trial]:
+    def page(
+        self,
+        study_id: str,
+        limit: int,
+        after: int | None,
+        states: Sequence[TrialState] = (),
+        phase: TrialPhase | None = None,
+        *,
+        descending: bool = False,
+    ) -> list[Trial]:
         """Trials of a study by number, after the one named."""
-        query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(TrialRow.number).limit(limit)
+        order = TrialRow.number.desc() if descending else TrialRow.number.asc()
+        query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(order).limit(limit)
         if after is not None:
-            query = query.where(TrialRow.number > after)
-        if state is not None:
-            query = query.where(TrialRow.state == state)
-        return [_record(row) for row in self._session.scalars(query)]
-
-    def of_study(self, study_id: str, phase: TrialPhase | None = None) -> list[Trial]:
-        """All trials of a study (of one phase), by number."""
-        query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(TrialRow.number)
+            query = query.where(TrialRow.number < after if descending else TrialRow.number > after)
+        if states:
+            query = query.where(TrialRow.state.in_(states))
         if phase is not None:
             query = query.where(TrialRow.phase == phase)
         return [_record(row) for row in self._session.scalars(query)]
 
-    def history(self, study_id: str, metric: str) -> list[Trial]:
-        """The search trials with their evaluations of ``metric``, by number."""
-        curves: dict[str, dict[int, float]] = defaultdict(dict)
-        query = (
-            select(MetricRow.trial_id, MetricRow.value)
-            .join(TrialRow, TrialRow.id == MetricRow.trial_id)
-            .where(TrialRow.study_id == study_id, TrialRow.phase == TrialPhase.SEARCH, MetricRow.name == metric)
-            .order_by(MetricRow.trial_id, MetricRow.step)
+    def of_study(self, study_id: str, *phases: TrialPhase) -> list[Trial]:
+        """All trials of a study (of some phases), by number."""
+        query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(TrialRow.number)
+        if phases:
+            query = query.where(TrialRow.phase.in_(phases))
+        return [_record(row) for row in self._session.scalars(query)]
+
+    def scores(self, study_id: str) -> dict[str, list[float]]:
+        """The objective's value on every example of the test split, by confirmation trial that sent them."""
+        query = select(TrialRow.id, TrialRow.scores).where(
+            TrialRow.study_id == study_id, TrialRow.phase == TrialPhase.CONFIRMATION
         )
-        for trial_id, value in self._session.execute(query):
-            curve = curves[trial_id]
-            curve[len(curve) + 1] = value
-        query_trials = (
-            select(TrialRow)
-            .where(TrialRow.study_id == study_id, TrialRow.phase == TrialPhase.SEARCH)
+        return {trial_id: scores for trial_id, scores in self._session.execute(query) if scores is not None}
+
+    def observations(self, study_id: str, after_version: int = -1) -> list[Observation]:
+        """The search trials that changed after that version of the study, by number."""
+        query = (
+            select(
+                TrialRow.number,
+                TrialRow.state,
+                TrialRow.params,
+                TrialRow.point,
+                TrialRow.attrs,
+                TrialRow.metrics,
+                TrialRow.curve,
+                TrialRow.failure_kind,
+                TrialRow.version,
+            )
+            .where(
+                TrialRow.study_id == study_id,
+                TrialRow.phase == TrialPhase.SEARCH,
+                TrialRow.version > after_version,
+            )
             .order_by(TrialRow.number)
         )
-        return [_record(row, curves.get(row.id)) for row in self._session.scalars(query_trials)]
+        return [
+            Observation(
+                number=r.number,
+                state=TrialState(r.state),
+                params=r.params,
+                point=r.point,
+                attrs=r.attrs,
+                metrics=r.metrics,
+                curve=tuple(r.curve),
+                failure=None if r.failure_kind is None else FailureKind(r.failure_kind),
+                version=r.version,
+            )
+            for r in self._session.execute(query)
+        ]
 
     def counts(self, study_ids: Sequence[str]) -> dict[str, dict[tuple[TrialPhase, TrialState], int]]:
         """Number of trials by phase and state, for several studies in one query."""
-        query = (
-            select(TrialRow.study_id, TrialRow.phase, TrialRow.state, func.count())
-            .where(TrialRow.study_id.in_(study_ids))
-            .group_by(TrialRow.study_id, TrialRow.phase, TrialRow.state)
+        query = select(StudyCountRow.study_id, StudyCountRow.phase, StudyCountRow.state, StudyCountRow.count).where(
+            StudyCountRow.study_id.in_(study_ids), StudyCountRow.count != 0
         )
         counts: dict[str, dict[tuple[TrialPhase, TrialState], int]] = {study_id: {} for study_id in study_ids}
         for study_id, phase, state, count in self._session.execute(query):
             counts[study_id][TrialPhase(phase), TrialState(state)] = count
         return counts
+
+    def _count(self, study_id: str, phase: TrialPhase, state: TrialState, change: int) -> None:
+        insert = self._insert(StudyCountRow).values(study_id=study_id, phase=phase, state=state, count=change)
+        self._session.execute(
+            insert.on_conflict_do_update(
+                index_elements=["study_id", "phase", "state"], set_={"count": StudyCountRow.count + change}
+            )
+        )
+
+    def _insert(self, table: Any) -> Any:
+        return (sqlite.insert if self._session.get_bind().dialect.name == "sqlite" else postgresql.insert)(table)
 
     def next_number(self, study_id: str) -> int:
         """One above the highest number in use."""
@@ -166,8 +240,17 @@ class Trials:
         row = self._session.scalars(query).one_or_none()
         return None if row is None else _record(row)
 
-    def set_state(self, trial: Trial, state: TrialState, now: datetime, **values: Any) -> None:
-        """Move a locked trial to another state and write ``values`` (columns) with it.
+    def running(self, study_id: str | None = None) -> list[Trial]:
+        """Trials that run now (of one study, or of all)."""
+        query = select(TrialRow).where(TrialRow.state == TrialState.RUNNING).order_by(TrialRow.id)
+        if study_id is not None:
+            query = query.where(TrialRow.study_id == study_id)
+        return [_record(row) for row in self._session.scalars(query)]
+
+    def set_state(
+        self, trial: Trial, state: TrialState, now: datetime, kind: EventKind = EventKind.TRIAL_ENDED, **values: Any
+    ) -> None:
+        """Move a locked trial of a locked study to another state and write ``values`` (columns) with it.
 
         Raises:
             Conflict: the table of transitions does not allow it.
@@ -175,35 +258,78 @@ class Trials:
         check_trial_transition(trial.state, state)
         if state is TrialState.RUNNING and trial.started_at is None:
             values["started_at"] = now
+        values["finished_at"] = now if state in TRIAL_ENDED else None
+        data: dict[str, Any] = {"trial_id": trial.id, "number": trial.number, "phase": trial.phase, "state": state}
         if state in TRIAL_ENDED:
-            values["finished_at"] = now
-        self.write(trial.id, state=state, **values)
+            data["metrics"] = values.get("metrics", trial.metrics)
+            if "failure_kind" in values:
+                data["failure"] = {"kind": values["failure_kind"], "message": values["failure_message"]}
+        version = Studies(self._session).touch(trial.study_id, kind, now, data)
+        self.write(trial.id, state=state, version=version, **values)
+        self._count(trial.study_id, trial.phase, trial.state, -1)
+        self._count(trial.study_id, trial.phase, state, 1)
 
     def write(self, trial_id: str, **values: Any) -> None:
         """Write columns of one trial."""
         self._session.execute(update(TrialRow).where(TrialRow.id == trial_id).values(**values))
 
-    def cancel_queued(self, study_id: str, now: datetime) -> int:
-        """Cancel the trials of a study that have not begun; returns how many."""
+    def stop_running(self, study_id: str, reason: StopReason) -> list[str]:
+        """Have the running trials of a locked study stopped at their next report; returns their ids."""
         query = (
             update(TrialRow)
-            .where(TrialRow.study_id == study_id, TrialRow.state == TrialState.QUEUED)
-            .values(state=TrialState.CANCELLED, finished_at=now)
+            .where(TrialRow.study_id == study_id, TrialRow.state == TrialState.RUNNING, TrialRow.stop_reason.is_(None))
+            .values(stop_reason=reason)
             .returning(TrialRow.id)
         )
-        return len(self._session.scalars(query).all())
+        return list(self._session.scalars(query))
 
-    def add_metrics(self, trial_id: str, points: Sequence[MetricPoint]) -> list[str]:
-        """Record metric values; those already there (a report repeated) stay. Returns the names of the new ones."""
+    def go_on(self, study_id: str) -> None:
+        """Take back a stop for a pause that has not been heard of yet."""
+        self._session.execute(
+            update(TrialRow)
+            .where(
+                TrialRow.study_id == study_id,
+                TrialRow.state == TrialState.RUNNING,
+                TrialRow.stop_reason == StopReason.PAUSED,
+            )
+            .values(stop_reason=None)
+        )
+
+    def cancel_queued(self, study_id: str, now: datetime) -> int:
+        """Cancel the trials of a locked study that wait in the queue; returns how many."""
+        queued = self.page(study_id, 1_000_000, None, [TrialState.QUEUED])
+        for trial in queued:
+            self.set_state(trial, TrialState.CANCELLED, now)
+        return len(queued)
+
+    def supersede(self, study_id: str, now: datetime) -> None:
+        """Set aside the confirmation of a search that is going on: its trials stay, no candidate claims them."""
+        rows = self._session.scalars(
+            select(TrialRow).where(
+                TrialRow.study_id == study_id,
+                TrialRow.phase.in_([TrialPhase.TUNING, TrialPhase.CONFIRMATION]),
+                TrialRow.candidate.is_not(None),
+            )
+        )
+        for row in rows:
+            row.candidate = None
+        self._session.flush()
+
+    def add_metrics(self, trial_id: str, points: Sequence[MetricPoint]) -> list[tuple[str, int]]:
+        """Record metric values; those already there (a report repeated) stay. Returns name and step of the new ones."""
         if not points:
             return []
-        insert = sqlite.insert if self._session.get_bind().dialect.name == "sqlite" else postgresql.insert
         rows = [
             {"trial_id": trial_id, "name": p.name, "step": p.step, "value": p.value, "reported_at": p.reported_at}
             for p in points
         ]
-        query = insert(MetricRow).values(rows).on_conflict_do_nothing().returning(MetricRow.name)
-        return list(self._session.scalars(query))
+        added: list[tuple[str, int]] = []
+        # A statement takes a bounded number of values.
+        for start in range(0, len(rows), _ROWS_A_STATEMENT):
+            query = self._insert(MetricRow).values(rows[start : start + _ROWS_A_STATEMENT]).on_conflict_do_nothing()
+            found = self._session.execute(query.returning(MetricRow.name, MetricRow.step))
+            added += [(name, step) for name, step in found]
+        return added
 
     def forget_metrics(self, trial_id: str) -> None:
         """Remove what earlier attempts reported: the trial starts from the beginning."""
@@ -211,5 +337,16 @@ class Trials:
 
     def metrics(self, trial_id: str) -> list[MetricPoint]:
         """Every reported value of a trial, by step and name."""
-        query = select(MetricRow).where(MetricRow.trial_id == trial_id).order_by(MetricRow.step, MetricRow.name)
-        return [MetricPoint(row.step, row.name, row.value, row.reported_at) for row in self._session.scalars(query)]
+        query = (
+            select(MetricRow.step, MetricRow.name, MetricRow.value, MetricRow.reported_at)
+            .where(MetricRow.trial_id == trial_id)
+            .order_by(MetricRow.step, MetricRow.name)
+        )
+        return [MetricPoint(*row) for row in self._session.execute(query)]
+
+    def states(self) -> Mapping[tuple[str, str], int]:
+        """Number of trials by state and kind of failure, over all studies (for monitoring)."""
+        query = select(TrialRow.state, TrialRow.failure_kind, func.count()).group_by(
+            TrialRow.state, TrialRow.failure_kind
+        )
+        return {(state, kind or ""): count for state, kind, count in self._session.execute(query)}

@@ -14,3 +14,6 @@ METRICS: dict[str, dict[str, Direction]] = {
 }
 # Metrics in [0, 1] are read in points (hundredths).
 IN_POINTS = frozenset({"accuracy", "f1", "matthews_correlation"})
+# What the server itself knows of a trial, as an objective beside the task's metrics.
+PARAMETERS = "parameters"
+COMPUTED: dict[str, Direction] = {PARAMETERS: Direction.MINIMIZE}

@@ -23,13 +23,44 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling: the token's role and team."""
+    """Who is calling: the token's role and team, and the request it calls in."""
 
     token_id: str
     team_id: str
     team: str
     role: Role
     name: str
+    request_id: str = ""
+
+    @property
+    def scope(self) -> str | None:
+        """The team whose rows the caller may see; ``None`` (all) for an admin."""
+        return None if self.role is Role.ADMIN else self.team_id
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A team with its share of the cluster and its quotas (``None``: no limit)."""
+
+    id: str
+    name: str
+    created_at: datetime
+    weight: float = 1.0
+    max_running_trials: int | None = None
+    max_gpus: float | None = None
+    max_studies: int | None = None
+    max_storage_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a team holds right now."""
+
+    running_trials: int = 0
+    cpus: float = 0.0
+    gpus: float = 0.0
+    open_studies: int = 0
+    storage_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +104,33 @@ class Study:
     spec: StudySpec
     plan: Plan
     candidates: list[Candidate]
+    # Counts every change of the study or one of its trials; the number of its newest event.
     version: int
+    # Counts changes of what a user may change.
+    revision: int
+    # Search trials that will be run: as asked for, or fewer where the space holds no more.
+    planned: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    storage_bytes: int = 0
+    gpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StudyLoad:
+    """What scheduling needs to know of a study that may have something to run."""
+
+    id: str
+    team_id: str
+    state: StudyState
+    phase: StudyPhase
+    priority: int
+    concurrency: int
+    planned: int
+    cpus: float
+    gpus: float
+    model_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +153,6 @@ class Trial:
     state: TrialState
     parameters: int
     metrics: dict[str, float]
-    scores: list[float] | None
     failure: Failure | None
     lease_id: str | None
     attempts: int
@@ -112,8 +165,101 @@ class Trial:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    # Values of the first objective by evaluation, 1-based, as reported so far.
-    curve: dict[int, float] = field(default_factory=dict)
+    # Values of the pruning metric, an evaluation each, as reported so far.
+    curve: list[float] = field(default_factory=list)
+    version: int = 0
+    artifact_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the search sees of a trial.
+
+    ``version`` is the study's when the trial last changed: equal versions of one trial are equal observations.
+    """
+
+    number: int
+    state: TrialState
+    params: dict[str, Any]
+    point: dict[str, Any] | None = None
+    attrs: dict[str, Any] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
+    failure: FailureKind | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a study; numbers of one study have no gaps."""
+
+    study_id: str
+    number: int
+    kind: str
+    at: datetime
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who changed what."""
+
+    id: str
+    at: datetime
+    team_id: str | None
+    token_id: str
+    token: str
+    role: str
+    request_id: str
+    action: str
+    target: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where a team's events are sent."""
+
+    id: str
+    team_id: str
+    url: str
+    events: list[str]
+    secret: str
+    active: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one webhook."""
+
+    id: str
+    webhook_id: str
+    study_id: str
+    number: int
+    kind: str
+    state: str
+    attempts: int
+    next_at: datetime | None
+    status: int | None
+    error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
+    body: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSeen:
+    """A runner as the server last heard of it."""
+
+    name: str
+    team_id: str | None
+    cpus: float
+    gpus: float
+    warm: list[str]
+    lease_id: str | None
+    first_seen_at: datetime
+    last_seen_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +272,8 @@ class Lease:
     acquired_at: datetime
     expires_at: datetime
     result: dict[str, Any] | None
+    progress_at: datetime | None = None
+    progress_step: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +288,7 @@ class NewTrial:
     seed: int
     point: dict[str, Any] | None = None
     candidate: str | None = None
+    attrs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ class FailureKind(StrEnum):
     ERROR = "error"
     REJECTED = "rejected"
     LOST = "lost"
+    TIMED_OUT = "timed_out"
+    STALLED = "stalled"
 
 
 class LeaseState(StrEnum):
@@ -56,6 +58,29 @@ class LeaseState(StrEnum):
     FINISHED = "finished"
     RELEASED = "released"
     EXPIRED = "expired"
+
+
+class StopReason(StrEnum):
+    """Why a runner is told to stop a trial; the study's state decides what becomes of the trial."""
+
+    PRUNED = "pruned"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+    TIMED_OUT = "timed_out"
+
+
+class EventKind(StrEnum):
+    """What happens to a study, as its events, webhooks and version count it."""
+
+    STUDY_CREATED = "study.created"
+    STUDY_UPDATED = "study.updated"
+    STUDY_STATE = "study.state"
+    STUDY_PHASE = "study.phase"
+    TRIAL_QUEUED = "trial.queued"
+    TRIAL_STARTED = "trial.started"
+    TRIAL_REPORTED = "trial.reported"
+    TRIAL_STOPPING = "trial.stopping"
+    TRIAL_ENDED = "trial.ended"
 
 
 STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from .search_space import STRICT, SearchSpace, Size
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Text = Annotated[str, Field(min_length=1, max_length=4096)]
+# Without control characters: they belong to no name, and PostgreSQL keeps no NUL.
+PLAIN = r"^[^\x00-\x1f\x7f]*$"
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=PLAIN)]
+Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=PLAIN)]
 
 
 class Direction(StrEnum):
@@ -125,11 +127,30 @@ class SearchSpec(BaseModel):
 
     model_config = STRICT
     sampler: Name = "tpe"
+    sampler_options: dict[str, Any] = {}
     pruner: Name = "asha"
+    pruner_options: dict[str, Any] = {}
+    pruning_metric: Name | None = None
     trials: Annotated[int, Field(ge=1, le=100_000)] = 24
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 2
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     retries: Annotated[int, Field(ge=0, le=100)] = 1
+    replicates: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class LimitsSpec(BaseModel):
+    """Where a study, or one trial of it, ends whatever it has reached. All are optional.
+
+    ``hours`` count from the first trial's start, ``gpu_hours`` sum over all trials; either ends the search with what it
+    has. ``trial_minutes`` is the time of one attempt, ``stall_minutes`` the time without any progress of one whose
+    heartbeat goes on.
+    """
+
+    model_config = STRICT
+    hours: Annotated[float, Field(gt=0, le=87_600)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0, le=10_000_000)] | None = None
+    trial_minutes: Annotated[float, Field(gt=0, le=525_600)] | None = None
+    stall_minutes: Annotated[float, Field(gt=0, le=525_600)] | None = None
 
 
 class CompareSpec(BaseModel):
@@ -162,17 +183,27 @@ class StudySpec(BaseModel):
     adapter: AdapterSpec = AdapterSpec()
     budget: BudgetSpec
     search_space: SearchSpace = SearchSpace()
-    objectives: Annotated[list[Objective], Field(max_length=1)] = []
+    objectives: Annotated[list[Objective], Field(max_length=3)] = []
     search: SearchSpec = SearchSpec()
+    limits: LimitsSpec = LimitsSpec()
     compare: CompareSpec = CompareSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+
+    @property
+    def all_objectives(self) -> list[Objective]:
+        """The objectives; the task's metric, maximised, where none is named."""
+        return self.objectives or [Objective(metric=self.task.metric, direction=Direction.MAXIMIZE)]
 
     @property
     def objective(self) -> Objective:
-        """The first objective; the task's metric, maximised, where none is named."""
-        return (
-            self.objectives[0] if self.objectives else Objective(metric=self.task.metric, direction=Direction.MAXIMIZE)
-        )
+        """The first objective: what the confirmation judges by."""
+        return self.all_objectives[0]
+
+    @property
+    def pruning_metric(self) -> str:
+        """The metric by whose evaluations trials are pruned: the declared one, else the first objective's."""
+        return self.search.pruning_metric or self.objective.metric
 
     @property
     def model_key(self) -> str:

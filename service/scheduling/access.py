@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from datetime import datetime, timedelta
 
+from ..db.audit import Audit
+from ..db.teams import Teams
 from ..db.tokens import Tokens
 from ..domain.ids import new_id
-from ..domain.records import Principal, Role, Token
-from ..errors import Forbidden, NotFound, Unauthorized
+from ..domain.records import AuditEntry, Principal, Role, Team, Token
+from ..errors import Conflict, Fault, Forbidden, InvalidRequest, Unauthorized, Unavailable
 from .context import Context
+from .retrying import retried
 
+_log = logging.getLogger(__name__)
 TOKEN_PREFIX = "cdka_"  # noqa: S105  # a prefix is no secret; it lets scanners find leaked tokens
 DEFAULT_TEAM = "default"
 SESSION_TIME = timedelta(hours=12)
@@ -24,31 +29,82 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+# What the server does by itself, or at its own command line, is done by this caller.
+SYSTEM = Principal("", "", DEFAULT_TEAM, Role.ADMIN, "system")
+
+
 def create_token(
-    ctx: Context, team: str, name: str, role: Role, expires_at: datetime | None = None
+    ctx: Context,
+    team: str,
+    name: str,
+    role: Role,
+    expires_at: datetime | None = None,
+    caller: Principal = SYSTEM,
 ) -> tuple[Token, str]:
     """A new token and its secret, which is shown this once and never stored.
 
     Raises:
         NotFound: there is no such team.
+        InvalidRequest: it would have expired already.
+    """
+    if expires_at is not None and expires_at <= ctx.clock():
+        raise InvalidRequest("the token would be expired", [Fault("#/expires_at", "give a time that is yet to come")])
+    return _make_token(ctx, team, name, role, expires_at, caller, "token.create")
+
+
+@retried
+def _make_token(
+    ctx: Context, team: str, name: str, role: Role, expires_at: datetime | None, caller: Principal, action: str
+) -> tuple[Token, str]:
+    now = ctx.clock()
+    secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    with ctx.db.write() as session:
+        token = Token(new_id(now), Teams(session).named(team).id, team, name, role, now, expires_at, None, None)
+        Tokens(session).add(token, digest(secret))
+        Audit(session).record(caller, now, action, token.id, name=name, role=role, team=team)
+    return token, secret
+
+
+@retried
+def rotate_token(ctx: Context, caller: Principal, token_id: str, grace: timedelta) -> tuple[Token, str]:
+    """A new secret for a token of the same name, role and team; the old one goes on for ``grace``.
+
+    Raises:
+        NotFound: there is no such token.
+        Conflict: the token is revoked or expired.
     """
     now = ctx.clock()
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     with ctx.db.write() as session:
         tokens = Tokens(session)
-        token = Token(new_id(now), tokens.team_by_name(team), team, name, role, now, expires_at, None, None)
-        tokens.add(token, digest(secret))
-    return token, secret
+        old = tokens.get(token_id)
+        if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+            raise Conflict("the token is revoked or expired; make a new one")
+        lifetime = None if old.expires_at is None else now + (old.expires_at - old.created_at)
+        new = Token(new_id(now), old.team_id, old.team, old.name, old.role, now, lifetime, None, None)
+        tokens.add(new, digest(secret))
+        end = now + grace
+        if old.expires_at is None or old.expires_at > end:
+            tokens.expire(old.id, end)
+        Audit(session).record(
+            caller, now, "token.rotate", old.id, successor=new.id, grace_seconds=grace.total_seconds()
+        )
+    return new, secret
 
 
+def anyone(ctx: Context) -> Principal:
+    """The caller of a server without authentication: an admin of the default team."""
+    with ctx.db.read() as session:
+        found = Teams(session).find(DEFAULT_TEAM)
+    return Principal("", "" if found is None else found.id, DEFAULT_TEAM, Role.ADMIN, "anyone")
+
+
+@retried
 def ensure_team(ctx: Context, name: str) -> None:
     """Make the team if there is none of that name."""
     with ctx.db.write() as session:
-        tokens = Tokens(session)
-        try:
-            tokens.team_by_name(name)
-        except NotFound:
-            tokens.add_team(new_id(ctx.clock()), name, ctx.clock())
+        if Teams(session).find(name) is None:
+            Teams(session).add(Team(new_id(ctx.clock()), name, ctx.clock()))
 
 
 def authenticate(ctx: Context, secret: str) -> Principal:
@@ -78,8 +134,12 @@ def _principal(ctx: Context, token: Token | None) -> Principal:
     if token is None or token.revoked_at is not None or (token.expires_at is not None and token.expires_at <= now):
         raise Unauthorized("the token is not valid; make one with: cdka token create")
     if token.last_used_at is None or now - token.last_used_at > USE_RESOLUTION:
-        with ctx.db.write() as session:
-            Tokens(session).used(token.id, now)
+        try:
+            with ctx.db.write() as session:
+                Tokens(session).used(token.id, now)
+        except Unavailable:
+            # Knowing when a token was used is not worth refusing what it is used for.
+            _log.warning("the last use of token %s could not be written", token.id)
     return Principal(token.id, token.team_id, token.team, token.role, token.name)
 
 
@@ -112,11 +172,25 @@ def list_tokens(ctx: Context, team_id: str | None) -> list[Token]:
         return Tokens(session).list(team_id)
 
 
-def revoke_token(ctx: Context, token_id: str) -> None:
+@retried
+def revoke_token(ctx: Context, caller: Principal, token_id: str) -> None:
     """Make a token invalid at once.
 
     Raises:
         NotFound: there is no such token.
     """
+    now = ctx.clock()
     with ctx.db.write() as session:
-        Tokens(session).revoke(token_id, ctx.clock())
+        token = Tokens(session).get(token_id)
+        Tokens(session).revoke(token_id, now)
+        Audit(session).record(caller, now, "token.revoke", token_id, name=token.name)
+
+
+def read_audit(
+    ctx: Context, team_id: str | None, limit: int, before: str | None, target: str | None
+) -> tuple[list[AuditEntry], str | None]:
+    """A page of the audit log, newest first, and the cursor of the next page."""
+    with ctx.db.read() as session:
+        found = Audit(session).page(team_id, limit + 1, before, target)
+    page = found[:limit]
+    return page, page[-1].id if len(found) > limit else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -9,8 +10,15 @@ from sqlalchemy.orm import Session
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Study
-from ..domain.states import TRIAL_ENDED, StudyPhase, StudyState, TrialPhase
+from ..domain.states import TRIAL_ENDED, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
 from .confirming import best_trial, candidates, confirmation_trials, tuning_trials
+
+Counts = Mapping[tuple[TrialPhase, TrialState], int]
+
+
+def search_trials(counts: Counts) -> int:
+    """Search trials that exist, in whatever state."""
+    return sum(n for (phase, _), n in counts.items() if phase is TrialPhase.SEARCH)
 
 
 def advance(session: Session, study: Study, now: datetime) -> None:
@@ -21,13 +29,27 @@ def advance(session: Session, study: Study, now: datetime) -> None:
     if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED):
         return
     if study.phase is StudyPhase.SEARCH:
-        searched = sum(n for (phase, _), n in counts.items() if phase is TrialPhase.SEARCH)
-        if searched >= study.spec.search.trials:
+        if search_trials(counts) >= study.planned:
             _after_search(session, study, now)
-    elif not any(phase is TrialPhase.CONFIRMATION for phase, _ in counts):
-        _after_tuning(session, study, now)
-    else:
+        return
+    confirmed = [t for t in Trials(session).of_study(study.id, TrialPhase.CONFIRMATION) if t.candidate is not None]
+    if confirmed:
         Studies(session).set_state(study, StudyState.COMPLETED, now)
+    else:
+        _after_tuning(session, study, now)
+
+
+def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> None:
+    """End a locked study with what it has: what waits is cancelled, what runs is told to stop."""
+    trials, studies = Trials(session), Studies(session)
+    trials.cancel_queued(study.id, now)
+    trials.stop_running(study.id, StopReason.CANCELLED)
+    finished = any(
+        state is TrialState.COMPLETED and phase is TrialPhase.SEARCH
+        for (phase, state) in trials.counts([study.id])[study.id]
+    )
+    state = StudyState.COMPLETED if finished else StudyState.FAILED
+    studies.set_state(studies.get(study.id, lock=True), state, now, reason)
 
 
 def _after_search(session: Session, study: Study, now: datetime) -> None:
@@ -42,8 +64,13 @@ def _after_search(session: Session, study: Study, now: datetime) -> None:
         studies.set_state(study, StudyState.COMPLETED, now)
         return
     chosen = candidates(study, best, studies.predictions(study.id))
+    studies.set_phase(study.id, StudyPhase.CONFIRMATION, now)
+    if study.candidates and study.candidates[0].title == chosen[0].title:
+        # The search went on and found nothing better: what was confirmed stands.
+        advance(session, studies.get(study.id, lock=True), now)
+        return
+    trials.supersede(study.id, now)
     studies.set_candidates(study.id, chosen)
-    studies.set_phase(study.id, StudyPhase.CONFIRMATION)
     first = trials.next_number(study.id)
     if study.spec.compare.learning_rate == "tuned":
         trials.add(study.id, tuning_trials(study, chosen, first), now)

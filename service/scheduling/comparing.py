@@ -27,18 +27,22 @@ def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
         study = Studies(session).get(study_id, team_id)
         trials = Trials(session).of_study(study_id)
         predictions = Studies(session).predictions(study_id)
-    return build_comparison(study, trials, predictions)
+        scores = Trials(session).scores(study_id)
+    return build_comparison(study, trials, predictions, scores)
 
 
 def build_comparison(
-    study: Study, trials: Sequence[Trial], predictions: Mapping[str, Sequence[StoredPrediction]]
+    study: Study,
+    trials: Sequence[Trial],
+    predictions: Mapping[str, Sequence[StoredPrediction]],
+    scores: Mapping[str, list[float]],
 ) -> Comparison:
     """The comparison as a pure function of what is recorded."""
     objective = study.spec.objective
     searched = [t for t in trials if t.phase is TrialPhase.SEARCH]
     best = best_trial(searched, objective.metric, objective.direction)
     confirmed = [t for t in trials if t.phase is TrialPhase.CONFIRMATION]
-    results = [_candidate(study, c, confirmed) for c in study.candidates]
+    results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
     by_name = {r.name: r for r in results}
     predictors = [
         _predictor(study, name, ranking, by_name.get(name), searched, best) for name, ranking in predictions.items()
@@ -73,7 +77,9 @@ def _finished(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) ->
     }
 
 
-def _candidate(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -> CandidateResult:
+def _candidate(
+    study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Mapping[str, list[float]]
+) -> CandidateResult:
     metric = study.spec.objective.metric
     mine = _finished(study, candidate, confirmed)
     values = [mine[seed].metrics[metric] for seed in sorted(mine)]
@@ -99,8 +105,8 @@ def _candidate(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -
         finished=len(mine),
         planned=study.spec.compare.seeds,
         values=values,
-        estimate=estimate(values, _scores(mine, sorted(mine))) if values else None,
-        regret=_regret(study, candidate, confirmed),
+        estimate=estimate(values, _scores(mine, sorted(mine), scores)) if values else None,
+        regret=_regret(study, candidate, confirmed, scores),
         flags=flags,
     )
 
@@ -108,14 +114,18 @@ def _candidate(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -
 _UNUSABLE = (TrialState.FAILED, TrialState.INFEASIBLE, TrialState.CANCELLED)
 
 
-def _scores(trials: Mapping[int, Trial], seeds: Sequence[int]) -> list[list[float]] | None:
-    scores = [trials[seed].scores for seed in seeds]
-    if any(s is None for s in scores) or len({len(s or []) for s in scores}) != 1:
+def _scores(
+    trials: Mapping[int, Trial], seeds: Sequence[int], scores: Mapping[str, list[float]]
+) -> list[list[float]] | None:
+    found = [scores.get(trials[seed].id) for seed in seeds]
+    if any(s is None for s in found) or len({len(s or []) for s in found}) != 1:
         return None
-    return [list(s) for s in scores if s is not None]
+    return [list(s) for s in found if s is not None]
 
 
-def _regret(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -> Estimate | None:
+def _regret(
+    study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Mapping[str, list[float]]
+) -> Estimate | None:
     """How far the candidate is behind the best found, over the seeds that both finished."""
     metric = study.spec.objective.metric
     best, mine = (_finished(study, c, confirmed) for c in (study.candidates[0], candidate))
@@ -126,8 +136,8 @@ def _regret(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -> E
     return paired_difference(
         [first[s].metrics[metric] for s in seeds],
         [second[s].metrics[metric] for s in seeds],
-        _scores(first, seeds),
-        _scores(second, seeds),
+        _scores(first, seeds, scores),
+        _scores(second, seeds, scores),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -9,8 +10,15 @@ from datetime import datetime, timedelta
 from ..db.engine import Database
 from ..search.policy import SearchPolicy, StopRule
 from ..settings import Settings
+from .histories import Histories
 
 Clock = Callable[[], datetime]
+# A wall clock that has moved by so much more than time has passed was set.
+CLOCK_TOLERANCE = timedelta(seconds=5)
+
+
+def unobserved(sampler: str, seconds: float) -> None:
+    """Take no notice of how long a sampler took."""
 
 
 @dataclass(slots=True)
@@ -22,10 +30,16 @@ class Context:
     clock: Clock
     policy: SearchPolicy
     stop_rule: StopRule
+    # What tells true time from a clock that was set; tests that set the clock set this one with it.
+    elapsed: Callable[[], float] = time.monotonic
+    observe_sampling: Callable[[str, float], None] = unobserved
+    histories: Histories = field(default_factory=Histories)
     # Until then no lease expires: runners that could not reach us in an outage get one lease time to come back.
     expiry_from: datetime = field(init=False)
+    _seen: tuple[datetime, float] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._seen = self.clock(), self.elapsed()
         self.forgive_outage()
 
     @property
@@ -36,3 +50,12 @@ class Context:
     def forgive_outage(self) -> None:
         """Start the lease time during which nothing expires (at start-up, and after the database was away)."""
         self.expiry_from = self.clock() + self.lease_time
+
+    def clock_was_set(self) -> bool:
+        """Whether the wall clock has jumped since this was last asked; then nothing expires for a lease time."""
+        (wall, true), now = self._seen, (self.clock(), self.elapsed())
+        self._seen = now
+        if abs((now[0] - wall) - timedelta(seconds=now[1] - true)) <= CLOCK_TOLERANCE:
+            return False
+        self.forgive_outage()
+        return True

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import Lease, Trial
-from ..domain.states import LeaseState, TrialState
+from ..domain.records import Lease, Study, Trial
+from ..domain.states import EventKind, LeaseState, TrialState
 from ..errors import LeaseLost
 
 
-def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, Trial]:
-    """The lease and its locked trial, if the lease may still act.
+def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, Trial, Study]:
+    """The lease with its locked trial and study, if the lease may still act.
 
     A lease may act until its trial is leased again or ends. An expired one whose trial is still in the queue may,
     too: whoever comes back in time loses nothing.
@@ -28,13 +28,13 @@ def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, T
     lease = Leases(session).get(lease_id)
     study_id = Trials(session).get(lease.trial_id, team_id).study_id
     # The study first, then its trial: everyone takes locks in this order.
-    Studies(session).get(study_id, lock=True)
+    study = Studies(session).get(study_id, lock=True)
     trial = Trials(session).get(lease.trial_id, lock=True)
     lease = Leases(session).get(lease_id)
     ended = lease.state in (LeaseState.FINISHED, LeaseState.RELEASED)
     if ended or trial.lease_id != lease.id or trial.state not in (TrialState.RUNNING, TrialState.QUEUED):
         raise LeaseLost(f"this lease of trial {trial.number} is no longer held; nothing was changed")
-    return lease, trial
+    return lease, trial, study
 
 
 def reclaim(session: Session, trial: Trial, now: datetime) -> Trial:
@@ -42,5 +42,5 @@ def reclaim(session: Session, trial: Trial, now: datetime) -> Trial:
     if trial.state is not TrialState.QUEUED:
         return trial
     losses = max(0, trial.losses - 1)
-    Trials(session).set_state(trial, TrialState.RUNNING, now, losses=losses)
+    Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, losses=losses)
     return replace(trial, state=TrialState.RUNNING, losses=losses)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..db.leases import Leases
 from ..db.studies import Studies
+from ..db.teams import Teams
 from ..db.trials import Trials
-from ..domain.records import Lease, NewTrial, Study, Trial
-from ..domain.states import LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
-from ..search.policy import Problem
+from ..domain.records import Lease, NewTrial, Study, StudyLoad, Trial
+from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
+from ..search.policy import Problem, Proposal
+from .advancing import Counts, advance, search_trials
 from .context import Context
+from .quotas import in_turn, may_start
 from .results import requeue_lost
+from .retrying import retried
 
 # Asks that race for the same number: one wins, the others ask again on the new history.
 ASK_ATTEMPTS = 20
+SEEN_RESOLUTION = timedelta(seconds=10)
+# Replicates of a configuration train with seeds that neither the search nor the confirmation uses otherwise.
+REPLICATE_SEED_STEP = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,126 +53,198 @@ class Runner:
 
 def acquire(ctx: Context, runner: Runner, wanted: int) -> list[Grant]:
     """Lease up to ``wanted`` trials to a runner; an empty list when there is nothing for it to do."""
-    with ctx.db.write() as session:
-        Leases(session).see_runner(
-            runner.name, ctx.clock(), cpus=runner.cpus, gpus=runner.gpus, warm=list(runner.warm), lease_id=None
-        )
     expire_leases(ctx)
     grants: list[Grant] = []
     while len(grants) < wanted and (grant := _acquire_one(ctx, runner)) is not None:
         grants.append(grant)
+    if not grants:
+        _note_idle(ctx, runner)
     return grants
+
+
+@retried
+def _note_idle(ctx: Context, runner: Runner) -> None:
+    """Remember a runner that found nothing to do; one that asks again and again is written down now and then."""
+    now = ctx.clock()
+    with ctx.db.read() as session:
+        seen = Leases(session).runner(runner.name)
+    offer = (runner.cpus, runner.gpus, list(runner.warm), runner.team_id)
+    if (
+        seen is not None
+        and seen.lease_id is None
+        and timedelta(0) <= now - seen.last_seen_at < SEEN_RESOLUTION
+        and (seen.cpus, seen.gpus, seen.warm, seen.team_id) == offer
+    ):
+        return
+    with ctx.db.write() as session:
+        _see(session, runner, now, None)
+
+
+def _see(session: Session, runner: Runner, now: datetime, lease_id: str | None) -> None:
+    Leases(session).see_runner(
+        runner.name,
+        now,
+        team_id=runner.team_id,
+        cpus=runner.cpus,
+        gpus=runner.gpus,
+        warm=list(runner.warm),
+        lease_id=lease_id,
+    )
 
 
 def expire_leases(ctx: Context) -> None:
     """Put the trials of expired leases back in the queue; each stays its runner's until another takes it."""
+    if ctx.clock_was_set():
+        _shorten(ctx)
     now = ctx.clock()
     if now < ctx.expiry_from:
         return
     with ctx.db.read() as session:
         expired = [lease.id for lease in Leases(session).expired(now)]
     for lease_id in expired:
-        with ctx.db.write() as session:
-            requeue_lost(session, lease_id, now)
+        _requeue(ctx, lease_id, now)
+
+
+@retried
+def _shorten(ctx: Context) -> None:
+    """After the clock went backwards leases would be held for as long as it went."""
+    with ctx.db.write() as session:
+        Leases(session).shorten(ctx.clock() + ctx.lease_time)
+
+
+@retried
+def _requeue(ctx: Context, lease_id: str, now: datetime) -> None:
+    with ctx.db.write() as session:
+        requeue_lost(session, lease_id, now)
 
 
 def _acquire_one(ctx: Context, runner: Runner) -> Grant | None:
-    for study in _in_order(ctx, runner):
-        grant = _from_study(ctx, study.id, runner)
+    for load in _in_order(ctx, runner):
+        grant = _from_study(ctx, load, runner)
         if grant is not None:
             return grant
     return None
 
 
-def _in_order(ctx: Context, runner: Runner) -> list[Study]:
-    """Studies that this runner could serve: those that nobody serves first, then those it is warm for, then by age."""
+def _in_order(ctx: Context, runner: Runner) -> list[StudyLoad]:
+    """Studies that have something for this runner, in the order in which it should serve them."""
     with ctx.db.read() as session:
-        studies = [s for s in Studies(session).with_work(runner.team_id) if fits(s, runner.cpus, runner.gpus)]
-        counts = Trials(session).counts([s.id for s in studies])
+        loads = [s for s in Studies(session).loads(runner.team_id) if fits(s, runner.cpus, runner.gpus)]
+        if not loads:
+            return []
+        counts = Trials(session).counts([s.id for s in loads])
+        teams = {team.id: team for team in Teams(session).list()}
+        usage = Teams(session).usage(list(teams))
+    running = {s.id: _running(counts[s.id]) for s in loads}
+    with_work = [s for s in loads if running[s.id] < s.concurrency and _open_slots(s, counts[s.id]) > 0]
+    return in_turn(with_work, running, teams, usage, runner.warm)
 
-    def order(study: Study) -> tuple[bool, bool, str]:
-        return _running(counts[study.id]) > 0, study.spec.model_key not in runner.warm, study.id
 
-    return sorted(studies, key=order)
-
-
-def fits(study: Study, cpus: float, gpus: float) -> bool:
+def fits(study: StudyLoad, cpus: float, gpus: float) -> bool:
     """Whether a runner's resources are enough for one trial of the study."""
-    return study.spec.resources.cpus <= cpus and study.spec.resources.gpus <= gpus
+    return study.cpus <= cpus and study.gpus <= gpus
 
 
-def _running(counts: dict[tuple[TrialPhase, TrialState], int]) -> int:
+def _running(counts: Counts) -> int:
     return sum(n for (_, state), n in counts.items() if state is TrialState.RUNNING)
 
 
-def search_trials(counts: dict[tuple[TrialPhase, TrialState], int]) -> int:
-    """Search trials that exist, in whatever state."""
-    return sum(n for (phase, _), n in counts.items() if phase is TrialPhase.SEARCH)
+def _open_slots(study: StudyLoad, counts: Counts) -> int:
+    """Trials that wait in the queue or are yet to be asked for."""
+    queued = sum(n for (_, state), n in counts.items() if state is TrialState.QUEUED)
+    asked = max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0
+    return queued + asked
 
 
-def _from_study(ctx: Context, study_id: str, runner: Runner) -> Grant | None:
+def _from_study(ctx: Context, load: StudyLoad, runner: Runner) -> Grant | None:
     for _ in range(ASK_ATTEMPTS):
-        with ctx.db.write() as session:
-            study = Studies(session).get(study_id, lock=True)
-            if not _has_room(session, study):
-                return None
-            queued = Trials(session).first_queued(study_id)
-            if queued is not None:
-                return _grant(ctx, session, study, queued, runner)
-            if not _may_ask(session, study):
-                return None
+        grant, may_ask = _take_queued(ctx, load, runner)
+        if grant is not None or not may_ask:
+            return grant
         try:
-            grant = _ask(ctx, study_id, runner)
+            grant, raced = _ask(ctx, load, runner)
         except IntegrityError:
             continue
-        if grant is not None:
+        if grant is not None or not raced:
             return grant
     return None
 
 
-def _has_room(session: Session, study: Study) -> bool:
+@retried
+def _take_queued(ctx: Context, load: StudyLoad, runner: Runner) -> tuple[Grant | None, bool]:
+    """The first queued trial of a study; else whether a new one may be asked for."""
+    with ctx.db.write() as session:
+        study = Studies(session).get(load.id, lock=True)
+        counts = Trials(session).counts([study.id])[study.id]
+        if not _has_room(session, study, load, counts):
+            return None, False
+        if any(state is TrialState.QUEUED for _, state in counts):
+            queued = Trials(session).first_queued(study.id)
+            if queued is not None:
+                return _grant(ctx, session, study, queued, runner), False
+        return None, _may_ask(study, counts)
+
+
+def _has_room(session: Session, study: Study, load: StudyLoad, counts: Counts) -> bool:
     if study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return False
-    return _running(Trials(session).counts([study.id])[study.id]) < study.spec.search.concurrency
+    return _running(counts) < study.spec.search.concurrency and may_start(session, load)
 
 
-def _may_ask(session: Session, study: Study) -> bool:
-    counts = Trials(session).counts([study.id])[study.id]
-    return study.phase is StudyPhase.SEARCH and search_trials(counts) < study.spec.search.trials
+def _may_ask(study: Study, counts: Counts) -> bool:
+    return study.phase is StudyPhase.SEARCH and search_trials(counts) < study.planned
 
 
-def _ask(ctx: Context, study_id: str, runner: Runner) -> Grant | None:
-    """Ask the policy outside of any write, then record its answer, unless another ask came first."""
-    with ctx.db.read() as session:
-        study = Studies(session).get(study_id)
-        history = Trials(session).history(study_id, study.spec.objective.metric)
-        number = Trials(session).next_number(study_id)
-    proposal = ctx.policy.propose(Problem(study.id, study.spec, study.plan), history, number)
-    structure = study.plan.structure(proposal.params["r1"], proposal.params["r2"])
-    assert structure is not None, "the policy proposed a structure that the plan does not admit"
+def _ask(ctx: Context, load: StudyLoad, runner: Runner) -> tuple[Grant | None, bool]:
+    """Ask the policy outside of any write, then record its answer; else whether another ask came first."""
+    snapshot, lock = ctx.histories.snapshot(ctx.db, load.id)
+    try:
+        began = time.perf_counter()
+        study, number = snapshot.study, snapshot.next_number
+        proposal = ctx.policy.propose(Problem(study.id, study.spec, study.plan), snapshot.history, number)
+        ctx.observe_sampling(study.spec.search.sampler, time.perf_counter() - began)
+    finally:
+        lock.release()
+    return _record(ctx, load, runner, proposal, number)
+
+
+@retried
+def _record(
+    ctx: Context, load: StudyLoad, runner: Runner, proposal: Proposal | None, number: int
+) -> tuple[Grant | None, bool]:
+    now = ctx.clock()
     with ctx.db.write() as session:
-        locked = Studies(session).get(study_id, lock=True)
+        study = Studies(session).get(load.id, lock=True)
         trials = Trials(session)
-        if not _has_room(session, locked) or not _may_ask(session, locked) or trials.next_number(study_id) != number:
-            return None
+        counts = trials.counts([study.id])[study.id]
+        if trials.next_number(study.id) != number:
+            return None, True
+        if not _has_room(session, study, load, counts) or not _may_ask(study, counts):
+            return None, False
+        if proposal is None:
+            Studies(session).set_planned(study.id, search_trials(counts))
+            advance(session, Studies(session).get(study.id, lock=True), now)
+            return None, False
+        structure = study.plan.structure(proposal.params["r1"], proposal.params["r2"])
+        assert structure is not None, "the policy proposed a structure that the plan does not admit"
         new = NewTrial(
             number=number,
             phase=TrialPhase.SEARCH,
             method="cdka",
             params=proposal.params,
             point=proposal.point,
+            attrs=proposal.attrs,
             parameters=structure.unit_parameters * int(proposal.params["r"]),
-            seed=study.spec.search.seed,
+            seed=study.spec.search.seed + REPLICATE_SEED_STEP * proposal.replicate,
         )
-        (trial_id,) = trials.add(study_id, [new], ctx.clock())
-        return _grant(ctx, session, locked, trials.get(trial_id), runner)
+        (trial_id,) = trials.add(study.id, [new], now)
+        return _grant(ctx, session, study, trials.get(trial_id), runner), False
 
 
 def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: Runner) -> Grant:
     now = ctx.clock()
     if study.state is StudyState.QUEUED:
         Studies(session).set_state(study, StudyState.RUNNING, now)
-    Studies(session).touch(study.id)
     leases = Leases(session)
     if trial.lease_id is not None:
         # From here on the former holder's calls are refused.
@@ -178,12 +260,12 @@ def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: R
         result=None,
     )
     leases.add(lease)
-    leases.see_runner(runner.name, now, lease_id=lease.id)
+    _see(session, runner, now, lease.id)
+    values: dict[str, Any] = {"lease_id": lease.id, "attempts": lease.attempt, "stop_reason": None}
     if lease.attempt > 1 and trial.checkpoint is None:
         Trials(session).forget_metrics(trial.id)
-    Trials(session).set_state(
-        trial, TrialState.RUNNING, now, lease_id=lease.id, attempts=lease.attempt, stop_reason=None
-    )
+        values["curve"] = []
+    Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, **values)
     leased = replace(trial, state=TrialState.RUNNING, lease_id=lease.id, attempts=lease.attempt)
     return Grant(lease, leased, study)
 
@@ -198,17 +280,29 @@ class Demand:
 
 
 def demand(ctx: Context, team_id: str | None = None) -> list[Demand]:
-    """Slots by resource shape: per study, trials that run or could run now, at most its concurrency."""
+    """Slots by resource shape.
+
+    Per study the trials that run or could run now: at most its concurrency, and its team's quota.
+    """
     expire_leases(ctx)
     with ctx.db.read() as session:
-        studies = Studies(session).with_work(team_id)
-        counts = Trials(session).counts([s.id for s in studies])
+        loads = Studies(session).loads(team_id)
+        counts = Trials(session).counts([s.id for s in loads])
+        teams = {team.id: team for team in Teams(session).list()} if loads else {}
     slots: dict[tuple[float, float], int] = {}
-    for study in studies:
+    left = {t.id: (t.max_running_trials, t.max_gpus) for t in teams.values()}
+    for study in loads:
         mine = counts[study.id]
-        open_trials = sum(n for (_, s), n in mine.items() if s in (TrialState.QUEUED, TrialState.RUNNING))
-        if study.phase is StudyPhase.SEARCH:
-            open_trials += max(0, study.spec.search.trials - search_trials(mine))
-        shape = (study.spec.resources.cpus, study.spec.resources.gpus)
-        slots[shape] = slots.get(shape, 0) + min(open_trials, study.spec.search.concurrency)
+        wanted = min(_running(mine) + _open_slots(study, mine), study.concurrency)
+        trials_left, gpus_left = left[study.team_id]
+        if trials_left is not None:
+            wanted = min(wanted, trials_left)
+        if gpus_left is not None and study.gpus > 0:
+            wanted = min(wanted, int(gpus_left / study.gpus + 1e-9))
+        left[study.team_id] = (
+            None if trials_left is None else trials_left - wanted,
+            None if gpus_left is None else gpus_left - wanted * study.gpus,
+        )
+        shape = (study.cpus, study.gpus)
+        slots[shape] = slots.get(shape, 0) + wanted
     return [Demand(cpus, gpus, n) for (cpus, gpus), n in sorted(slots.items()) if n > 0]

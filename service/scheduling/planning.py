@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 import cdka
 
-from ..domain.metrics import METRICS
+from ..domain.metrics import COMPUTED, METRICS
 from ..domain.plan import LayerShape, Plan
 from ..domain.records import StoredPrediction
 from ..domain.search_space import FloatRange, SearchSpace, Structure
@@ -23,16 +23,14 @@ from ..domain.study_spec import (
     CompareSpec,
     ModelSpec,
     Objective,
-    SearchSpec,
     StudySpec,
     TaskSpec,
     TrainingSpec,
 )
 from ..errors import Fault, InvalidRequest, InvalidStudy
 from ..paths import locate
-from ..search.pruners import PRUNERS
-from ..search.samplers import SAMPLERS
 from .datasets import check_dataset
+from .strategies import grid_faults, schema_faults, search_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,8 @@ def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
     if task is not None:
         faults += _task_faults(task, sections.get("objectives") or [], roots)
     if (search := sections.get("search")) is not None:
-        faults += _search_faults(search)
+        objectives = sections.get("objectives") or []
+        faults += search_faults(search, len(objectives), METRICS[task.kind] if task is not None else None)
     if (compare := sections.get("compare")) is not None and (space := sections.get("search_space")) is not None:
         faults += _compare_faults(compare, space)
     plan = None
@@ -74,6 +73,8 @@ def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
         if shapes and budget is not None:
             plan, found = _resolve(shapes, base, budget, sections.get("search_space"))
             faults += found
+    if spec is not None and plan is not None and not faults:
+        faults += grid_faults(spec, plan)
     if faults or spec is None or plan is None:
         unique = list(dict.fromkeys(faults))
         raise InvalidStudy(f"the study has {len(unique)} fault{'s' * (len(unique) != 1)}; nothing was stored", unique)
@@ -98,23 +99,6 @@ def plan_prediction(
     return plan, rank(plan, None, list(cdka.FROM_BUDGET))
 
 
-def schema_faults(error: ValidationError) -> list[Fault]:
-    """Pydantic's findings as faults with JSON pointers."""
-    faults = []
-    for found in error.errors(include_url=False, include_context=False):
-        # The form of a space (as "<range>") and the alternatives of a plain union are no places in the document.
-        parts = [str(part) for part in found["loc"] if not _is_union_branch(part)]
-        message = found["msg"].removeprefix("Value error, ")
-        if found["type"] == "extra_forbidden":
-            message = "unknown key; see GET /docs for the keys there are"
-        faults.append(Fault("#" + "".join(f"/{part}" for part in parts), message))
-    return faults
-
-
-def _is_union_branch(part: int | str) -> bool:
-    return isinstance(part, str) and (part.startswith("<") or "[" in part or part == "constrained-str")
-
-
 def _sections(body: Any) -> dict[str, Any]:
     """The sections of a faulty study that are sound by themselves, so that their faults are found too."""
     sections: dict[str, Any] = {}
@@ -134,24 +118,23 @@ def _sections(body: Any) -> dict[str, Any]:
 
 def _task_faults(task: TaskSpec, objectives: Sequence[Objective], roots: Sequence[Path]) -> list[Fault]:
     faults = check_dataset(task.dataset, task.columns, roots, "#/task")
-    known = METRICS[task.kind]
-    places = [("#/task/metric", task.metric)]
-    places += [(f"#/objectives/{k}/metric", o.metric) for k, o in enumerate(objectives)]
-    for place, metric in places:
+    if task.metric not in METRICS[task.kind]:
+        there = ", ".join(METRICS[task.kind])
+        faults.append(Fault("#/task/metric", f"unknown metric {task.metric!r} for {task.kind}; there are: {there}"))
+    known = {**METRICS[task.kind], **COMPUTED}
+    for k, objective in enumerate(objectives):
+        place, metric = f"#/objectives/{k}/metric", objective.metric
         if metric not in known:
             faults.append(Fault(place, f"unknown metric {metric!r} for {task.kind}; there are: {', '.join(known)}"))
+        if metric in [o.metric for o in objectives[:k]]:
+            faults.append(Fault(place, f"{metric!r} is an objective already"))
+    if objectives and objectives[0].metric in COMPUTED:
+        message = f"the first objective is what the confirmation judges by: one of {', '.join(METRICS[task.kind])}"
+        faults.append(Fault("#/objectives/0/metric", message))
     for k, objective in enumerate(objectives):
         natural = known.get(objective.metric)
         if natural is not None and objective.direction is not natural:
             faults.append(Fault(f"#/objectives/{k}/direction", f"{objective.metric} is to {natural}"))
-    return faults
-
-
-def _search_faults(search: SearchSpec) -> list[Fault]:
-    faults = []
-    for field, given, known in (("sampler", search.sampler, SAMPLERS), ("pruner", search.pruner, PRUNERS)):
-        if given not in known:
-            faults.append(Fault(f"#/search/{field}", f"unknown {field} {given!r}; there are: {', '.join(known)}"))
     return faults
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import MetricPoint, Trial
-from ..domain.states import StudyState, TrialPhase
+from ..domain.records import Lease, MetricPoint, Study, Trial
+from ..domain.states import EventKind, StopReason, TrialPhase
 from ..search.policy import Problem
 from .context import Context
 from .fencing import held, reclaim
+from .retrying import retried
 
-PRUNED = "pruned"
-CANCELLED = "cancelled"
+SEEN_RESOLUTION = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,17 @@ class Directive:
 
     reason: str | None
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What came of a report: the trial with its evaluations, and how many of them are new."""
+
+    trial: Trial
+    study: Study
+    reason: str | None
+    expires_at: datetime
+    new_evaluations: int
 
 
 def report(
@@ -37,52 +48,101 @@ def report(
 ) -> Directive:
     """Record reports (none: a heartbeat), renew the lease, decide.
 
+    A step without metrics is progress all the same: it tells a slow trial from a hung one.
+
     Raises:
         NotFound: there was never such a lease in this team.
         LeaseLost: the lease is no longer held; nothing was changed.
     """
+    taken = _take(ctx, lease_id, team_id, reports, checkpoint)
+    reason = taken.reason
+    judged = taken.trial.phase is TrialPhase.SEARCH and taken.study.spec.search.pruner != "none"
+    if reason is None and taken.new_evaluations and judged:
+        reason = _judge(ctx, taken)
+    return Directive(reason, taken.expires_at)
+
+
+@retried
+def _take(
+    ctx: Context,
+    lease_id: str,
+    team_id: str | None,
+    reports: Sequence[tuple[int, dict[str, float]]],
+    checkpoint: str | None,
+) -> _Taken:
     now = ctx.clock()
     with ctx.db.write() as session:
-        lease, trial = held(session, lease_id, team_id)
+        lease, trial, study = held(session, lease_id, team_id)
         trial = reclaim(session, trial, now)
         expires_at = now + ctx.lease_time
-        Leases(session).renew(lease.id, expires_at)
-        Leases(session).see_runner(lease.runner, now)
-        study = Studies(session).get(trial.study_id)
         points = [MetricPoint(step, name, value, now) for step, values in reports for name, value in values.items()]
         added = Trials(session).add_metrics(trial.id, points)
         changes: dict[str, Any] = {}
         if checkpoint is not None and checkpoint != trial.checkpoint:
             # A new checkpoint is progress: losses count only between checkpoints.
             changes = {"checkpoint": checkpoint, "losses": 0}
-        if study.state is StudyState.CANCELLED and trial.stop_reason is None:
-            changes["stop_reason"] = CANCELLED
+        step = max((step for step, _ in reports), default=-1)
+        progress = (max(step, lease.progress_step), now) if added or changes or step > lease.progress_step else None
+        Leases(session).renew(lease.id, expires_at, progress)
+        Leases(session).hear_of(lease.runner, now, SEEN_RESOLUTION)
+        reason = trial.stop_reason
+        if reason is None and _is_over_time(study, lease, now):
+            reason = changes["stop_reason"] = StopReason.TIMED_OUT
+        values = _evaluations(study, points, added)
+        if added:
+            data = {"trial_id": trial.id, "number": trial.number, "phase": trial.phase, "step": step}
+            latest = {p.name: p.value for p in sorted(points, key=lambda p: p.step)}
+            version = Studies(session).touch(study.id, EventKind.TRIAL_REPORTED, now, {**data, "metrics": latest})
+            changes["version"] = version
+            if values:
+                changes["curve"] = [*trial.curve, *values]
         if changes:
             Trials(session).write(trial.id, **changes)
-        reason = changes.get("stop_reason", trial.stop_reason)
-        evaluations = added.count(study.spec.objective.metric)
-        if added:
-            Studies(session).touch(study.id)
-    if reason is None and evaluations and trial.phase is TrialPhase.SEARCH and study.spec.search.pruner != "none":
-        reason = _judge(ctx, trial, evaluations)
-    return Directive(reason, expires_at)
+        trial = replace(trial, curve=changes.get("curve", trial.curve))
+    return _Taken(trial, study, reason, expires_at, len(values))
 
 
-def _judge(ctx: Context, trial: Trial, evaluations: int) -> str | None:
+def _evaluations(study: Study, points: Sequence[MetricPoint], added: Sequence[tuple[str, int]]) -> list[float]:
+    """The new values of the pruning metric, in the order of their steps."""
+    new = set(added)
+    mine = {p.step: p.value for p in points if p.name == study.spec.pruning_metric and (p.name, p.step) in new}
+    return [mine[step] for step in sorted(mine)]
+
+
+def _is_over_time(study: Study, lease: Lease, now: datetime) -> bool:
+    minutes = study.spec.limits.trial_minutes
+    return minutes is not None and (now - lease.acquired_at).total_seconds() > minutes * 60
+
+
+def _judge(ctx: Context, taken: _Taken) -> str | None:
     """Ask the stop rule about each of the newest evaluations in turn, on the history as it now stands.
 
     A stop is remembered, so that a repeated report says it again.
     """
-    with ctx.db.read() as session:
-        study = Studies(session).get(trial.study_id)
-        history = Trials(session).history(study.id, study.spec.objective.metric)
-    current = next(t for t in history if t.id == trial.id)
-    problem = Problem(study.id, study.spec, study.plan)
-    last = len(current.curve)
-    for evaluation in range(last - evaluations + 1, last + 1):
-        seen = replace(current, curve={k: v for k, v in current.curve.items() if k <= evaluation})
-        if ctx.stop_rule.should_stop(problem, history, seen):
-            with ctx.db.write() as session:
-                Trials(session).write(trial.id, stop_reason=PRUNED)
-            return PRUNED
-    return None
+    snapshot, lock = ctx.histories.snapshot(ctx.db, taken.study.id)
+    try:
+        problem = Problem(snapshot.study.id, snapshot.study.spec, snapshot.study.plan)
+        last = len(taken.trial.curve)
+        stop = any(
+            ctx.stop_rule.should_stop(problem, snapshot.history, taken.trial.number, evaluation)
+            for evaluation in range(last - taken.new_evaluations + 1, last + 1)
+        )
+    finally:
+        lock.release()
+    if not stop:
+        return None
+    _prune(ctx, taken.trial.id)
+    return StopReason.PRUNED
+
+
+@retried
+def _prune(ctx: Context, trial_id: str) -> None:
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        study_id = Trials(session).get(trial_id).study_id
+        Studies(session).get(study_id, lock=True)
+        trial = Trials(session).get(trial_id, lock=True)
+        if trial.stop_reason is None:
+            Trials(session).write(trial_id, stop_reason=StopReason.PRUNED)
+            data = {"trial_id": trial.id, "number": trial.number, "reason": StopReason.PRUNED}
+            Studies(session).touch(study_id, EventKind.TRIAL_STOPPING, now, data)

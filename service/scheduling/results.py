@@ -12,15 +12,26 @@ from sqlalchemy.orm import Session
 from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import Failure, Study, Trial
-from ..domain.states import STUDY_ENDED, FailureKind, LeaseState, StudyState, TrialState
-from ..errors import Fault, InvalidRequest, LeaseLost
+from ..domain.metrics import COMPUTED, PARAMETERS
+from ..domain.records import Failure, Lease, Study, Trial
+from ..domain.states import (
+    STUDY_ENDED,
+    EventKind,
+    FailureKind,
+    LeaseState,
+    StopReason,
+    StudyState,
+    TrialState,
+)
+from ..errors import Fault, InvalidRequest, LeaseLost, NotFound
 from .advancing import advance
 from .context import Context
 from .fencing import held, reclaim
+from .retrying import retried
 
 # Losses of a worker or node in a row, without a new checkpoint between them, that end a trial.
 MOST_LOSSES = 5
+_RETRIED = frozenset({FailureKind.ERROR, FailureKind.STALLED})
 
 ResultState = Literal["completed", "pruned", "infeasible", "failed", "cancelled", "released"]
 
@@ -37,6 +48,7 @@ class Result:
     scores: list[float] | None = None
 
 
+@retried
 def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> TrialState:
     """Record the result of an attempt and move its study on. The same result repeated changes nothing.
 
@@ -51,17 +63,28 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         lease = Leases(session).get(lease_id)
         if lease.state in (LeaseState.FINISHED, LeaseState.RELEASED) and lease.result == said:
             return Trials(session).get(lease.trial_id, team_id).state
-        lease, trial = held(session, lease_id, team_id)
-        study = Studies(session).get(trial.study_id)
-        _check(study, trial, result)
+        lease, trial, study = held(session, lease_id, team_id)
+        _check(study, result)
         trial = reclaim(session, trial, now)
         released = result.state == "released"
         Leases(session).end(lease.id, LeaseState.RELEASED if released else LeaseState.FINISHED, now, said)
         Leases(session).see_runner(lease.runner, now, lease_id=None)
+        account(session, study, lease, now, _artifact_bytes(result))
         state = _apply(session, study, trial, result, now)
-        Studies(session).touch(study.id)
         advance(session, Studies(session).get(study.id, lock=True), now)
         return state
+
+
+def account(session: Session, study: Study, lease: Lease, now: datetime, storage_bytes: int = 0) -> None:
+    """Count the GPU time of an attempt that is over, and the bytes that it left."""
+    seconds = max(0.0, (now - lease.acquired_at).total_seconds()) * study.spec.resources.gpus
+    if seconds or storage_bytes:
+        Studies(session).spend(study.id, seconds, storage_bytes)
+
+
+def _artifact_bytes(result: Result) -> int:
+    size = result.resources.get("artifact_bytes", 0)
+    return size if isinstance(size, int) and result.artifact is not None and size > 0 else 0
 
 
 def _comparable(result: Result) -> dict[str, Any]:
@@ -72,11 +95,9 @@ def _comparable(result: Result) -> dict[str, Any]:
     return said
 
 
-def _check(study: Study, trial: Trial, result: Result) -> None:
-    metric = study.spec.objective.metric
-    if result.state == "completed":
-        value = result.metrics.get(metric)
-        if value is None or not math.isfinite(value):
+def _check(study: Study, result: Result) -> None:
+    for metric in (o.metric for o in study.spec.all_objectives if o.metric not in COMPUTED):
+        if result.state == "completed" and not math.isfinite(result.metrics.get(metric, math.nan)):
             raise InvalidRequest(
                 f"a completed trial reports the study's objective {metric!r}",
                 [Fault("#/metrics", f"{metric!r} is missing; got: {', '.join(result.metrics) or 'nothing'}")],
@@ -87,13 +108,22 @@ def _check(study: Study, trial: Trial, result: Result) -> None:
 
 def _apply(session: Session, study: Study, trial: Trial, result: Result, now: datetime) -> TrialState:
     trials = Trials(session)
-    values: dict[str, Any] = {"metrics": result.metrics, "resources": result.resources, "scores": result.scores}
+    computed = {PARAMETERS: float(trial.parameters)} if PARAMETERS in [o.metric for o in study.spec.objectives] else {}
+    values: dict[str, Any] = {
+        "metrics": {**result.metrics, **computed},
+        "resources": result.resources,
+        "scores": result.scores,
+    }
     if result.artifact is not None:
         values["artifact"] = result.artifact
+        values["artifact_bytes"] = _artifact_bytes(result)
     over = study.state in STUDY_ENDED
-    if result.state == "released" and not over:
-        trials.set_state(trial, TrialState.QUEUED, now, lease_id=None)
+    paused = result.state == "cancelled" and trial.stop_reason == StopReason.PAUSED
+    if (result.state == "released" or paused) and not over and trial.stop_reason != StopReason.CANCELLED:
+        trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED, lease_id=None, stop_reason=None)
         return TrialState.QUEUED
+    if result.state == "cancelled" and trial.stop_reason == StopReason.TIMED_OUT and not over:
+        return time_out(session, study, trial, now, **values)
     if result.state in ("released", "cancelled"):
         trials.set_state(trial, TrialState.CANCELLED, now, **values)
         return TrialState.CANCELLED
@@ -102,6 +132,15 @@ def _apply(session: Session, study: Study, trial: Trial, result: Result, now: da
     state = TrialState(result.state)
     trials.set_state(trial, state, now, **values)
     return state
+
+
+def time_out(session: Session, study: Study, trial: Trial, now: datetime, **values: Any) -> TrialState:
+    """A trial that took longer than its study allows will do so again: it is infeasible."""
+    minutes = study.spec.limits.trial_minutes
+    message = f"the trial ran for longer than limits.trial_minutes ({minutes:g}) allows"
+    values |= {"failure_kind": FailureKind.TIMED_OUT, "failure_message": message}
+    Trials(session).set_state(trial, TrialState.INFEASIBLE, now, **values)
+    return TrialState.INFEASIBLE
 
 
 def _apply_failure(
@@ -115,10 +154,10 @@ def _apply_failure(
         state = TrialState.INFEASIBLE
     elif failure.kind in (FailureKind.PREEMPTED, FailureKind.LOST) and not over:
         return _requeue_or_lose(session, trial, now, failure.message)
-    elif failure.kind is FailureKind.ERROR and trial.errors < study.spec.search.retries and not over:
-        values["errors"] = trial.errors + 1
-        state = TrialState.QUEUED
-        values["lease_id"] = None
+    elif failure.kind in _RETRIED and trial.errors < study.spec.search.retries and not over:
+        values |= {"errors": trial.errors + 1, "lease_id": None}
+        trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED, **values)
+        return TrialState.QUEUED
     else:
         state = TrialState.CANCELLED if over else TrialState.FAILED
     trials.set_state(trial, state, now, **values)
@@ -141,25 +180,59 @@ def _requeue_or_lose(session: Session, trial: Trial, now: datetime, message: str
             failure_message=f"its runner was lost {losses} times without a new checkpoint: {message}",
         )
         return TrialState.FAILED
-    Trials(session).set_state(trial, TrialState.QUEUED, now, losses=losses)
+    Trials(session).set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED, losses=losses)
     return TrialState.QUEUED
+
+
+def stall(session: Session, lease_id: str, now: datetime) -> None:
+    """End an attempt that gets nowhere though its heartbeat goes on; the user's retries decide about another.
+
+    Its runner is refused from here on (409), which ends whatever it still does.
+    """
+    try:
+        lease, trial, study = held(session, lease_id, None)
+    except (LeaseLost, NotFound):
+        return
+    if lease.state is not LeaseState.HELD or trial.state is not TrialState.RUNNING:
+        return
+    Leases(session).end(lease.id, LeaseState.EXPIRED, now)
+    account(session, study, lease, now)
+    message = f"no progress for limits.stall_minutes ({study.spec.limits.stall_minutes:g}) though its runner lives"
+    _apply_failure(session, study, trial, Failure(FailureKind.STALLED, message), {"lease_id": None}, now)
+    advance(session, Studies(session).get(study.id, lock=True), now)
+
+
+def overrun(session: Session, lease_id: str, now: datetime) -> None:
+    """End an attempt that was told to stop for its time and did not."""
+    try:
+        lease, trial, study = held(session, lease_id, None)
+    except (LeaseLost, NotFound):
+        return
+    if lease.state is not LeaseState.HELD or trial.state is not TrialState.RUNNING:
+        return
+    Leases(session).end(lease.id, LeaseState.EXPIRED, now)
+    account(session, study, lease, now)
+    time_out(session, study, trial, now, lease_id=None)
+    advance(session, Studies(session).get(study.id, lock=True), now)
 
 
 def requeue_lost(session: Session, lease_id: str, now: datetime) -> None:
     """An expired lease gives its trial back to the queue; its runner may still come back until another takes it."""
     try:
-        lease, trial = held(session, lease_id, None)
-    except LeaseLost:
+        lease, trial, study = held(session, lease_id, None)
+    except (LeaseLost, NotFound):
+        # Its trial has moved on, or its study is deleted.
+        if Leases(session).get(lease_id).state is LeaseState.HELD:
+            Leases(session).end(lease_id, LeaseState.EXPIRED, now)
         return
     if lease.state is not LeaseState.HELD or lease.expires_at >= now:
         return
     Leases(session).end(lease.id, LeaseState.EXPIRED, now)
     if trial.state is not TrialState.RUNNING:
         return
-    study = Studies(session).get(trial.study_id, lock=True)
-    if study.state in STUDY_ENDED:
+    account(session, study, lease, now)
+    if study.state in STUDY_ENDED or trial.stop_reason == StopReason.CANCELLED:
         Trials(session).set_state(trial, TrialState.CANCELLED, now)
     else:
         _requeue_or_lose(session, trial, now, f"nothing was heard of {lease.runner}")
-    Studies(session).touch(study.id)
     advance(session, Studies(session).get(study.id, lock=True), now)

@@ -30,6 +30,11 @@ class Sent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def without_control(value: str) -> str:
+    """Text without control characters but line breaks and tabs, which databases and terminals would stumble over."""
+    return "".join(c for c in value if c >= " " or c in "\n\t")
+
+
 class Page(Wire, Generic[Item]):
     """A list: ``next_cursor`` is null on the last page."""
 

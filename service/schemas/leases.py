@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..domain.states import FailureKind, TrialPhase, TrialState
-from ..domain.study_spec import StudySpec
-from .common import Sent, Time, Wire
+from ..domain.study_spec import PLAIN, Name, StudySpec
+from .common import Sent, Time, Wire, without_control
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-MetricName = Annotated[str, Field(min_length=1, max_length=100)]
+MetricName = Annotated[str, Field(min_length=1, max_length=100, pattern=PLAIN)]
+Address = Annotated[str, Field(max_length=4096, pattern=PLAIN)]
 
 
 class LeaseRequest(Sent):
-    runner: Annotated[str, Field(min_length=1, max_length=200)]
+    runner: Name
     cpus: Annotated[float, Field(ge=0, le=4096)] = 1.0
     gpus: Annotated[float, Field(ge=0, le=1024)] = 0.0
-    warm: Annotated[list[Annotated[str, Field(max_length=4200)]], Field(max_length=100)] = []
+    warm: Annotated[list[Annotated[str, Field(max_length=4200, pattern=PLAIN)]], Field(max_length=100)] = []
     max: Annotated[int, Field(ge=1, le=64)] = 1
 
 
@@ -55,7 +56,7 @@ class ReportsIn(Sent):
     """Reports since the last call; none is a heartbeat."""
 
     reports: Annotated[list[ReportIn], Field(max_length=1000)] = []
-    checkpoint: Annotated[str, Field(max_length=4096)] | None = None
+    checkpoint: Address | None = None
 
 
 class DirectiveOut(Wire):
@@ -66,13 +67,13 @@ class DirectiveOut(Wire):
 
 class FailureIn(Sent):
     kind: FailureKind
-    message: Annotated[str, Field(max_length=20_000)]
+    message: Annotated[str, Field(max_length=20_000), AfterValidator(without_control)]
 
 
 class ResultIn(Sent):
     state: Literal["completed", "pruned", "infeasible", "failed", "cancelled", "released"]
     metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)] = {}
-    artifact: Annotated[str, Field(max_length=4096)] | None = None
+    artifact: Address | None = None
     resources: dict[str, Any] = {}
     failure: FailureIn | None = None
     scores: Annotated[list[Finite], Field(max_length=1_000_000)] | None = Field(

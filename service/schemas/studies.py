@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from ..domain.plan import LayerShape
 from ..domain.records import StoredPrediction, Study
 from ..domain.search_space import Structure
-from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState
-from ..domain.study_spec import AdapterSpec, BudgetSpec, ModelSpec, StudySpec
+from ..domain.states import EventKind, StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.study_spec import AdapterSpec, BudgetSpec, LimitsSpec, ModelSpec, Name, Objective, StudySpec
 from .common import Sent, Time, Wire
+from .trials import TrialOut
 
 SHOWN_PREDICTIONS = 10
 
@@ -54,6 +56,9 @@ class StudyOut(Wire):
     state: StudyState
     phase: StudyPhase
     reason: str | None
+    waiting_for: str | None = Field(default=None, description="Why nothing runs though there is something to run.")
+    revision: int = Field(description="Counts changes by PATCH; the part of the ETag that If-Match looks at.")
+    version: int = Field(description="Counts every change of the study and its trials; its newest event's number.")
     spec: StudySpec
     budget: BudgetOut
     structures: list[Structure]
@@ -62,9 +67,13 @@ class StudyOut(Wire):
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
+    gpu_seconds: float = Field(description="GPU time of attempts that are over.")
+    storage_bytes: int = Field(description="Bytes of adapters that its trials have left.")
 
     @classmethod
-    def of(cls, study: Study, counts: Mapping[tuple[TrialPhase, TrialState], int]) -> StudyOut:
+    def of(
+        cls, study: Study, counts: Mapping[tuple[TrialPhase, TrialState], int], waiting_for: str | None = None
+    ) -> StudyOut:
         """From the record and the number of its trials by phase and state."""
         plan = study.plan
         return cls(
@@ -73,6 +82,9 @@ class StudyOut(Wire):
             state=study.state,
             phase=study.phase,
             reason=study.reason,
+            waiting_for=waiting_for,
+            revision=study.revision,
+            version=study.version,
             spec=study.spec,
             budget=BudgetOut(
                 max_parameters=plan.max_parameters,
@@ -80,11 +92,13 @@ class StudyOut(Wire):
                 adapted_layers=len(plan.shapes),
             ),
             structures=list(plan.structures),
-            search=_progress(counts, (TrialPhase.SEARCH,), study.spec.search.trials),
+            search=_progress(counts, (TrialPhase.SEARCH,), study.planned),
             confirmation=_progress(counts, (TrialPhase.TUNING, TrialPhase.CONFIRMATION), None),
             created_at=study.created_at,
             started_at=study.started_at,
             finished_at=study.finished_at,
+            gpu_seconds=study.gpu_seconds,
+            storage_bytes=study.storage_bytes,
         )
 
 
@@ -120,6 +134,40 @@ def rankings(predictions: Mapping[str, Sequence[StoredPrediction]], shown: int =
         )
         for name, ranking in predictions.items()
     ]
+
+
+class StudyChanges(Sent):
+    """What PATCH changes; what is left out stays."""
+
+    name: Name | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    trials: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    retries: Annotated[int, Field(ge=0, le=100)] | None = None
+    limits: LimitsSpec | None = None
+
+
+class StrategyOut(Wire):
+    """A sampler or pruner, with the JSON schema of its options."""
+
+    name: str
+    summary: str
+    multi_objective: bool
+    options: dict[str, Any]
+
+
+class ParetoOut(Wire):
+    """The finished search trials that no other dominates; with one objective, the best ones."""
+
+    objectives: list[Objective]
+    trials: list[TrialOut]
+
+
+class EventOut(Wire):
+    number: int
+    kind: EventKind
+    at: Time
+    data: dict[str, Any]
 
 
 class PredictionTask(Sent):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from ..domain.records import Role
+from ..domain.study_spec import Name
 from .common import Sent, Time, Wire
 
 
 class TokenRequest(Sent):
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Name
     role: Role
-    team: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
-        default=None, description="The caller's own team by default."
-    )
+    team: Name | None = Field(default=None, description="The caller's own team by default.")
+    expires_at: AwareDatetime | None = Field(default=None, description="RFC 3339; never by default.")
 
 
 class TokenOut(Wire):
@@ -31,3 +31,9 @@ class TokenOut(Wire):
 
 class TokenCreated(TokenOut):
     token: str
+
+
+class RotationRequest(Sent):
+    """How long the old secret goes on being valid."""
+
+    grace_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 3600

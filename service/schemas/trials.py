@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from ..domain.search_space import Positive, Size
 from ..domain.states import FailureKind, TrialPhase, TrialState
-from .common import Time, Wire
+from .common import Sent, Time, Wire
 
 
 class FailureOut(Wire):
@@ -28,6 +31,8 @@ class TrialOut(Wire):
     failure: FailureOut | None
     attempts: int
     artifact: str | None
+    artifact_bytes: int
+    stop_reason: str | None
     resources: dict[str, Any]
     created_at: Time
     started_at: Time | None
@@ -39,3 +44,19 @@ class MetricOut(Wire):
     name: str
     value: float
     reported_at: Time
+
+
+class Configuration(Sent):
+    """A configuration made by hand."""
+
+    r1: Size
+    r2: Size
+    r: Size
+    alpha: Positive
+    learning_rate: Annotated[Positive, Field(le=1e6)]
+
+
+class TrialRequest(Sent):
+    """A trial to put at the end of the queue."""
+
+    params: Configuration

@@ -9,7 +9,9 @@ means the same in all of them (its share of what the budget leaves open).
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -20,6 +22,8 @@ from ..domain.study_spec import StudySpec
 
 STRUCTURE = "structure"
 R_POSITION = "r_position"
+# More points than this are not enumerated.
+LARGEST_GRID = 100_000
 
 
 def distributions(spec: StudySpec, plan: Plan) -> dict[str, BaseDistribution]:
@@ -47,6 +51,70 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
         else:
             params[name] = float(values.choices[0] if isinstance(values, FloatChoices) else values)
     return params
+
+
+def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any] | None:
+    """The point whose parameters are these; ``None`` where the space holds none."""
+    places = [k for k, s in enumerate(plan.structures) if (s.r1, s.r2) == (params["r1"], params["r2"])]
+    if not places or not plan.structures[places[0]].r_low <= params["r"] <= plan.structures[places[0]].r_high:
+        return None
+    structure = plan.structures[places[0]]
+    point: dict[str, Any] = {}
+    for name, distribution in distributions(spec, plan).items():
+        if name == STRUCTURE:
+            point[name] = places[0]
+        elif name == R_POSITION:
+            point[name] = (params["r"] - structure.r_low + 0.5) / (structure.r_high - structure.r_low + 1)
+        else:
+            point[name] = float(params[name])
+            if not distribution._contains(distribution.to_internal_repr(point[name])):
+                return None
+    for name, values in spec.search_space.numbers().items():
+        if name not in point and not isinstance(values, FloatRange):
+            only = values.choices[0] if isinstance(values, FloatChoices) else values
+            if float(params[name]) != float(only):
+                return None
+    return point
+
+
+def is_finite(spec: StudySpec) -> bool:
+    """Whether the space holds finitely many configurations: no parameter is a range of real numbers."""
+    return not any(isinstance(values, FloatRange) for values in spec.search_space.numbers().values())
+
+
+def grid_size(spec: StudySpec, plan: Plan, steps: int) -> int:
+    """How many points :func:`grid` has."""
+    size = sum(s.r_high - s.r_low + 1 for s in plan.structures)
+    for values in spec.search_space.numbers().values():
+        if isinstance(values, FloatRange):
+            size *= steps
+        elif isinstance(values, FloatChoices):
+            size *= len(set(values.choices))
+    return size
+
+
+def grid(spec: StudySpec, plan: Plan, steps: int) -> list[dict[str, Any]]:
+    """Every point of the space, with ``steps`` evenly spread values of each range of real numbers.
+
+    Every r of every structure has a point of its own.
+    """
+    axes: list[list[dict[str, Any]]] = [
+        [
+            {STRUCTURE: k, R_POSITION: (j + 0.5) / (s.r_high - s.r_low + 1)}
+            for k, s in enumerate(plan.structures)
+            for j in range(s.r_high - s.r_low + 1)
+        ]
+    ]
+    for name, values in spec.search_space.numbers().items():
+        if isinstance(values, FloatRange):
+            axes.append([{name: value} for value in values.grid(steps)])
+        elif isinstance(values, FloatChoices):
+            axes.append([{name: value} for value in sorted(set(values.choices))])
+    space = distributions(spec, plan)
+    return [
+        {name: value for part in parts for name, value in part.items() if name in space}
+        for parts in itertools.product(*axes)
+    ]
 
 
 def _r_at(structure: Structure, position: float) -> int:

@@ -1,153 +1,134 @@
-"""Lays recorded trials into Optuna, read-only, without copying what has not changed.
-
-Optuna's samplers and pruners ask a storage for the trials so far. This one holds exactly the trials it is given, at
-their own numbers, plus the one that is being asked. Nothing is remembered from one ask to the next but the
-conversion of each trial, keyed by what it was made from: a history that is kept and one that is rebuilt from the
-database are the same history.
-"""
+"""The search trials of a study as the search sees them, with what every ask would otherwise count anew."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from copy import copy
-from datetime import datetime
-from typing import Any, cast
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from ..domain.pareto import pareto_front
+from ..domain.records import Observation
+from ..domain.states import FailureKind, TrialState
+from ..domain.study_spec import Direction, Objective
 
-from ..domain.records import Trial
-from ..domain.states import TrialState as State
-
-STUDY = 0
-_OPTUNA_STATES = {
-    State.QUEUED: TrialState.RUNNING,
-    State.RUNNING: TrialState.RUNNING,
-    State.COMPLETED: TrialState.COMPLETE,
-    State.PRUNED: TrialState.PRUNED,
-    State.INFEASIBLE: TrialState.FAIL,
-    State.FAILED: TrialState.FAIL,
-    State.CANCELLED: TrialState.FAIL,
-}
-_EPOCH = datetime(2000, 1, 1)
+Configuration = tuple[object, ...]
+_STRUCTURE = ("r1", "r2", "r")
 
 
-def frozen(
-    trial: Trial,
-    space: Mapping[str, BaseDistribution],
-    metric: str,
-    system_attrs: dict[str, Any] | None = None,
-) -> FrozenTrial:
-    """One recorded trial as Optuna sees it.
+def configuration(params: dict[str, object]) -> Configuration:
+    """What makes two trials the same trial."""
+    return tuple(sorted(params.items()))
 
-    A queued trial counts as running: it will be run, so samplers should keep away from it. A pruned trial's value is
-    its last evaluation. Trials without a point (never sampled here) carry no parameters and so inform no sampler.
+
+@dataclass
+class History:
+    """Kept from ask to ask and brought up to date, or made anew from the database: the answers are the same.
+
+    Every answer depends on the observations alone, not on the order in which they came.
     """
-    state = _OPTUNA_STATES[trial.state]
-    value = trial.metrics.get(metric) if trial.state is State.COMPLETED else None
-    if trial.state is State.PRUNED and trial.curve:
-        value = trial.curve[max(trial.curve)]
-    point = trial.point or {}
-    params = {name: point[name] for name in space if name in point}
-    return FrozenTrial(
-        number=trial.number,
-        trial_id=trial.number,
-        state=state,
-        value=value,
-        values=None,
-        datetime_start=_EPOCH,
-        datetime_complete=_EPOCH if state.is_finished() else None,
-        params=params,
-        distributions={name: space[name] for name in params},
-        user_attrs={},
-        system_attrs=system_attrs or {},
-        intermediate_values=dict(trial.curve),
-    )
+
+    objectives: list[Objective]
+    version: int = -1
+    _by_number: dict[int, Observation] = field(default_factory=dict)
+    _tried: Counter[Configuration] = field(default_factory=Counter)
+    _diverged: Counter[Configuration] = field(default_factory=Counter)
+    _too_large: Counter[Configuration] = field(default_factory=Counter)
+    # Finished trials, the best of the first objective first.
+    _ranked: list[tuple[float, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, objectives: list[Objective], observations: Iterable[Observation]) -> History:
+        """A history made from observations."""
+        made = cls(objectives)
+        made.update(observations)
+        return made
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def update(self, observations: Iterable[Observation], version: int | None = None) -> None:
+        """Take in trials that are new or have changed."""
+        for new in observations:
+            old = self._by_number.get(new.number)
+            if old is not None:
+                self._count(old, -1)
+            self._by_number[new.number] = new
+            self._count(new, 1)
+        if version is not None:
+            self.version = version
+
+    def _count(self, seen: Observation, change: int) -> None:
+        key = configuration(seen.params)
+        if seen.state not in (TrialState.FAILED, TrialState.CANCELLED):
+            _add(self._tried, key, change)
+        if seen.failure is FailureKind.DIVERGED:
+            _add(self._diverged, key, change)
+        if seen.failure is FailureKind.OUT_OF_MEMORY:
+            _add(self._too_large, tuple(seen.params.get(name) for name in _STRUCTURE), change)
+        if (value := self._value(seen)) is not None:
+            entry = (value, seen.number)
+            if change > 0:
+                insort(self._ranked, entry)
+            else:
+                del self._ranked[bisect_left(self._ranked, entry)]
+
+    def _value(self, seen: Observation) -> float | None:
+        """The first objective of a finished trial, less is better."""
+        values = self.values(seen)
+        if seen.state is not TrialState.COMPLETED or values is None:
+            return None
+        return -values[0] if self.objectives[0].direction is Direction.MAXIMIZE else values[0]
+
+    def values(self, seen: Observation) -> list[float] | None:
+        """The objectives of a trial, unless one is missing."""
+        found = [seen.metrics.get(o.metric) for o in self.objectives]
+        return None if any(v is None for v in found) else [float(v) for v in found if v is not None]
+
+    def get(self, number: int) -> Observation | None:
+        """The trial of that number."""
+        return self._by_number.get(number)
+
+    def times_tried(self, params: dict[str, object]) -> int:
+        """How many trials have, had or will have these parameters. Failed and cancelled ones do not count."""
+        return self._tried[configuration(params)]
+
+    def is_barred(self, params: dict[str, object]) -> bool:
+        """Whether it is known not to work: it diverged, or its structure ran out of memory."""
+        structure = tuple(params.get(name) for name in _STRUCTURE)
+        return self._diverged[configuration(params)] > 0 or self._too_large[structure] > 0
+
+    def observations(self) -> list[Observation]:
+        """Every trial, by number."""
+        return [self._by_number[number] for number in sorted(self._by_number)]
+
+    def selected(self, limit: int) -> list[Observation]:
+        """Every trial that has not ended, and at most ``limit`` that have.
+
+        Of those the best quarter of ``limit`` (with several objectives the Pareto front first) and the most recent.
+        """
+        everything = self.observations()
+        ended = [o for o in everything if o.state not in (TrialState.QUEUED, TrialState.RUNNING)]
+        if len(ended) <= limit:
+            return everything
+        chosen = set(self._best(limit // 4))
+        for seen in reversed(ended):
+            if len(chosen) >= limit:
+                break
+            chosen.add(seen.number)
+        return [o for o in everything if o.state in (TrialState.QUEUED, TrialState.RUNNING) or o.number in chosen]
+
+    def _best(self, count: int) -> list[int]:
+        ranked = [number for _, number in self._ranked]
+        if len(self.objectives) == 1:
+            return ranked[:count]
+        signs = [-1.0 if o.direction is Direction.MAXIMIZE else 1.0 for o in self.objectives]
+        points = [[s * v for s, v in zip(signs, self.values(self._by_number[n]) or [], strict=True)] for n in ranked]
+        front = [ranked[k] for k in pareto_front(points)]
+        return list(dict.fromkeys([*front, *ranked]))[:count]
 
 
-class HistoryStorage(BaseStorage):
-    """A storage of one study whose trials are given; only the trial that is being asked can be written."""
-
-    def __init__(self, direction: StudyDirection, trials: Sequence[FrozenTrial], next_number: int) -> None:
-        self._direction = direction
-        self._trials = {t.number: t for t in sorted(trials, key=lambda t: t.number)}
-        self._next_number = next_number
-        self._attrs: dict[str, Any] = {}
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        number = self._next_number
-        self._trials[number] = FrozenTrial(number, TrialState.RUNNING, None, _EPOCH, None, {}, {}, {}, {}, {}, number)
-        return number
-
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        trial = self._replaced(trial_id)
-        trial.params = {**trial.params, param_name: distribution.to_external_repr(param_value_internal)}
-        trial.distributions = {**trial.distributions, param_name: distribution}
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        trial = self._replaced(trial_id)
-        trial.system_attrs = {**trial.system_attrs, key: value}
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        trial = self._replaced(trial_id)
-        trial.user_attrs = {**trial.user_attrs, key: value}
-
-    def _replaced(self, trial_id: int) -> FrozenTrial:
-        """A copy put in the trial's place: what a caller has read must not change under it."""
-        self._trials[trial_id] = copy(self._trials[trial_id])
-        return self._trials[trial_id]
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._attrs = {**self._attrs, key: value}
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._trials[trial_id]
-
-    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return trial_number
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        trials = self._trials.values()
-        return [t for t in trials if states is None or t.state in states]
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        return STUDY
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return "history"
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return [self._direction]
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return {}
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._attrs
-
-    def get_all_studies(self) -> list[Any]:
-        return []
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        return cast(int, self._read_only())
-
-    def delete_study(self, study_id: int) -> None:
-        self._read_only()
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._read_only()
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        return cast(bool, self._read_only())
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._read_only()
-
-    def _read_only(self) -> Any:
-        raise TypeError("a history is a record of what happened; it cannot be written")
+def _add(counter: Counter[Configuration], key: Configuration, change: int) -> None:
+    counter[key] += change
+    if not counter[key]:
+        del counter[key]

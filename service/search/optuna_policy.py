@@ -3,86 +3,169 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from ..domain.records import Trial
-from ..domain.study_spec import Direction
-from .coordinates import distributions, to_params
-from .history import HistoryStorage, frozen
+from ..domain.metrics import METRICS
+from ..domain.records import Observation
+from ..domain.study_spec import Direction, Objective, StudySpec
+from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite, to_params
+from .history import History
 from .policy import Problem, Proposal
-from .pruners import PRUNERS, rungs
-from .samplers import SAMPLERS
+from .pruners import PRUNERS, rung_marks
+from .samplers import GRID, SAMPLERS
+from .storage import HistoryStorage, frozen
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+# Once for the process: catching warnings around each call is not safe between threads.
+warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+# A proposal that was tried before is asked for again with another seed, so often; then whatever is left is enumerated.
+REPEATED_ASKS = 8
 
 
-def derive_seed(study_seed: int, number: int) -> int:
-    """The sampler's seed for one trial: fixed by (study seed, trial number), different for every number."""
-    return int(np.random.SeedSequence((study_seed, number)).generate_state(1)[0])
+def derive_seed(study_seed: int, number: int, repeated: int = 0) -> int:
+    """The sampler's seed for one ask: fixed by (study seed, trial number, repetition), different for every one."""
+    entropy = (study_seed, number, repeated) if repeated else (study_seed, number)
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _direction(spec: StudySpec, metric: str) -> Direction:
+    """Which way the pruning metric is better: as an objective says, else by its nature."""
+    named = {o.metric: o.direction for o in spec.all_objectives}
+    return named.get(metric) or METRICS[spec.task.kind].get(metric, spec.objective.direction)
 
 
 class OptunaPolicy:
     """A ``SearchPolicy`` and ``StopRule``. Holds nothing that the history does not: only conversions are cached."""
 
     def __init__(self, cache_size: int = 20_000) -> None:
-        self._converted: dict[tuple[Any, ...], FrozenTrial] = {}
+        self._converted: OrderedDict[tuple[Any, ...], FrozenTrial] = OrderedDict()
         self._cache_size = cache_size
+        self._lock = Lock()
 
-    def propose(self, problem: Problem, history: Sequence[Trial], number: int) -> Proposal:
+    def propose(self, problem: Problem, history: History, number: int) -> Proposal | None:
         """See :class:`~service.search.policy.SearchPolicy`."""
         space = distributions(problem.spec, problem.plan)
-        sampler = SAMPLERS[problem.spec.search.sampler](derive_seed(problem.spec.search.seed, number))
-        study = self._study(problem, space, history, number, sampler=sampler)
-        asked = study.ask(fixed_distributions=dict(space))
-        point = dict(asked.params)
-        return Proposal(to_params(point, problem.spec, problem.plan), point)
+        proposal = None
+        if problem.spec.search.sampler != GRID:
+            for repeated in range(REPEATED_ASKS):
+                proposal = self._ask(problem, space, history, number, repeated)
+                if (allowed := self._allowed(problem, history, proposal)) is not None:
+                    return allowed
+            endless = not is_finite(problem.spec) or grid_size(problem.spec, problem.plan, 1) > LARGEST_GRID
+            if endless and proposal is not None and not history.is_barred(proposal.params):
+                return proposal
+        return self._enumerated(problem, history, number)
 
-    def should_stop(self, problem: Problem, history: Sequence[Trial], trial: Trial) -> bool:
+    def _ask(
+        self, problem: Problem, space: dict[str, BaseDistribution], history: History, number: int, repeated: int
+    ) -> Proposal:
+        search = problem.spec.search
+        kind = SAMPLERS[search.sampler]
+        assert kind.make is not None
+        options = kind.options.model_validate(search.sampler_options)
+        seed = derive_seed(search.seed, number, repeated)
+        sampler = kind.make(options, search.seed, seed, number + repeated * 1_000_003 * (repeated > 0), space)
+        trials = [self._frozen(problem, space, history, o) for o in history.selected(kind.history_limit)]
+        study = self._study(problem.spec.all_objectives, trials, number, sampler)
+        asked = study.ask(fixed_distributions=dict(space))
+        seen = study._storage.get_trial(asked._trial_id)
+        point = dict(asked.params)
+        attrs = {k: v for k, v in seen.system_attrs.items() if isinstance(v, int)}
+        return Proposal(to_params(point, problem.spec, problem.plan), point, attrs or None)
+
+    def _allowed(self, problem: Problem, history: History, proposal: Proposal) -> Proposal | None:
+        tried = history.times_tried(proposal.params)
+        if tried >= problem.spec.search.replicates or history.is_barred(proposal.params):
+            return None
+        return replace(proposal, replicate=tried)
+
+    def _enumerated(self, problem: Problem, history: History, number: int) -> Proposal | None:
+        """Whatever of the grid is yet to be tried, drawn with the seed; the least tried first."""
+        search = problem.spec.search
+        steps = SAMPLERS[GRID].options.model_validate(search.sampler_options if search.sampler == GRID else {})
+        points = grid(problem.spec, problem.plan, getattr(steps, "steps", 1))
+        proposals = [Proposal(to_params(p, problem.spec, problem.plan), p) for p in points]
+        left = [a for p in proposals if (a := self._allowed(problem, history, p)) is not None]
+        if not left:
+            return None
+        fewest = min(p.replicate for p in left)
+        left = [p for p in left if p.replicate == fewest]
+        return left[int(np.random.default_rng(derive_seed(search.seed, number)).integers(len(left)))]
+
+    def should_stop(self, problem: Problem, history: History, number: int, evaluations: int) -> bool:
         """See :class:`~service.search.policy.StopRule`."""
-        make = PRUNERS[problem.spec.search.pruner]
-        if make is None or not trial.curve:
+        search = problem.spec.search
+        kind = PRUNERS[search.pruner]
+        seen = history.get(number)
+        if kind.make is None or seen is None or not 1 <= evaluations <= len(seen.curve):
             return False
-        space = distributions(problem.spec, problem.plan)
-        others = [t for t in history if t.number != trial.number]
-        study = self._study(problem, space, others, trial.number)
-        metric = problem.spec.objective.metric
-        judged = frozen(trial, space, metric, rungs(trial.curve, before=max(trial.curve)))
-        study._storage._trials[trial.number] = judged  # type: ignore[attr-defined]  # our own HistoryStorage
-        return make().prune(study, judged)
+        options = kind.options.model_validate(search.pruner_options)
+        pruner = kind.make(options, problem.spec.training.epochs)
+        metric = problem.spec.pruning_metric
+        objective = Objective(metric=metric, direction=_direction(problem.spec, metric))
+        study = self._study([objective], [], number, optuna.samplers.RandomSampler(seed=0))
+        trials: dict[int, FrozenTrial] = {}
+
+        def convert(current: Observation, before: int | None = None) -> FrozenTrial:
+            bare = replace(current, attrs=None)
+            value = current.metrics.get(metric, current.curve[-1] if current.curve else None)
+            marks: dict[str, Any] = {}
+            if kind.rungs is not None and current.curve:
+                first, factor = kind.rungs(options, pruner, study, frozen(bare, {}, None))
+                marks = rung_marks(current.curve, first, factor, before)
+            return frozen(bare, {}, None if value is None else [value], marks)
+
+        for other in history.observations():
+            if other.number == number:
+                trials[number] = convert(replace(other, curve=other.curve[:evaluations]), before=evaluations)
+            else:
+                key = (problem.study_id, other.number, other.version, other.state, len(other.curve), "judged")
+                trials[other.number] = self._kept(key, lambda other=other: convert(other))  # type: ignore[misc]
+        study._storage._trials.update(trials)  # type: ignore[attr-defined]  # our own HistoryStorage
+        return bool(pruner.prune(study, trials[number]))
 
     def _study(
         self,
-        problem: Problem,
-        space: dict[str, BaseDistribution],
-        history: Sequence[Trial],
+        objectives: Sequence[Objective],
+        trials: Sequence[FrozenTrial],
         number: int,
-        sampler: optuna.samplers.BaseSampler | None = None,
+        sampler: optuna.samplers.BaseSampler,
     ) -> optuna.Study:
-        maximize = problem.spec.objective.direction is Direction.MAXIMIZE
-        direction = optuna.study.StudyDirection.MAXIMIZE if maximize else optuna.study.StudyDirection.MINIMIZE
-        trials = [self._frozen(problem, space, t) for t in history]
-        storage = HistoryStorage(direction, trials, next_number=number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.load_study(
-                study_name="history",
-                storage=storage,
-                sampler=sampler or optuna.samplers.RandomSampler(seed=0),
-                pruner=optuna.pruners.NopPruner(),
-            )
+        directions = [
+            StudyDirection.MAXIMIZE if o.direction is Direction.MAXIMIZE else StudyDirection.MINIMIZE
+            for o in objectives
+        ]
+        storage = HistoryStorage(directions, trials, next_number=number)
+        return optuna.load_study(
+            study_name="history", storage=storage, sampler=sampler, pruner=optuna.pruners.NopPruner()
+        )
 
-    def _frozen(self, problem: Problem, space: dict[str, BaseDistribution], trial: Trial) -> FrozenTrial:
-        metric = problem.spec.objective.metric
-        key = (trial.id, trial.state, trial.metrics.get(metric), tuple(trial.curve.items()))
-        found = self._converted.get(key)
+    def _frozen(
+        self, problem: Problem, space: dict[str, BaseDistribution], history: History, seen: Observation
+    ) -> FrozenTrial:
+        # A pruned trial has one value, its last evaluation; Optuna's multi-objective samplers take none.
+        several = len(problem.spec.all_objectives) > 1
+        key = (problem.study_id, seen.number, seen.version, seen.state, len(seen.curve), several)
+        plain = replace(seen, curve=()) if several else seen
+        return self._kept(key, lambda: frozen(plain, space, history.values(seen)))
+
+    def _kept(self, key: tuple[Any, ...], convert: Callable[[], FrozenTrial]) -> FrozenTrial:
+        with self._lock:
+            found = self._converted.get(key)
         if found is None:
-            if len(self._converted) >= self._cache_size:
-                self._converted.clear()
-            found = self._converted[key] = frozen(trial, space, metric, rungs(trial.curve))
+            found = convert()
+            with self._lock:
+                self._converted[key] = found
+                while len(self._converted) > self._cache_size:
+                    self._converted.popitem(last=False)
         return found

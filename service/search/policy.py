@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..domain.plan import Plan
-from ..domain.records import Trial
 from ..domain.study_spec import StudySpec
+from .history import History
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A configuration to try: the parameters as users see them, and the sampler's own coordinates of it."""
+    """A configuration to try.
+
+    The parameters as users see them, the sampler's own coordinates of them, what the sampler wants to find on the trial
+    later, and which replicate of the configuration it is.
+    """
 
     params: dict[str, Any]
     point: dict[str, Any]
+    attrs: dict[str, Any] | None = None
+    replicate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +36,14 @@ class Problem:
 class SearchPolicy(Protocol):
     """A pure function of the history: the same history and number always give the same proposal."""
 
-    def propose(self, problem: Problem, history: Sequence[Trial], number: int) -> Proposal:
-        """The configuration for trial ``number``. ``history`` holds the search trials so far, in any order."""
+    def propose(self, problem: Problem, history: History, number: int) -> Proposal | None:
+        """The configuration for trial ``number``; ``None`` when the space holds nothing that is yet to be tried."""
         ...
 
 
 class StopRule(Protocol):
     """Says whether a running trial should end early; a pure function of the history."""
 
-    def should_stop(self, problem: Problem, history: Sequence[Trial], trial: Trial) -> bool:
-        """Whether ``trial`` (which is in ``history``) should stop after its latest evaluation."""
+    def should_stop(self, problem: Problem, history: History, number: int, evaluations: int) -> bool:
+        """Whether trial ``number`` of the history should stop after its first so many evaluations."""
         ...

@@ -1,50 +1,168 @@
-"""The stop rules by name, and what each needs to find in a trial to decide from the history alone."""
+"""The stop rules by name, with their options, and what each needs to find in a trial to decide from the history alone.
+
+One evaluation is one unit of resource: trials of a study share their training, so evaluations line up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import optuna
+from optuna.pruners import BasePruner
+from pydantic import BaseModel, Field
 
-# One evaluation is one unit of resource: trials of a study share their training, so evaluations line up.
-ASHA_MIN_RESOURCE = 1
-ASHA_REDUCTION = 3
+from ..domain.search_space import STRICT
+
+Count = Annotated[int, Field(ge=0, le=100_000)]
+Resource = Annotated[int, Field(ge=1, le=1_000_000)]
+Factor = Annotated[int, Field(ge=2, le=100)]
 
 
-def _asha() -> optuna.pruners.BasePruner:
-    return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=ASHA_MIN_RESOURCE, reduction_factor=ASHA_REDUCTION, bootstrap_count=0
+class NoOptions(BaseModel):
+    """Takes no options."""
+
+    model_config = STRICT
+
+
+class MedianOptions(BaseModel):
+    """Stops a trial that is worse than the median of the others at the same evaluation."""
+
+    model_config = STRICT
+    n_startup_trials: Count = 5
+    n_warmup_steps: Count = 0
+    n_min_trials: Resource = 1
+
+
+class PercentileOptions(MedianOptions):
+    """Keeps the best ``percentile`` per cent of trials at the same evaluation."""
+
+    percentile: Annotated[float, Field(ge=0, le=100)] = 25.0
+
+
+class AshaOptions(BaseModel):
+    """Asynchronous successive halving: of ``reduction_factor`` trials that reach a rung, one goes on."""
+
+    model_config = STRICT
+    min_resource: Resource = 1
+    reduction_factor: Factor = 3
+    min_early_stopping_rate: Annotated[int, Field(ge=0, le=20)] = 0
+
+
+class HyperbandOptions(BaseModel):
+    """Several brackets of successive halving; ``max_resource`` is the evaluations of a whole trial (its epochs)."""
+
+    model_config = STRICT
+    min_resource: Resource = 1
+    max_resource: Resource | None = None
+    reduction_factor: Factor = 3
+
+
+class PatientOptions(BaseModel):
+    """Stops a trial that has not got better by ``min_delta`` over ``patience`` evaluations."""
+
+    model_config = STRICT
+    patience: Count = 2
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class WilcoxonOptions(BaseModel):
+    """Stops a trial that a signed-rank test over evaluations finds worse than the best one."""
+
+    model_config = STRICT
+    p_threshold: Annotated[float, Field(ge=0, le=1)] = 0.1
+    n_startup_steps: Count = 2
+
+
+# The trial's number and the evaluations of a whole trial, to the rungs' spacing: (min resource, factor).
+Rungs = Callable[[Any, BasePruner, optuna.Study, optuna.trial.FrozenTrial], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PrunerKind:
+    """A pruner as the catalog lists it. ``rungs`` says where a trial leaves rung marks, for those that do."""
+
+    name: str
+    summary: str
+    options: type[BaseModel]
+    make: Callable[[Any, int], BasePruner] | None
+    rungs: Rungs | None = None
+
+
+def _asha(options: AshaOptions, evaluations: int) -> BasePruner:
+    return optuna.pruners.SuccessiveHalvingPruner(**options.model_dump(), bootstrap_count=0)
+
+
+def _asha_rungs(
+    options: AshaOptions, pruner: BasePruner, study: optuna.Study, trial: optuna.trial.FrozenTrial
+) -> tuple[int, int]:
+    return options.min_resource * options.reduction_factor**options.min_early_stopping_rate, options.reduction_factor
+
+
+def _hyperband(options: HyperbandOptions, evaluations: int) -> BasePruner:
+    longest = max(options.max_resource or evaluations, options.min_resource)
+    return optuna.pruners.HyperbandPruner(
+        min_resource=options.min_resource, max_resource=longest, reduction_factor=options.reduction_factor
     )
 
 
-def _median() -> optuna.pruners.BasePruner:
-    return optuna.pruners.MedianPruner(n_startup_trials=5)
+def _hyperband_rungs(
+    options: HyperbandOptions, pruner: BasePruner, study: optuna.Study, trial: optuna.trial.FrozenTrial
+) -> tuple[int, int]:
+    assert isinstance(pruner, optuna.pruners.HyperbandPruner)
+    if not pruner._pruners:
+        pruner._try_initialization(study)
+    bracket = pruner._get_bracket_id(study, trial)
+    return options.min_resource * options.reduction_factor**bracket, options.reduction_factor
 
 
-PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner] | None] = {
-    "asha": _asha,
-    "median": _median,
-    "none": None,
+def _median(options: MedianOptions, evaluations: int) -> BasePruner:
+    return optuna.pruners.MedianPruner(**options.model_dump())
+
+
+def _percentile(options: PercentileOptions, evaluations: int) -> BasePruner:
+    return optuna.pruners.PercentilePruner(**options.model_dump())
+
+
+def _patient(options: PatientOptions, evaluations: int) -> BasePruner:
+    return optuna.pruners.PatientPruner(None, **options.model_dump())
+
+
+def _wilcoxon(options: WilcoxonOptions, evaluations: int) -> BasePruner:
+    return optuna.pruners.WilcoxonPruner(**options.model_dump())
+
+
+PRUNERS: dict[str, PrunerKind] = {
+    kind.name: kind
+    for kind in (
+        PrunerKind("asha", "successive halving without waiting; the default", AshaOptions, _asha, _asha_rungs),
+        PrunerKind("hyperband", "several brackets of it", HyperbandOptions, _hyperband, _hyperband_rungs),
+        PrunerKind("median", "against the others' median", MedianOptions, _median),
+        PrunerKind("percentile", "against a percentile of the others", PercentileOptions, _percentile),
+        PrunerKind("patient", "against the trial's own progress", PatientOptions, _patient),
+        PrunerKind("wilcoxon", "by a test against the best", WilcoxonOptions, _wilcoxon),
+        PrunerKind("none", "every trial runs to its end", NoOptions, None),
+    )
 }
 
 
-def rungs(curve: dict[int, float], before: int | None = None) -> dict[str, Any]:
+def rung_marks(curve: Sequence[float], first: int, factor: int, before: int | None = None) -> dict[str, Any]:
     """The rung marks that successive halving left on a trial, replayed from its evaluations.
 
     Optuna's pruner writes ``completed_rung_k`` on a trial when it decides on it. We keep no such state: a trial
-    that reached evaluation ``min_resource * reduction^k`` completed rung k with the value it had there.
+    that reached evaluation ``first * factor^k`` completed rung k with the value it had there.
 
     Args:
-        curve: value by evaluation.
+        curve: a value per evaluation; the first is evaluation 1.
+        first: the evaluation of rung 0.
+        factor: each rung is so many times the one before.
         before: leave out this evaluation and later ones (the decision on it has yet to be made).
     """
+    last = len(curve) if before is None else min(len(curve), before - 1)
     marks: dict[str, Any] = {}
-    rung = 0
-    for step in sorted(curve):
-        if before is not None and step >= before:
-            break
-        while step >= ASHA_MIN_RESOURCE * ASHA_REDUCTION**rung:
-            marks[f"completed_rung_{rung}"] = curve[step]
-            rung += 1
+    rung, place = 0, first
+    while place <= last:
+        marks[f"completed_rung_{rung}"] = curve[place - 1]
+        rung, place = rung + 1, place * factor
     return marks

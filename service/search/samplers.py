@@ -1,20 +1,250 @@
-"""The samplers by name."""
+"""The samplers by name, with their options.
+
+Each is made anew for every ask, seeded by (study seed, trial number), and finds all that it knows in the history.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+import cmaes
+import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel, Field
+
+from ..domain.search_space import STRICT
+
+Share = Annotated[float, Field(ge=0, le=1)]
+# The sampler sees at most so many finished trials: the best quarter of that number, and the most recent.
+HISTORY_LIMIT = 2_000
 
 
-def _tpe(seed: int) -> BaseSampler:
+class NoOptions(BaseModel):
+    """Takes no options."""
+
+    model_config = STRICT
+
+
+class TpeOptions(BaseModel):
+    """Tree-structured Parzen estimator (multivariate, with constant liar for trials that run)."""
+
+    model_config = STRICT
     # Few start-up trials: studies of adapters are short, and 10 (Optuna's default) would be half of one.
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, multivariate=True, constant_liar=True)
+    n_startup_trials: Annotated[int, Field(ge=0, le=1000)] = 5
+    n_ei_candidates: Annotated[int, Field(ge=1, le=1000)] = 24
 
 
-def _random(seed: int) -> BaseSampler:
+class GridOptions(BaseModel):
+    """``steps`` values of every range of real numbers, spread evenly."""
+
+    model_config = STRICT
+    steps: Annotated[int, Field(ge=1, le=100)] = 4
+
+
+class QmcOptions(BaseModel):
+    """Quasi-Monte Carlo: one scrambled low-discrepancy sequence over the study's trial numbers."""
+
+    model_config = STRICT
+    sequence: Literal["sobol", "halton"] = "sobol"
+
+
+class GpOptions(BaseModel):
+    """Gaussian process with expected improvement."""
+
+    model_config = STRICT
+    n_startup_trials: Annotated[int, Field(ge=1, le=1000)] = 5
+    deterministic_objective: bool = False
+
+
+class CmaesOptions(BaseModel):
+    """Covariance matrix adaptation; ``sigma0`` is the first step as a share of the space."""
+
+    model_config = STRICT
+    population_size: Annotated[int, Field(ge=3, le=1000)] | None = None
+    sigma0: Annotated[float, Field(gt=0, le=1)] = 0.3
+
+
+class Nsga2Options(BaseModel):
+    """Genetic search by non-dominated sorting."""
+
+    model_config = STRICT
+    population_size: Annotated[int, Field(ge=2, le=1000)] = 16
+    crossover_prob: Share = 0.9
+    swapping_prob: Share = 0.5
+
+
+Space = Mapping[str, BaseDistribution]
+# Makes a sampler from its options, the study's seed, the ask's own seed, the trial's number and the space.
+Maker = Callable[[Any, int, int, int, Space], BaseSampler]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerKind:
+    """A sampler as the catalog lists it."""
+
+    name: str
+    summary: str
+    options: type[BaseModel]
+    make: Maker | None
+    multi_objective: bool = True
+    history_limit: int = HISTORY_LIMIT
+
+
+def _tpe(options: TpeOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=options.n_startup_trials,
+        n_ei_candidates=options.n_ei_candidates,
+        multivariate=True,
+        constant_liar=True,
+    )
+
+
+def _random(options: NoOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {"tpe": _tpe, "random": _random}
+def _gp(options: GpOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+    return optuna.samplers.GPSampler(
+        seed=seed,
+        n_startup_trials=options.n_startup_trials,
+        deterministic_objective=options.deterministic_objective,
+        independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+    )
+
+
+def _nsga2(options: Nsga2Options, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+    return optuna.samplers.NSGAIISampler(seed=seed, **options.model_dump())
+
+
+def _qmc(options: QmcOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+    return _SequenceSampler(options.sequence, study_seed, number, space)
+
+
+class _SequenceSampler(optuna.samplers.QMCSampler):
+    """Optuna's sampler at the place in the sequence that the trial's number says, instead of a count of its own."""
+
+    def __init__(self, sequence: str, seed: int, number: int, space: Space) -> None:
+        super().__init__(qmc_type=sequence, scramble=True, seed=seed, warn_asynchronous_seeding=False)
+        self._number = number
+        self._space = dict(space)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The whole space, from the first trial on."""
+        return self._space
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number
+
+
+class _CmaSampler(BaseSampler):
+    """CMA-ES on the unit cube, replayed from the generations that the finished trials say they are of.
+
+    Optuna's own keeps its optimizer as a pickle in the storage; here it is what the history makes of it. Categories
+    (numbers written as choices) take part as ordered steps.
+    """
+
+    GENERATION = "cmaes:generation"
+
+    def __init__(self, options: CmaesOptions, study_seed: int, seed: int, space: Space) -> None:
+        self._space = dict(sorted(space.items()))
+        self._seed = seed
+        self._study_seed = study_seed
+        self._options = options
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        width = max(2, len(search_space))  # the library wants two dimensions; a second one is ignored
+        # The bounds are a little inside, so that no value falls off its range.
+        optimizer = cmaes.CMA(
+            mean=np.full(width, 0.5),
+            sigma=self._options.sigma0,
+            bounds=np.tile([[0.0, 1.0]], (width, 1)),
+            seed=self._study_seed,
+            population_size=self._options.population_size,
+        )
+        sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        while True:
+            members = [t for t in finished if t.system_attrs.get(self.GENERATION) == optimizer.generation]
+            if len(members) < optimizer.population_size or optimizer.should_stop():
+                break
+            told = sorted(members, key=lambda t: t.number)[: optimizer.population_size]
+            optimizer.tell([(self._vector(t.params, width), sign * float(t.value or 0.0)) for t in told])
+        optimizer.reseed_rng(self._seed)
+        study._storage.set_trial_system_attr(trial._trial_id, self.GENERATION, optimizer.generation)
+        return self._values(optimizer.ask())
+
+    def _vector(self, params: Mapping[str, Any], width: int) -> np.ndarray:
+        places = [_place(distribution, params[name]) for name, distribution in self._space.items()]
+        return np.array([*places, *[0.5] * (width - len(places))])
+
+    def _values(self, vector: np.ndarray) -> dict[str, Any]:
+        return {name: _at(d, float(x)) for (name, d), x in zip(self._space.items(), vector, strict=False)}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return _at(param_distribution, float(np.random.default_rng(self._seed).random()))
+
+
+def _place(distribution: BaseDistribution, value: Any) -> float:
+    """Where a value lies in its range, from 0 to 1; a step at its middle."""
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return float((distribution.choices.index(value) + 0.5) / len(distribution.choices))
+    if isinstance(distribution, optuna.distributions.IntDistribution):
+        return float((value - distribution.low + 0.5) / (distribution.high - distribution.low + 1))
+    assert isinstance(distribution, optuna.distributions.FloatDistribution)
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        return float((math.log(value) - math.log(low)) / (math.log(high) - math.log(low)))
+    return float((value - low) / (high - low))
+
+
+def _at(distribution: BaseDistribution, place: float) -> Any:
+    """The value at a place from 0 to 1."""
+    place = min(max(place, 0.0), 1.0)
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return distribution.choices[min(len(distribution.choices) - 1, int(place * len(distribution.choices)))]
+    if isinstance(distribution, optuna.distributions.IntDistribution):
+        count = distribution.high - distribution.low + 1
+        return distribution.low + min(count - 1, int(place * count))
+    assert isinstance(distribution, optuna.distributions.FloatDistribution)
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        return float(min(high, max(low, math.exp(math.log(low) + place * (math.log(high) - math.log(low))))))
+    return float(low + place * (high - low))
+
+
+def _cmaes(options: CmaesOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+    return _CmaSampler(options, study_seed, seed, space)
+
+
+# The grid is walked by the policy itself: it needs no model of the history but what was tried.
+GRID = "grid"
+SAMPLERS: dict[str, SamplerKind] = {
+    kind.name: kind
+    for kind in (
+        SamplerKind("tpe", "learns from every result; the default", TpeOptions, _tpe),
+        SamplerKind("random", "uniform draws", NoOptions, _random),
+        SamplerKind(GRID, "every point of a grid once, in a random order, then the study is done", GridOptions, None),
+        SamplerKind("qmc", "a low-discrepancy sequence: random, but evenly spread", QmcOptions, _qmc),
+        # Fitting is cubic in the history.
+        SamplerKind("gp", "a Gaussian process: few, expensive trials", GpOptions, _gp, history_limit=200),
+        SamplerKind("cmaes", "evolution strategy: many trials over real numbers", CmaesOptions, _cmaes, False),
+        SamplerKind("nsga2", "genetic search, made for several objectives", Nsga2Options, _nsga2),
+    )
+}

@@ -91,7 +91,7 @@ def test_a_study_comes_back_with_predictions_and_counts(api: Api) -> None:
         ({"search_space": {"learning_rate": -1}}, "#/search_space/learning_rate", "greater than 0"),
         ({"search_space": {"learning_rate": [1]}}, "#/search_space/learning_rate", "number"),
         ({"search": {"sampler": "magic"}}, "#/search/sampler", "there are: tpe, random"),
-        ({"search": {"pruner": "shears"}}, "#/search/pruner", "there are: asha, median, none"),
+        ({"search": {"pruner": "shears"}}, "#/search/pruner", "there are: asha, hyperband, median"),
         ({"search": {"trials": 0}}, "#/search/trials", "greater than or equal to 1"),
         ({"objectives": [{"metric": "speed", "direction": "maximize"}]}, "#/objectives/0/metric", "unknown metric"),
         ({"objectives": [{"metric": "loss", "direction": "maximize"}]}, "#/objectives/0/direction", "to minimize"),

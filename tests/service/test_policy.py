@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import optuna
 import pytest
 
 from service.domain.plan import Plan
-from service.domain.records import Trial
+from service.domain.records import Observation
 from service.domain.search_space import Structure
-from service.domain.states import TrialPhase, TrialState
+from service.domain.states import FailureKind, TrialState
 from service.domain.study_spec import StudySpec
+from service.search.history import History
 from service.search.optuna_policy import OptunaPolicy, derive_seed
 from service.search.policy import Problem
+from service.search.pruners import PRUNERS
+from service.search.samplers import SAMPLERS
 from tests.conftest import make_study
 
 STRUCTURES = sorted(
@@ -27,76 +30,69 @@ STRUCTURES = sorted(
 ONE = Structure(r1=2, r2=4, r_low=3, r_high=3, unit_parameters=1)
 
 
-def problem(**search: Any) -> Problem:
-    spec = StudySpec.model_validate(make_study(search={"trials": 50, **search}))
+def problem(changes: dict[str, Any] | None = None, /, **search: Any) -> Problem:
+    spec = StudySpec.model_validate(make_study(search={"trials": 50, **search}, **(changes or {})))
     plan = Plan(shapes=(), max_parameters=1000, min_fill=0.5, base_parameters=0, structures=tuple(STRUCTURES))
     return Problem("study", spec, plan)
 
 
-def trial(number: int, proposal: Any, state: TrialState = TrialState.RUNNING, **values: Any) -> Trial:
-    return Trial(
-        id=f"t{number}",
-        study_id="study",
-        number=number,
-        phase=TrialPhase.SEARCH,
-        method="cdka",
-        candidate=None,
-        params=proposal.params,
-        point=proposal.point,
-        seed=0,
-        state=state,
-        parameters=10,
-        metrics=values.pop("metrics", {}),
-        scores=None,
-        failure=None,
-        lease_id=None,
-        attempts=1,
-        errors=0,
-        losses=0,
-        checkpoint=None,
-        artifact=None,
-        resources={},
-        stop_reason=None,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        started_at=None,
-        finished_at=None,
-        **values,
-    )
+def trial(number: int, proposal: Any, state: TrialState = TrialState.RUNNING, **values: Any) -> Observation:
+    return Observation(number, state, proposal.params, proposal.point, proposal.attrs, version=number * 100, **values)
+
+
+def history_of(p: Problem, trials: Any) -> History:
+    return History.of(p.spec.all_objectives, trials)
 
 
 def value_of(params: dict[str, Any]) -> float:
     return 1.0 - abs(params["learning_rate"] - 1e-3) * 100 - 0.1 * abs(params["r1"] - 2)
 
 
-def finished(t: Trial) -> Trial:
+def finished(t: Observation) -> Observation:
     value = value_of(t.params)
-    return replace(t, state=TrialState.COMPLETED, metrics={"accuracy": value}, curve={1: value / 2, 2: value})
+    return replace(
+        t,
+        state=TrialState.COMPLETED,
+        metrics={"accuracy": value, "parameters": 100.0 * t.params["r"]},
+        curve=(value / 2, value),
+        version=t.version + 1,
+    )
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_kept_and_rebuilt_histories_propose_the_same_with_four_at_once_and_results_out_of_order(sampler: str) -> None:
-    """Four trials run at any time and end in random order; at every ask a policy that has seen everything, one that
-    starts anew, and one given the history in another order agree."""
-    kept, p = OptunaPolicy(), problem(sampler=sampler)
-    order = random.Random(3)
-    history: dict[int, Trial] = {}
-    for number in range(40):
-        given = list(history.values())
-        proposal = kept.propose(p, given, number)
-        shuffled = order.sample(given, len(given))
-        assert OptunaPolicy().propose(p, shuffled, number) == proposal
-        assert kept.propose(p, given, number) == proposal
-        history[number] = trial(number, proposal)
-        running = [t for t in history.values() if t.state is TrialState.RUNNING]
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_kept_and_rebuilt_histories_propose_the_same_with_four_at_once_and_results_out_of_order(
+    sampler: str, objectives: int
+) -> None:
+    """Four trials run at any time and end in random order; at every ask a policy and history that have seen everything,
+    and ones that start anew from the records in another order, agree."""
+    if objectives > 1 and not SAMPLERS[sampler].multi_objective:
+        return  # refused when a study is created: test_create_study
+    both = [{"metric": "accuracy", "direction": "maximize"}, {"metric": "parameters", "direction": "minimize"}]
+    options = {"population_size": 4} if sampler in ("cmaes", "nsga2") else {}
+    kept, p = OptunaPolicy(), problem({"objectives": both[:objectives]}, sampler=sampler, sampler_options=options)
+    history, order = history_of(p, []), random.Random(3)
+    trials: dict[int, Observation] = {}
+    for number in range(10 if sampler == "gp" else 24):
+        proposal = kept.propose(p, history, number)
+        assert proposal is not None
+        shuffled = order.sample(list(trials.values()), len(trials))
+        assert OptunaPolicy().propose(p, history_of(p, shuffled), number) == proposal
+        assert kept.propose(p, history, number) == proposal
+        trials[number] = trial(number, proposal)
+        history.update([trials[number]])
+        running = [t for t in trials.values() if t.state is TrialState.RUNNING]
         if len(running) == 4:
             done = order.choice(running)
-            history[done.number] = finished(done)
+            trials[done.number] = finished(done)
+            history.update([trials[done.number]])
 
 
 def test_different_numbers_and_seeds_propose_different_points() -> None:
     policy = OptunaPolicy()
-    points = [policy.propose(problem(), [], n).params["learning_rate"] for n in range(20)]
-    points += [policy.propose(problem(seed=1), [], n).params["learning_rate"] for n in range(20)]
+    empty = history_of(problem(), [])
+    points = [policy.propose(problem(), empty, n).params["learning_rate"] for n in range(20)]
+    points += [policy.propose(problem(seed=1), empty, n).params["learning_rate"] for n in range(20)]
     assert len(set(points)) == 40
     assert derive_seed(0, 1) != derive_seed(1, 0)
 
@@ -105,7 +101,9 @@ def test_only_admitted_configurations_are_proposed() -> None:
     policy, p = OptunaPolicy(), problem(sampler="random")
     seen = set()
     for number in range(300):
-        params = policy.propose(p, [], number).params
+        proposal = policy.propose(p, history_of(p, []), number)
+        assert proposal is not None
+        params = proposal.params
         structure = p.plan.structure(params["r1"], params["r2"])
         assert structure is not None
         assert structure.r_low <= params["r"] <= structure.r_high
@@ -118,46 +116,188 @@ def test_only_admitted_configurations_are_proposed() -> None:
 def test_tpe_learns_from_results() -> None:
     """After 60 trials its last ten are better on average than ten random ones."""
     policy, p = OptunaPolicy(), problem()
-    history: list[Trial] = []
+    history = history_of(p, [])
     for number in range(60):
-        history.append(finished(trial(number, policy.propose(p, history, number))))
-    late = [value_of(t.params) for t in history[-10:]]
-    blind = [value_of(policy.propose(problem(sampler="random"), [], n).params) for n in range(10)]
+        history.update([finished(trial(number, policy.propose(p, history, number)))])
+    late = [value_of(t.params) for t in history.observations()[-10:]]
+    blind = [value_of(policy.propose(problem(sampler="random"), history_of(p, []), n).params) for n in range(10)]
     assert sum(late) / 10 > sum(blind) / 10 + 0.02
 
 
 def test_a_space_of_one_point_needs_no_sampler() -> None:
     spec = make_study(search_space={"r1": 2, "r2": 4, "alpha": 16, "learning_rate": 1e-3})
     plan = Plan(shapes=(), max_parameters=9, min_fill=0, base_parameters=0, structures=(ONE,))
-    proposal = OptunaPolicy().propose(Problem("s", StudySpec.model_validate(spec), plan), [], 0)
+    p = Problem("s", StudySpec.model_validate(spec), plan)
+    proposal = OptunaPolicy().propose(p, history_of(p, []), 0)
+    assert proposal is not None
     assert proposal.point == {}
     assert proposal.params == {"r1": 2, "r2": 4, "r": 3, "alpha": 16.0, "learning_rate": 1e-3}
 
 
-def test_asha_decides_as_optunas_own_pruner_on_a_live_study() -> None:
+LIVE: dict[str, Any] = {
+    "asha": (lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3), {}),
+    "hyperband": (
+        lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9, reduction_factor=3),
+        {"max_resource": 9},
+    ),
+    "median": (lambda: optuna.pruners.MedianPruner(n_startup_trials=5), {}),
+    "percentile": (lambda: optuna.pruners.PercentilePruner(25.0, n_startup_trials=5), {}),
+    "patient": (lambda: optuna.pruners.PatientPruner(None, patience=2), {}),
+    "wilcoxon": (lambda: optuna.pruners.WilcoxonPruner(), {}),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_pruners_decide_as_optunas_own_on_a_live_study(name: str) -> None:
     """The same evaluations in the same order, once through Optuna's storage and once through our replay."""
-    policy, p = OptunaPolicy(), problem(pruner="asha")
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    live = optuna.create_study(direction="maximize", pruner=pruner)
+    make, options = LIVE[name]
+    pruner = make()
+    policy, p = OptunaPolicy(), problem(pruner=name, pruner_options=options)
+    # Hyperband draws a trial's bracket from the study's name.
+    live = optuna.create_study(study_name="history", direction="maximize", pruner=pruner)
     order = random.Random(0)
-    history: list[Trial] = []
-    decisions = []
+    history = history_of(p, [])
+    empty = history_of(p, [])
+    decisions, version = [], 0
     for number in range(30):
         asked = live.ask()
-        history.append(trial(number, policy.propose(p, [], number)))
+        seen = trial(number, policy.propose(p, empty, number))
+        quality = order.random()
         for step in range(1, 10):
-            value = order.random()
+            value = quality + order.random() / 2
+            version += 1
             asked.report(value, step)
-            history[number] = replace(history[number], curve={**history[number].curve, step: value})
+            seen = replace(seen, curve=(*seen.curve, value), version=10_000 + version)
+            history.update([seen])
             theirs = asked.should_prune()
-            ours = policy.should_stop(p, history, history[number])
-            assert ours == theirs
+            assert policy.should_stop(p, history, number, step) == theirs
+            assert OptunaPolicy().should_stop(p, history_of(p, history.observations()), number, step) == theirs
             if theirs:
                 live.tell(asked, state=optuna.trial.TrialState.PRUNED)
-                history[number] = replace(history[number], state=TrialState.PRUNED)
+                seen = replace(seen, state=TrialState.PRUNED, version=20_000 + version)
                 decisions.append(step)
                 break
         else:
             live.tell(asked, value)
-            history[number] = replace(history[number], state=TrialState.COMPLETED, metrics={"accuracy": value})
-    assert {1, 3} <= set(decisions)  # both rungs were decided on
+            seen = replace(seen, state=TrialState.COMPLETED, metrics={"accuracy": value}, version=20_000 + version)
+        history.update([seen])
+    assert decisions  # some were stopped, or nothing was compared
+    assert set(LIVE) == set(PRUNERS) - {"none"}
+
+
+def test_pruning_goes_by_the_declared_metric_where_there_are_several_objectives() -> None:
+    both = [{"metric": "accuracy", "direction": "maximize"}, {"metric": "parameters", "direction": "minimize"}]
+    p = problem({"objectives": both}, pruner="median", pruner_options={"n_startup_trials": 1}, pruning_metric="loss")
+    start = OptunaPolicy().propose(p, history_of(p, []), 0)
+    good = replace(trial(0, start), state=TrialState.COMPLETED, curve=(0.2, 0.1), metrics={"accuracy": 1.0})
+    worse, better = replace(trial(1, start), curve=(0.9,)), replace(trial(2, start), curve=(0.1,))
+    history = history_of(p, [good, worse, better])
+    assert OptunaPolicy().should_stop(p, history, 1, 1)  # a loss is to be small
+    assert not OptunaPolicy().should_stop(p, history, 2, 1)
+
+
+SMALL = {
+    "r1": 2,
+    "r2": {"choices": [1, 2]},
+    "alpha": {"choices": [8, 16]},
+    "learning_rate": {"choices": [0.001, 0.002]},
+}
+PAIR = tuple(Structure(r1=2, r2=b, r_low=2, r_high=3, unit_parameters=1) for b in (1, 2))
+
+
+def small(**search: Any) -> Problem:
+    spec = StudySpec.model_validate(make_study(search_space=SMALL, search={"trials": 50, **search}))
+    return Problem("small", spec, Plan(shapes=(), max_parameters=9, min_fill=0, base_parameters=0, structures=PAIR))
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_nothing_is_run_twice_and_a_space_that_is_used_up_says_so(sampler: str) -> None:
+    """2 pairs x 2 r x 2 alphas x 2 rates = 16 configurations, each proposed once, whatever the sampler."""
+    policy, p = OptunaPolicy(), small(sampler=sampler)
+    history = history_of(p, [])
+    for number in range(16):
+        proposal = policy.propose(p, history, number)
+        assert proposal is not None
+        assert history.times_tried(proposal.params) == 0
+        history.update([finished(trial(number, proposal))])
+    assert policy.propose(p, history, 16) is None
+
+
+def test_replicates_are_run_when_they_are_asked_for() -> None:
+    policy, p = OptunaPolicy(), small(sampler="grid", replicates=2)
+    history, replicates = history_of(p, []), []
+    for number in range(32):
+        proposal = policy.propose(p, history, number)
+        assert proposal is not None
+        replicates.append(proposal.replicate)
+        history.update([finished(trial(number, proposal))])
+    assert replicates == [0] * 16 + [1] * 16
+    assert policy.propose(p, history, 32) is None
+
+
+def test_what_ran_out_of_memory_or_diverged_is_never_proposed_again() -> None:
+    policy, p = OptunaPolicy(), small(sampler="grid", replicates=5)
+    first = policy.propose(p, history_of(p, []), 0)
+    assert first is not None
+    for kind, left in ((FailureKind.OUT_OF_MEMORY, 12), (FailureKind.DIVERGED, 15)):
+        # Memory is a matter of the structure: all four alphas and rates of it go. Divergence is of one configuration.
+        history = history_of(p, [trial(0, first, TrialState.INFEASIBLE, failure=kind)])
+        seen = set()
+        for number in range(1, 1 + 5 * left):
+            proposal = policy.propose(p, history, number)
+            assert proposal is not None
+            seen.add(tuple(proposal.params.items()))
+            history.update([finished(trial(number, proposal))])
+        assert len(seen) == left
+        assert policy.propose(p, history, 1000) is None
+
+
+def test_failed_and_cancelled_trials_do_not_use_up_their_configuration() -> None:
+    policy, p = OptunaPolicy(), small(sampler="grid")
+    first = policy.propose(p, history_of(p, []), 0)
+    for state, left in ((TrialState.FAILED, 16), (TrialState.CANCELLED, 16), (TrialState.PRUNED, 15)):
+        history = history_of(p, [trial(0, first, state)])
+        for number in range(1, 1 + left):
+            proposal = policy.propose(p, history, number)
+            assert proposal is not None
+            history.update([finished(trial(number, proposal))])
+        assert policy.propose(p, history, 99) is None
+
+
+def test_a_long_history_is_bounded_by_its_best_quarter_and_the_most_recent() -> None:
+    p = problem()
+    order = random.Random(1)
+    trials = []
+    for number in range(400):
+        value = order.random()
+        observed = Observation(number, TrialState.COMPLETED, {"r": number}, {}, metrics={"accuracy": value})
+        trials.append(replace(observed, version=number))
+    running = Observation(400, TrialState.RUNNING, {"r": 400}, {}, version=400)
+    chosen = history_of(p, [*trials, running]).selected(100)
+    best = sorted(trials, key=lambda t: -t.metrics["accuracy"])[:25]
+    recent = [t for t in trials if t not in best][-75:]
+    assert {t.number for t in chosen} == {t.number for t in [*best, *recent, running]}
+    assert [t.number for t in chosen] == sorted(t.number for t in chosen)
+
+
+def test_cmaes_finds_better_points_than_chance() -> None:
+    """The best quarter of what it finds is better than the best quarter of as many random points."""
+
+    def best_quarter(p: Problem) -> float:
+        policy, history = OptunaPolicy(), history_of(p, [])
+        for number in range(160):
+            history.update([finished(trial(number, policy.propose(p, history, number)))])
+        values = sorted(value_of(t.params) for t in history.observations())
+        return sum(values[-40:]) / 40
+
+    found = best_quarter(problem(sampler="cmaes", sampler_options={"population_size": 8}))
+    assert found > best_quarter(problem(sampler="random"))
+
+
+def test_a_sequence_spreads_evenly() -> None:
+    """Of 64 points of a Sobol sequence each eighth of the learning rate's range holds eight."""
+    policy, p = OptunaPolicy(), problem(sampler="qmc")
+    history = history_of(p, [])
+    points = [policy.propose(p, history, n) for n in range(64)]
+    eighths = [int(math.log(q.params["learning_rate"] / 1e-4) / math.log(50) * 8) for q in points if q]
+    assert [eighths.count(k) for k in range(8)] == [8] * 8

@@ -104,9 +104,9 @@ def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner
     with api.ctx.db.read() as session:
         from service.db.trials import Trials
 
+        found = Trials(session).scores(study["id"])
         for t in confirmed:
-            scores = Trials(session).get(t["id"]).scores
-            assert scores is not None
+            scores = found[t["id"]]
             assert len(scores) == 20  # the test split
             assert sum(scores) / 20 == pytest.approx(t["metrics"]["accuracy"])
 
@@ -120,14 +120,17 @@ def test_a_cancelled_study_stops_training_within_a_step(
     seen: list[int] = []
     original = runner_module.train_trial
 
-    def cancel_at_first_report(trial: Any, task: Any, model: Any, prepared: Any, report: Any, stop_reason: Any) -> Any:
+    def cancel_at_first_report(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, stop_reason: Any) -> Any:
+        original_report = reports.report
+
         def reporting(at: int, metrics: dict[str, float]) -> None:
             if not seen:
                 api.call("POST", f"/studies/{study['id']}/cancel")
             seen.append(at)
-            report(at, metrics)
+            original_report(at, metrics)
 
-        return original(trial, task, model, prepared, reporting, stop_reason)
+        reports.report = reporting
+        return original(trial, task, model, prepared, reports, stop_reason)
 
     monkeypatch.setattr(runner_module, "train_trial", cancel_at_first_report)
     runner.run_lease(lease)

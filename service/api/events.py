@@ -1,0 +1,94 @@
+"""A study's events as Server-Sent Events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+
+from ..domain.records import Event
+from ..domain.states import STUDY_ENDED
+from ..errors import ServiceError
+from ..scheduling import events
+from ..scheduling.context import Context
+from ..schemas.common import Page
+from ..schemas.studies import EventOut
+from .dependencies import ContextDep, Id, Limit, Reader, problems
+from .hub import EventHub
+
+router = APIRouter(tags=["studies"])
+KEEPALIVE_SECONDS = 15.0
+RETRY_MS = 2000
+EventNumber = Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events after this one.")]
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+@router.get("/studies/{study_id}/events/log", responses=problems(404))
+def event_log(
+    ctx: ContextDep, principal: Reader, study_id: Id, after: EventNumber = 0, limit: Limit = 100
+) -> Page[EventOut]:
+    """Events of a study as a list, the oldest first; for what cannot hold a stream open."""
+    found = events.after(ctx, study_id, principal.scope, after, limit)
+    cursor = str(found[-1].number) if len(found) == limit else None
+    return Page(items=[EventOut.model_validate(e) for e in found], next_cursor=cursor)
+
+
+@router.get("/studies/{study_id}/events", responses=problems(404) | STREAM, response_class=StreamingResponse)
+async def event_stream(
+    request: Request,
+    ctx: ContextDep,
+    principal: Reader,
+    study_id: Id,
+    after: EventNumber = 0,
+    last_event_id: Annotated[str | None, Header(max_length=20, pattern=r"^[0-9]*$")] = None,
+) -> StreamingResponse:
+    """Everything that happens to a study, as it happens.
+
+    Each event's ``id`` is its number; a browser that reconnects sends the last one as ``Last-Event-ID`` and misses
+    nothing. The stream ends with the event that ends the study.
+    """
+    since = min(int(last_event_id), 2**31 - 1) if last_event_id else after
+    first = await run_in_threadpool(events.after, ctx, study_id, principal.scope, since, 500)
+    hub = cast(EventHub, request.app.state.hub)
+    stream = _stream(ctx, hub, study_id, principal.scope, since, first)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def _stream(
+    ctx: Context, hub: EventHub, study_id: str, team_id: str | None, since: int, first: list[Event]
+) -> AsyncIterator[bytes]:
+    yield format_sse_event(retry=RETRY_MS, comment="events of a study")
+    async with hub.subscribed(study_id) as changed:
+        found = first
+        while True:
+            for event in found:
+                since = event.number
+                data = {"number": event.number, "kind": event.kind, "at": event.at.isoformat(), "data": event.data}
+                yield format_sse_event(data_str=json.dumps(data), event=event.kind, id=str(event.number))
+            if not found:
+                if await _is_over(ctx, study_id, team_id, since):
+                    return
+                try:
+                    await asyncio.wait_for(changed.wait(), KEEPALIVE_SECONDS)
+                except TimeoutError:
+                    yield KEEPALIVE_COMMENT
+            changed.clear()
+            try:
+                found = await run_in_threadpool(events.after, ctx, study_id, team_id, since, 500)
+            except ServiceError:
+                # The study is gone, or the database is: whoever still wants events asks again after the last one.
+                return
+
+
+async def _is_over(ctx: Context, study_id: str, team_id: str | None, since: int) -> bool:
+    try:
+        state, version = await run_in_threadpool(events.standing, ctx, study_id, team_id)
+    except ServiceError:
+        return True
+    return state in STUDY_ENDED and version <= since

@@ -1,0 +1,57 @@
+"""Wakes the event streams of this replica: one poll of the database, however many streams there are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+from fastapi.concurrency import run_in_threadpool
+
+from ..db.studies import Studies
+from ..errors import ServiceError
+from ..scheduling.context import Context
+
+POLL_SECONDS = 0.5
+
+
+class EventHub:
+    """Streams wait here for their study to change. What has changed they read themselves, so nothing is missed."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._versions: dict[str, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def subscribed(self, study_id: str) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever the study has changed."""
+        event = asyncio.Event()
+        self._waiting[study_id].add(event)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._poll())
+        try:
+            yield event
+        finally:
+            self._waiting[study_id].discard(event)
+            if not self._waiting[study_id]:
+                del self._waiting[study_id]
+                self._versions.pop(study_id, None)
+
+    async def _poll(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(POLL_SECONDS)
+            # A database that is away for a while is asked again; the streams stay open meanwhile.
+            with contextlib.suppress(ServiceError):
+                found = await run_in_threadpool(self._read, list(self._waiting))
+                for study_id, version in found.items():
+                    if self._versions.get(study_id) != version:
+                        self._versions[study_id] = version
+                        for event in self._waiting.get(study_id, ()):
+                            event.set()
+
+    def _read(self, study_ids: list[str]) -> dict[str, int]:
+        with self._ctx.db.read() as session:
+            return Studies(session).versions(study_ids)

@@ -1,0 +1,54 @@
+"""How often a caller may call, counted in this process."""
+
+from __future__ import annotations
+
+import time
+
+from limits import RateLimitItem, RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from ..errors import TooMany
+
+# Tokens carry 256 random bits; what this stops is noise, not guessing.
+REFUSALS_A_MINUTE = 60
+
+
+class RateLimits:
+    """Calls of one token, and refusals of one address, in a window that moves.
+
+    Args:
+        calls_a_minute: how often one token may call; 0 for no limit. Workers are not counted.
+    """
+
+    def __init__(self, calls_a_minute: int) -> None:
+        self._windows = MovingWindowRateLimiter(MemoryStorage())
+        self._calls = RateLimitItemPerMinute(calls_a_minute) if calls_a_minute else None
+        self._refusals = RateLimitItemPerMinute(REFUSALS_A_MINUTE)
+
+    def count_call(self, token_id: str) -> None:
+        """Count a call.
+
+        Raises:
+            TooMany: the token has used up its rate.
+        """
+        if self._calls is not None and not self._windows.hit(self._calls, "call", token_id):
+            raise self._too_many(self._calls, "call", token_id)
+
+    def count_refusal(self, address: str) -> None:
+        """Count a request without a valid token."""
+        self._windows.hit(self._refusals, "refusal", address)
+
+    def require_trusted(self, address: str) -> None:
+        """Turn away an address that sends invalid tokens again and again.
+
+        Raises:
+            TooMany: it has done so too often within the last minute.
+        """
+        if not self._windows.test(self._refusals, "refusal", address):
+            raise self._too_many(self._refusals, "refusal", address)
+
+    def _too_many(self, limit: RateLimitItem, *key: str) -> TooMany:
+        reset = self._windows.get_window_stats(limit, *key).reset_time
+        wait = max(1, int(reset - time.time()) + 1)
+        return TooMany(f"more than {limit.amount} of these a minute; come back in {wait} s", retry_after=wait)

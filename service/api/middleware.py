@@ -1,0 +1,126 @@
+"""Around every request: its id, its log line, its size, its time, and the headers that keep browsers safe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from contextvars import ContextVar
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import ServiceError, TooLarge
+from .metrics import Metrics
+
+_log = logging.getLogger("service.access")
+# Ids that callers send are taken over if they are short and plain; anything else gets one of ours.
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+# Probes and static files are counted but not logged.
+_QUIET = ("/healthz", "/readyz", "/metrics", "/static/")
+current_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+# Plotly sets styles on elements and exports pictures as blobs; nothing else may come from anywhere.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+HSTS = "max-age=31536000"
+
+
+class RequestMiddleware:
+    """Pure ASGI, so that streams pass through and context reaches the handlers."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request (ASGI 3)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"content-length")}
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)
+        began, status, started = time.perf_counter(), 500, False
+
+        async def sending(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                self._finish_headers(MutableHeaders(scope=message), scope, request_id)
+            await send(message)
+
+        taken = 0
+
+        async def receiving() -> Message:
+            nonlocal taken
+            message = await receive()
+            if message["type"] == "http.request":
+                taken += len(message.get("body", b""))
+                if taken > self._max_body_bytes:
+                    raise self._too_large()
+            return message
+
+        try:
+            length = headers.get(b"content-length", b"0")
+            if length.isdigit() and int(length) > self._max_body_bytes:
+                raise self._too_large()
+            await self._app(scope, receiving, sending)
+        except TooLarge as error:
+            if started:
+                raise
+            await _send_problem(error, sending)
+        finally:
+            seconds = time.perf_counter() - began
+            route = scope.get("route")
+            path = getattr(route, "path", None) or "unmatched"
+            self._metrics.count_request(scope["method"], path, status, seconds)
+            if not scope["path"].startswith(_QUIET):
+                fields = {
+                    "method": scope["method"],
+                    # Without the query: nothing that a caller puts there belongs into a log.
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round(seconds * 1000, 1),
+                    "client": scope["client"][0] if scope.get("client") else None,
+                }
+                _log.info("%(method)s %(path)s %(status)d", fields, extra=fields)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than {self._max_body_bytes:,} bytes (CDKA_MAX_BODY_BYTES)")
+
+    def _finish_headers(self, headers: MutableHeaders, scope: Scope, request_id: str) -> None:
+        headers["X-Request-Id"] = request_id
+        for name, value in SECURITY_HEADERS.items():
+            headers.setdefault(name, value)
+        if scope["scheme"] == "https":
+            headers.setdefault("Strict-Transport-Security", HSTS)
+        headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        if not scope["path"].startswith("/static/"):
+            headers.setdefault("Cache-Control", "no-store")
+
+
+async def _send_problem(error: ServiceError, send: Send) -> None:
+    body = json.dumps(error.problem()).encode()
+    start: dict[str, Any] = {
+        "type": "http.response.start",
+        "status": error.status,
+        "headers": [(b"content-type", b"application/problem+json"), (b"connection", b"close")],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

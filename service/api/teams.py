@@ -1,0 +1,76 @@
+"""Teams with their quotas, the workers that serve them, and the audit log."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from ..scheduling import access, teams
+from ..schemas.common import Page
+from ..schemas.teams import AuditOut, Quotas, RunnerOut, TeamOut, TeamRequest, TeamWithUsage, UsageOut
+from .dependencies import Admin, ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, problems
+from .idempotency import IdempotentRoute
+
+router = APIRouter(tags=["operation"], route_class=IdempotentRoute)
+
+
+@router.get("/teams", responses=problems())
+def list_teams(ctx: ContextDep, principal: Reader) -> Page[TeamWithUsage]:
+    """The caller's team (all of them for an admin) with its quotas and what it holds right now."""
+    return Page(
+        items=[
+            TeamWithUsage(**dict(TeamOut.model_validate(team)), usage=UsageOut.model_validate(usage))
+            for team, usage in teams.list_teams(ctx, principal.scope)
+        ]
+    )
+
+
+@router.post("/teams", status_code=201, responses=problems(409))
+def create_team(
+    ctx: ContextDep, principal: Admin, body: TeamRequest, idempotency_key: IdempotencyKey = None
+) -> TeamOut:
+    """Make a team."""
+    values = body.model_dump(exclude={"name"}, exclude_unset=True)
+    return TeamOut.model_validate(teams.create_team(ctx, principal, body.name, values))
+
+
+@router.patch("/teams/{team_id}", responses=problems(404))
+def update_team(ctx: ContextDep, principal: Admin, team_id: Id, body: Quotas) -> TeamOut:
+    """Change a team's weight and quotas; what runs goes on."""
+    return TeamOut.model_validate(teams.update_team(ctx, principal, team_id, body.model_dump(exclude_unset=True)))
+
+
+@router.get("/workers", responses=problems())
+def list_workers(ctx: ContextDep, principal: Reader) -> Page[RunnerOut]:
+    """Runners that serve the caller's team (all of them for an admin), with when they were last heard of."""
+    return Page(
+        items=[
+            RunnerOut(
+                name=r.name,
+                team_id=r.team_id,
+                cpus=r.cpus,
+                gpus=r.gpus,
+                warm=r.warm,
+                busy=r.lease_id is not None,
+                first_seen_at=r.first_seen_at,
+                last_seen_at=r.last_seen_at,
+            )
+            for r in teams.list_runners(ctx, principal.scope)
+        ]
+    )
+
+
+@router.get("/audit", responses=problems())
+def read_audit(
+    ctx: ContextDep,
+    principal: Reader,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    target: Annotated[
+        str | None, Query(max_length=128, pattern=r"^[A-Za-z0-9_-]+$", description="Id of a thing.")
+    ] = None,
+) -> Page[AuditOut]:
+    """Who changed what in the caller's team (in all of them for an admin), newest first."""
+    found, next_cursor = access.read_audit(ctx, principal.scope, limit, cursor, target)
+    return Page(items=[AuditOut.model_validate(e) for e in found], next_cursor=next_cursor)

@@ -1,0 +1,133 @@
+"""A database as one file, and back: the same file on SQLite and PostgreSQL, whatever the schema's revision.
+
+The file is gzipped JSON, a line each: a header (format, schema revision), then for every table a line that names it and
+its columns followed by its rows, then a closing line with the number of rows. Tables are reflected, so a backup made
+by an older release restores into its own revision and is then migrated like any other database.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Column, Connection, DateTime, MetaData, Table, insert, select
+
+from ..errors import Conflict, InvalidRequest
+from .engine import Database, alembic_config
+
+FORMAT = "cdka-backup"
+VERSION = 1
+_BATCH = 500
+_VERSION_TABLE = "alembic_version"
+
+
+def back_up(database: Database, file: Path) -> int:
+    """Write everything to ``file``, as of one moment; returns the number of rows. The service may go on meanwhile.
+
+    The file appears under its name only when it is complete, and only its owner may read it.
+
+    Raises:
+        Conflict: the database has no schema.
+    """
+    part = file.with_name(file.name + ".part")
+    part.touch(0o600)
+    with database.engine.connect() as connection:
+        if not database.is_sqlite:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        revision = _revision(connection)
+        if revision is None:
+            raise Conflict("the database has no schema; run: cdka db upgrade")
+        rows = 0
+        with gzip.open(part, "wt", encoding="utf-8") as stream:
+            for line in _lines(connection, revision):
+                stream.write(json.dumps(line, separators=(",", ":")) + "\n")
+                rows += isinstance(line, list)
+            stream.write(json.dumps({"rows": rows}) + "\n")
+    part.replace(file)
+    return rows
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _tables(connection: Connection) -> list[Table]:
+    metadata = MetaData()
+    metadata.reflect(connection)
+    return [t for t in metadata.sorted_tables if t.name != _VERSION_TABLE]
+
+
+def _lines(connection: Connection, revision: str) -> Iterator[dict[str, Any] | list[Any]]:
+    yield {"format": FORMAT, "version": VERSION, "revision": revision}
+    for table in _tables(connection):
+        yield {"table": table.name, "columns": [c.name for c in table.columns]}
+        for row in connection.execution_options(yield_per=_BATCH).execute(select(table)):
+            yield [_plain(value) for value in row]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    return value
+
+
+def restore(database: Database, file: Path) -> int:
+    """Fill an empty database from ``file`` in one transaction and migrate it to this release; returns the rows.
+
+    Raises:
+        Conflict: the database is not empty; nothing was changed.
+        InvalidRequest: the file is no complete backup; nothing but an empty schema was made.
+    """
+    if database.revision() is not None:
+        raise Conflict("the database is not empty: restore into a new one, and point CDKA_DATABASE_URL at it")
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as stream:
+            header = json.loads(next(stream))
+            if header.get("format") != FORMAT or header.get("version") != VERSION:
+                raise InvalidRequest(f"{file} is no backup of this service")
+            command.upgrade(alembic_config(database.url), header["revision"])
+            with database.engine.begin() as connection:
+                rows = _load(connection, (json.loads(line) for line in stream))
+    except (OSError, EOFError, ValueError, StopIteration) as error:
+        raise InvalidRequest(f"{file} is no complete backup: {error or 'it is empty'}") from error
+    database.upgrade()
+    return rows
+
+
+def _load(connection: Connection, lines: Iterator[Any]) -> int:
+    tables = {t.name: t for t in _tables(connection)}
+    table: Table | None = None
+    columns: list[Column[Any]] = []
+    batch: list[dict[str, Any]] = []
+    rows = 0
+
+    def flush() -> None:
+        if table is not None and batch:
+            connection.execute(insert(table), batch)
+            batch.clear()
+
+    for line in lines:
+        if isinstance(line, list):
+            batch.append({c.name: _typed(c.type, value) for c, value in zip(columns, line, strict=True)})
+            rows += 1
+            if len(batch) >= _BATCH:
+                flush()
+            continue
+        flush()
+        if "rows" in line:
+            if line["rows"] != rows:
+                raise ValueError(f"it says {line['rows']} rows and holds {rows}")
+            return rows
+        table = tables[line["table"]]
+        columns = [table.columns[name] for name in line["columns"]]
+    raise ValueError("its end is missing")
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    return datetime.fromisoformat(value) if isinstance(kind, DateTime) and value is not None else value

@@ -1,0 +1,69 @@
+"""The histories that asks have used, brought up to date by what has changed since."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from threading import Lock
+
+from ..db.engine import Database
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.records import Study
+from ..search.history import History
+
+MOST_KEPT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A study, its search so far and its next trial's number, as of one moment."""
+
+    study: Study
+    history: History
+    next_number: int
+
+
+@dataclass(slots=True)
+class _Kept:
+    lock: Lock = field(default_factory=Lock)
+    history: History | None = None
+    revision: int = -1
+
+
+class Histories:
+    """Histories by study, the most recently used ones kept.
+
+    Every change of a trial carries the study's version at which it was made, under the lock of the study's row, so
+    "all that changed after version v" misses nothing.
+    """
+
+    def __init__(self, most_kept: int = MOST_KEPT) -> None:
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._lock = Lock()
+        self._most_kept = most_kept
+
+    def snapshot(self, database: Database, study_id: str) -> tuple[Snapshot, Lock]:
+        """The study as it now stands, and the lock under which its history is to be used (held: release it).
+
+        Raises:
+            NotFound: there is no such study.
+        """
+        with self._lock:
+            kept = self._kept.setdefault(study_id, _Kept())
+            self._kept.move_to_end(study_id)
+            while len(self._kept) > self._most_kept:
+                self._kept.popitem(last=False)
+        kept.lock.acquire()
+        try:
+            with database.read() as session:
+                study = Studies(session).get(study_id)
+                if kept.history is None or kept.revision != study.revision:
+                    kept.history, kept.revision = History(study.spec.all_objectives), study.revision
+                kept.history.update(Trials(session).observations(study_id, kept.history.version), study.version)
+                number = Trials(session).next_number(study_id)
+        except BaseException:
+            kept.history = None
+            kept.lock.release()
+            raise
+        return Snapshot(study, kept.history, number), kept.lock

@@ -1,0 +1,77 @@
+"""What a team may hold, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.orm import Session
+
+from ..db.studies import Studies
+from ..db.teams import Teams
+from ..domain.records import StudyLoad, Team, Usage
+from ..errors import QuotaExceeded
+
+# A GPU weighs as much as so many CPUs when teams' shares are compared.
+CPUS_PER_GPU = 8.0
+
+
+def trial_fault(team: Team, usage: Usage, gpus: float) -> str | None:
+    """Why the team may not start another trial of so many GPUs; ``None`` if it may."""
+    if team.max_running_trials is not None and usage.running_trials >= team.max_running_trials:
+        return f"team {team.name!r} runs {usage.running_trials} of {team.max_running_trials} trials at once"
+    if team.max_gpus is not None and usage.gpus + gpus > team.max_gpus + 1e-9:
+        return f"team {team.name!r} holds {usage.gpus:g} of {team.max_gpus:g} GPUs and a trial takes {gpus:g}"
+    return None
+
+
+def require_room_for_study(session: Session, team_id: str) -> None:
+    """Refuse a new study of a team that has no room for it. Locks the team's row.
+
+    Raises:
+        QuotaExceeded: naming the quota and what is used of it.
+    """
+    team = Teams(session).get(team_id, lock=True)
+    if team.max_studies is not None and (used := Studies(session).open_count(team_id)) >= team.max_studies:
+        raise QuotaExceeded(
+            f"team {team.name!r} has {used} of {team.max_studies} studies that have not ended; "
+            "wait for one, cancel one, or ask an admin for more"
+        )
+    if team.max_storage_bytes is not None and (kept := Studies(session).storage(team_id)) >= team.max_storage_bytes:
+        raise QuotaExceeded(
+            f"team {team.name!r} keeps {kept:,} of {team.max_storage_bytes:,} bytes of artifacts; "
+            "delete studies, or ask an admin for more"
+        )
+
+
+def may_start(session: Session, load: StudyLoad) -> bool:
+    """Whether the study's team may start another of its trials. Locks the team's row where it has quotas."""
+    team = Teams(session).get(load.team_id)
+    if team.max_running_trials is None and team.max_gpus is None:
+        return True
+    team = Teams(session).get(load.team_id, lock=True)
+    return trial_fault(team, Teams(session).usage([team.id])[team.id], load.gpus) is None
+
+
+def in_turn(
+    loads: Sequence[StudyLoad],
+    running: Mapping[str, int],
+    teams: Mapping[str, Team],
+    usage: Mapping[str, Usage],
+    warm: Sequence[str],
+) -> list[StudyLoad]:
+    """Studies in the order in which a runner should serve them.
+
+    Teams by what they hold for their weight, least first; within a team by priority; then studies that nobody serves;
+    then those whose model the runner holds warm; then by age. A team whose trial has just ended holds less than the
+    others, so its runner stays with it: fair shares cost no swap of models.
+    """
+
+    def share(team_id: str) -> float:
+        used = usage.get(team_id, Usage())
+        return (used.cpus + CPUS_PER_GPU * used.gpus) / teams[team_id].weight
+
+    allowed = [s for s in loads if trial_fault(teams[s.team_id], usage.get(s.team_id, Usage()), s.gpus) is None]
+    return sorted(
+        allowed,
+        key=lambda s: (share(s.team_id), -s.priority, running.get(s.id, 0) > 0, s.model_key not in warm, s.id),
+    )

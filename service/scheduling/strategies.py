@@ -1,0 +1,99 @@
+"""Checks a study's choice of sampler and pruner, and lists what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ..domain.plan import Plan
+from ..domain.study_spec import Direction, SearchSpec, StudySpec
+from ..errors import Fault
+from ..search.coordinates import LARGEST_GRID, grid_size
+from ..search.pruners import PRUNERS, PrunerKind
+from ..search.samplers import GRID, SAMPLERS, SamplerKind
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A sampler or pruner as users see it."""
+
+    name: str
+    summary: str
+    multi_objective: bool
+    options: dict[str, Any]
+
+
+def samplers() -> list[Strategy]:
+    """Every sampler with the JSON schema of its options."""
+    return [Strategy(s.name, s.summary, s.multi_objective, s.options.model_json_schema()) for s in SAMPLERS.values()]
+
+
+def pruners() -> list[Strategy]:
+    """Every pruner with the JSON schema of its options."""
+    return [Strategy(p.name, p.summary, True, p.options.model_json_schema()) for p in PRUNERS.values()]
+
+
+def search_faults(search: SearchSpec, objectives: int, metrics: Mapping[str, Direction] | None) -> list[Fault]:
+    """Every fault of a study's search section; ``metrics`` are those that its task reports, where that is known."""
+    faults = _named("sampler", search.sampler, search.sampler_options, SAMPLERS)
+    faults += _named("pruner", search.pruner, search.pruner_options, PRUNERS)
+    sampler = SAMPLERS.get(search.sampler)
+    if sampler is not None and objectives > 1 and not sampler.multi_objective:
+        able = ", ".join(s.name for s in SAMPLERS.values() if s.multi_objective)
+        message = f"{search.sampler} searches for one objective; for several there are: {able}"
+        faults.append(Fault("#/search/sampler", message))
+    if search.pruning_metric is not None and metrics is not None and search.pruning_metric not in metrics:
+        message = f"no metric {search.pruning_metric!r} is reported while a trial runs; there are: {', '.join(metrics)}"
+        faults.append(Fault("#/search/pruning_metric", message))
+    return faults
+
+
+def _named(
+    field: str, given: str, options: Mapping[str, Any], known: Mapping[str, SamplerKind] | Mapping[str, PrunerKind]
+) -> list[Fault]:
+    kind = known.get(given)
+    if kind is None:
+        return [Fault(f"#/search/{field}", f"unknown {field} {given!r}; there are: {', '.join(known)}")]
+    try:
+        kind.options.model_validate(dict(options))
+    except ValidationError as error:
+        names = ", ".join(kind.options.model_fields) or "none"
+        return [
+            Fault(
+                f"#/search/{field}_options" + fault.pointer.removeprefix("#"),
+                f"unknown option of {given}; there are: {names}" if "unknown key" in fault.detail else fault.detail,
+            )
+            for fault in schema_faults(error)
+        ]
+    return []
+
+
+def grid_faults(spec: StudySpec, plan: Plan) -> list[Fault]:
+    """A grid that is too large to be walked."""
+    if spec.search.sampler != GRID:
+        return []
+    options: BaseModel = SAMPLERS[GRID].options.model_validate(spec.search.sampler_options)
+    size = grid_size(spec, plan, options.model_dump()["steps"])
+    if size <= LARGEST_GRID:
+        return []
+    return [Fault("#/search/sampler", f"the grid has {size:,} points, more than {LARGEST_GRID:,}: narrow the space")]
+
+
+def schema_faults(error: ValidationError) -> list[Fault]:
+    """Pydantic's findings as faults with JSON pointers."""
+    faults = []
+    for found in error.errors(include_url=False, include_context=False):
+        # The form of a space (as "<range>") and the alternatives of a plain union are no places in the document.
+        parts = [str(part) for part in found["loc"] if not _is_union_branch(part)]
+        message = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            message = "unknown key; see GET /docs for the keys there are"
+        faults.append(Fault("#" + "".join(f"/{part}" for part in parts), message))
+    return faults
+
+
+def _is_union_branch(part: int | str) -> bool:
+    return isinstance(part, str) and (part.startswith("<") or "[" in part or part == "constrained-str")
