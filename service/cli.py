@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 the study failed or was cancelled; 2 wrong usage; 3 refuse
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -14,58 +13,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ValidationError
-from rich.console import Console
 
 from . import terminal
-from .client import Client
+from .commands import database, operation, session, studies, trials
+from .commands.session import AsJson, console, errors, load_settings, print_json
 from .errors import ServiceError, Unavailable
 from .processes import Server
-from .settings import Settings, is_loopback
 from .study_file import StudyFile
 
 app = typer.Typer(help=(__doc__ or "").splitlines()[0], no_args_is_help=True, add_completion=True)
-tokens = typer.Typer(help="Make and revoke tokens.", no_args_is_help=True)
-app.add_typer(tokens, name="token")
-# Into a file or a pipe, tables are as wide as they need to be; in a terminal, as wide as it is.
-console = Console() if sys.stdout.isatty() else Console(width=160)
-errors = Console(stderr=True)
+app.add_typer(studies.app)
+app.add_typer(operation.app)
+app.add_typer(trials.app, name="trial")
+app.add_typer(database.app, name="db")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file; see examples/.")]
-StudyId = Annotated[str, typer.Argument(metavar="ID", help="The study's id.")]
-
-
-def load_settings() -> Settings:
-    """The settings, or exit 2 with what is wrong with them."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        for fault in error.errors():
-            place = f"CDKA_{str(fault['loc'][0]).upper()}: " if fault["loc"] else ""
-            errors.print(f"{place}{fault['msg']}", markup=False)
-        raise typer.Exit(2) from None
-
-
-def connect() -> Client:
-    """A client for the server that the settings name; beside an embedded server its own token is at hand."""
-    settings = load_settings()
-    token = settings.read_token()
-    own = settings.home / "admin-token"
-    if token is None and own.exists() and is_loopback(settings.server_url.split("://")[-1].rsplit(":", 1)[0]):
-        token = own.read_text().strip()
-    return Client(settings.server_url, token)
-
-
-def print_json(value: BaseModel | list[Any]) -> None:
-    """JSON on standard output, as the server sent it."""
-    if isinstance(value, BaseModel):
-        print(json.dumps(value.model_dump(mode="json"), indent=2))
-    else:
-        print(json.dumps([v.model_dump(mode="json") for v in value], indent=2))
 
 
 @contextmanager
@@ -114,7 +79,9 @@ def submit(
 ) -> None:
     """Create a study from a file."""
     file = StudyFile(study)
-    with connect() as client:
+    with faults_located(file):
+        file.check()
+    with session.connect() as client:
         with faults_located(file):
             created = client.create_study(file.content)
         if as_json:
@@ -130,44 +97,19 @@ def submit(
 
 
 @app.command()
-def studies(as_json: AsJson = False) -> None:
-    """List studies, newest first."""
-    with connect() as client:
-        found = list(client.studies())
-    if as_json:
-        print_json(found)
-    else:
-        console.print(terminal.studies_table(found))
-
-
-@app.command()
-def show(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Show a study and its trials."""
-    with connect() as client:
-        study = client.study(study_id)
-        trials = list(client.trials(study_id))
-    if as_json:
-        found = {"study": study.model_dump(mode="json"), "trials": [t.model_dump(mode="json") for t in trials]}
-        print(json.dumps(found, indent=2))
-    else:
-        console.print(terminal.studies_table([study]))
-        if study.reason:
-            console.print(study.reason, markup=False)
-        console.print(terminal.trials_table(trials, study.spec.objective.metric))
-
-
-@app.command()
-def cancel(study_id: StudyId) -> None:
-    """Cancel a study."""
-    with connect() as client:
-        print(client.cancel_study(study_id).state)
+def validate(study: StudyPath) -> None:
+    """See whether a file has the form of a study; needs no server. What needs the model and data, submit says."""
+    file = StudyFile(study)
+    with faults_located(file):
+        file.check()
+    print("the file has the form of a study")
 
 
 @app.command()
 def predict(study: StudyPath, as_json: AsJson = False) -> None:
     """Predict from a study's budget alone which configuration should win; nothing is stored."""
     file = StudyFile(study)
-    with connect() as client, faults_located(file):
+    with session.connect() as client, faults_located(file):
         found = client.predict(file.content)
     if as_json:
         print_json(found)
@@ -175,34 +117,6 @@ def predict(study: StudyPath, as_json: AsJson = False) -> None:
     console.print(f"budget: {found.budget.max_parameters:,} parameters over {found.budget.adapted_layers} layers")
     for ranking in found.predictions:
         console.print(terminal.rankings_table(ranking))
-
-
-@app.command()
-def compare(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Compare what the search found with the predictions and baselines."""
-    with connect() as client:
-        found = client.comparison(study_id)
-    if as_json:
-        print_json(found)
-    else:
-        terminal.print_comparison(found, console)
-
-
-@tokens.command("create")
-def create_token(
-    name: Annotated[str, typer.Option(help="What the token is for.")],
-    role: Annotated[str, typer.Option(help="admin, member, viewer or worker.")] = "member",
-    team: Annotated[str | None, typer.Option(help="Its team; your own by default.")] = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="Straight in the database (CDKA_DATABASE_URL), for the first token.")
-    ] = False,
-) -> None:
-    """Make a token and print its secret, which is shown this once."""
-    if local:
-        arguments = ["create-token", "--name", name, "--role", role, *(["--team", team] if team else [])]
-        raise typer.Exit(subprocess.call([sys.executable, "-m", "service.app", *arguments]))
-    with connect() as client:
-        print(client.create_token(name, role, team).token)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

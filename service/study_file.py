@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from .domain.faults import schema_faults
+from .domain.study_spec import StudySpec
 from .errors import Fault, InvalidStudy
 
 LARGEST_BYTES = 1_000_000
@@ -42,6 +45,18 @@ class StudyFile:
         except (TypeError, ValueError) as error:
             # Dates, NaN, and lists that contain themselves are YAML but cannot be sent.
             raise InvalidStudy(f"{path} holds a value that JSON has no form for: {error}") from error
+
+    def check(self) -> None:
+        """See, without a server, whether the file has the form of a study.
+
+        Raises:
+            InvalidStudy: with every fault. What needs the model, the data or the catalog the server says.
+        """
+        try:
+            StudySpec.model_validate(self.content)
+        except ValidationError as error:
+            faults = schema_faults(error)
+            raise InvalidStudy(f"the study has {len(faults)} fault{'s' * (len(faults) != 1)}", faults) from None
 
     def line(self, pointer: str) -> int | None:
         """The line (from 1) of a place; for a place that is missing, that of the closest one around it."""

@@ -15,7 +15,7 @@ from rich.table import Table
 from .client import Client
 from .errors import Unavailable
 from .schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
-from .schemas.studies import RankingOut, StudyOut
+from .schemas.studies import RankingOut, StrategyOut, StudyOut
 from .schemas.trials import TrialOut
 
 ENDED = ("completed", "cancelled", "failed")
@@ -139,6 +139,18 @@ def rankings_table(ranking: RankingOut) -> Table:
     table.add_column("why")
     for p in ranking.best:
         table.add_row(f"{p.r1}, {p.r2}, {p.r}", f"{p.parameters:,}", f"{p.score:.3f}", p.reason)
+    return table
+
+
+def strategies_table(strategies: Sequence[StrategyOut]) -> Table:
+    """Samplers or pruners with their options and the defaults of these."""
+    table = Table()
+    for name in ("name", "objectives", "what it does", "options"):
+        table.add_column(name)
+    for s in strategies:
+        options = s.options.get("properties", {})
+        said = ", ".join(f"{name}: {option.get('default')}" for name, option in options.items())
+        table.add_row(s.name, "several" if s.multi_objective else "one", s.summary, said or "–")
     return table
 
 

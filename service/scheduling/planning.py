@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 import cdka
 
+from ..domain.faults import schema_faults
 from ..domain.metrics import COMPUTED, METRICS
 from ..domain.plan import LayerShape, Plan
 from ..domain.records import StoredPrediction
@@ -30,7 +31,7 @@ from ..domain.study_spec import (
 from ..errors import Fault, InvalidRequest, InvalidStudy
 from ..paths import locate
 from .datasets import check_dataset
-from .strategies import grid_faults, schema_faults, search_faults
+from .strategies import grid_faults, search_faults
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from service import cli, errors
 from service.client import Client
+from service.commands import session
 from service.schemas.studies import StudyOut
 from service.study_file import StudyFile
 from tests.conftest import Api, make_study
@@ -44,7 +45,7 @@ def client(api: Api) -> Iterator[Client]:
 def command(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs ``cdka`` with the application behind it; returns exit code, output and error output."""
     admin = api.token("admin")
-    monkeypatch.setattr(cli, "connect", lambda: Client("http://localhost", admin, transport=AppTransport(api)))
+    monkeypatch.setattr(session, "connect", lambda: Client("http://localhost", admin, transport=AppTransport(api)))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         found = CliRunner().invoke(cli.app, list(arguments))
@@ -115,8 +116,12 @@ def test_a_server_that_is_away_is_unavailable_after_retries() -> None:
         client.study("x")
     assert len(calls) == 3
     with pytest.raises(errors.Unavailable):
-        client.create_study({})  # creating twice would be two studies: not repeated
-    assert len(calls) == 4
+        client.create_study({})
+    keys = {call.headers["idempotency-key"] for call in calls[3:]}
+    assert (len(calls), len(keys)) == (6, 1)  # sent again under its key: never two studies
+    with pytest.raises(errors.Unavailable):
+        client.lease("r", 1, 0)  # asking twice would be two leases: not repeated
+    assert len(calls) == 7
 
 
 def test_submit_show_compare_and_json(command: Any, tmp_path: Path, api: Api) -> None:

@@ -1,0 +1,1 @@
+"""The commands of ``cdka``, a module for each noun. None imports torch, ray or FastAPI."""

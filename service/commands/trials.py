@@ -1,0 +1,80 @@
+"""``cdka trial``: read and steer single trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import session
+from .session import AsJson, StudyId, TrialId
+
+app = typer.Typer(help="Read and steer single trials.", no_args_is_help=True)
+
+
+@app.command("show")
+def show_trial(trial_id: TrialId, as_json: AsJson = False) -> None:
+    """Show one trial."""
+    with session.connect() as client:
+        found = client.trial(trial_id)
+    columns = [
+        "number",
+        "phase",
+        "state",
+        "params",
+        "metrics",
+        "attempts",
+        "failure.kind",
+        "failure.message",
+        "artifact",
+    ]
+    if as_json:
+        session.print_json(found)
+    else:
+        session.show([found], columns, as_json=False)
+
+
+@app.command()
+def metrics(trial_id: TrialId, as_json: AsJson = False) -> None:
+    """Show every value that a trial reported."""
+    with session.connect() as client:
+        session.show(client.metrics(trial_id), ["step", "name", "value", "reported_at"], as_json)
+
+
+@app.command()
+def enqueue(
+    study_id: StudyId,
+    r1: Annotated[int, typer.Option(min=1)],
+    r2: Annotated[int, typer.Option(min=1)],
+    r: Annotated[int, typer.Option(min=1)],
+    alpha: Annotated[float, typer.Option()],
+    learning_rate: Annotated[float, typer.Option()],
+) -> None:
+    """Put a configuration made by hand at the end of a study's queue; prints the trial's id."""
+    params = {"r1": r1, "r2": r2, "r": r, "alpha": alpha, "learning_rate": learning_rate}
+    with session.connect() as client:
+        print(client.enqueue_trial(study_id, params).id)
+
+
+@app.command()
+def stop(trial_id: TrialId) -> None:
+    """Stop one trial; its study goes on."""
+    with session.connect() as client:
+        print(client.stop_trial(trial_id).state)
+
+
+@app.command()
+def retry(trial_id: TrialId) -> None:
+    """Queue a failed trial again."""
+    with session.connect() as client:
+        print(client.retry_trial(trial_id).state)
+
+
+@app.command()
+def fetch(
+    trial_id: TrialId, out: Annotated[Path | None, typer.Option(help="The file; TRIAL.zip by default.")] = None
+) -> None:
+    """Fetch a trial's adapter, as PEFT saved it, in a zip file."""
+    with session.connect() as client:
+        print(client.fetch_adapter(trial_id, out or Path(f"{trial_id}.zip")))
