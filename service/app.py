@@ -28,8 +28,6 @@ from .api.metrics import Metrics
 from .api.middleware import RequestMiddleware, current_request_id
 from .chores import Chores
 from .dashboard import charts_api, pages
-from .db.backup import back_up, restore
-from .db.checks import check
 from .db.engine import Database
 from .domain.records import Role
 from .domain.study_spec import StudySpec
@@ -39,7 +37,7 @@ from .scheduling.access import DEFAULT_TEAM, authenticate, create_token, ensure_
 from .scheduling.context import Clock, Context
 from .schemas.common import Problem
 from .search.optuna_policy import OptunaPolicy
-from .settings import Settings
+from .settings import Settings, explain
 
 API = "/api/v1"
 # A stream or a slow answer may take so long to end when the server is asked to stop.
@@ -161,16 +159,11 @@ def write_secret(file: Path, secret: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``serve`` the API, look after the database (``db``), or ``create-token`` straight in it."""
+    """``serve`` the API, or ``create-token`` straight in the database."""
     parser = argparse.ArgumentParser(prog="python -m service.app", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the API")
     serve.add_argument("--embedded", action="store_true", help="make the tokens of an embedded server")
-    database = commands.add_parser("db", help="look after the database").add_subparsers(dest="action", required=True)
-    database.add_parser("upgrade", help="bring the schema up to date")
-    database.add_parser("check", help="see whether schema, references and counts are in order")
-    for action, words in (("backup", "write everything to a file"), ("restore", "fill an empty database from one")):
-        database.add_parser(action, help=words).add_argument("file", type=Path)
     token = commands.add_parser("create-token", help="make a token in the database and print its secret")
     token.add_argument("--name", required=True)
     token.add_argument("--role", choices=[r.value for r in Role], default=Role.MEMBER.value)
@@ -179,8 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         settings = Settings()
     except ValidationError as error:
-        faults = "\n".join(f"  {_variable(e['loc'])}: {e['msg']}" for e in error.errors())
-        raise SystemExit(f"The settings are not valid:\n{faults}") from None
+        raise SystemExit(explain(error)) from None
     try:
         _run(options, make_context(settings))
     except OperationalError as error:
@@ -189,14 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(error.detail) from None
 
 
-def _variable(location: tuple[int | str, ...]) -> str:
-    return f"CDKA_{str(location[0]).upper()}" if location else "CDKA_*"
-
-
 def _run(options: argparse.Namespace, ctx: Context) -> None:
-    if options.command == "db":
-        _look_after(options, ctx)
-        return
     if options.command == "create-token":
         prepare_database(ctx)
         ensure_team(ctx, options.team)
@@ -217,21 +202,6 @@ def _run(options: argparse.Namespace, ctx: Context) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-
-
-def _look_after(options: argparse.Namespace, ctx: Context) -> None:
-    if options.action == "upgrade":
-        before = ctx.db.revision()
-        ctx.db.upgrade()
-        print(f"the schema is at revision {ctx.db.revision()} (was: {before or 'none'})")
-    elif options.action == "backup":
-        print(f"{back_up(ctx.db, options.file)} rows written to {options.file}")
-    elif options.action == "restore":
-        print(f"{restore(ctx.db, options.file)} rows restored; the schema is at revision {ctx.db.revision()}")
-    elif faults := check(ctx.db):
-        raise SystemExit("\n".join(faults))
-    else:
-        print(f"in order, at revision {ctx.db.revision()}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -75,6 +75,13 @@ class Settings(BaseSettings):
         if self.token_file is not None:
             return self.token_file.read_text().strip()
         return None
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the settings, a line for each variable."""
+    names = [f"CDKA_{str(e['loc'][0]).upper()}" if e["loc"] else "CDKA_*" for e in error.errors()]
+    faults = "\n".join(f"  {name}: {e['msg']}" for name, e in zip(names, error.errors(), strict=True))
+    return f"The settings are not valid:\n{faults}"
 
 
 def is_loopback(host: str) -> bool:

@@ -45,6 +45,9 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ServiceError):
+        # What FastAPI makes of an error of ours that came up while it read the body.
+        return problem_response(error.__cause__)
     if error.status_code == 400:
         # What cannot be read at all is told like what can be read and is wrong.
         return problem_response(InvalidRequest(f"the request cannot be read: {error.detail}"))

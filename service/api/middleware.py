@@ -19,6 +19,7 @@ from .metrics import Metrics
 _log = logging.getLogger("service.access")
 # Ids that callers send are taken over if they are short and plain; anything else gets one of ours.
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+API = "/api/v1"
 # Probes and static files are counted but not logged.
 _QUIET = ("/healthz", "/readyz", "/metrics", "/static/")
 current_request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -87,9 +88,7 @@ class RequestMiddleware:
             await _send_problem(error, sending)
         finally:
             seconds = time.perf_counter() - began
-            route = scope.get("route")
-            path = getattr(route, "path", None) or "unmatched"
-            self._metrics.count_request(scope["method"], path, status, seconds)
+            self._metrics.count_request(scope["method"], _template(scope), status, seconds)
             if not scope["path"].startswith(_QUIET):
                 fields = {
                     "method": scope["method"],
@@ -113,6 +112,15 @@ class RequestMiddleware:
         headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
         if not scope["path"].startswith("/static/"):
             headers.setdefault("Cache-Control", "no-store")
+
+
+def _template(scope: Scope) -> str:
+    """The path with its parameters unfilled: ids in labels would make a series of every study."""
+    path = getattr(scope.get("route"), "path", None)
+    if not isinstance(path, str):
+        return "static" if scope["path"].startswith("/static/") else "unmatched"
+    # FastAPI's routes know their path without the prefix that they are included under.
+    return API + path if scope["path"].startswith(API + "/") and not path.startswith(API) else path
 
 
 async def _send_problem(error: ServiceError, send: Send) -> None:

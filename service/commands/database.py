@@ -15,7 +15,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE")]
 
 def _run(*arguments: str) -> None:
     # A process of its own: this command stays free of SQLAlchemy and all that the server imports.
-    code = subprocess.call([sys.executable, "-m", "service.app", "db", *arguments])
+    code = subprocess.call([sys.executable, "-m", "service.db", *arguments])
     raise typer.Exit(3 if code else 0)
 
 

@@ -331,6 +331,7 @@ def test_logs_are_json_lines_without_secrets(api: Api, capsys: pytest.CaptureFix
     before = root.handlers[:], root.level
     try:
         set_up_logging("json", lambda: "request-7")
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # the test client's own
         secret = api.call("POST", "/tokens", "admin", json={"name": "n", "role": "viewer"}).json()["token"]
         api.http.get(f"/api/v1/studies?token={secret}", headers={"Authorization": f"Bearer {secret}"})
         api.http.get("/api/v1/studies", headers={"Authorization": "Bearer cdka_wrong-but-looks-real"})
