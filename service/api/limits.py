@@ -19,12 +19,13 @@ class RateLimits:
 
     Args:
         calls_a_minute: how often one token may call; 0 for no limit. Workers are not counted.
+        refusals_a_minute: invalid tokens of one address that are answered 401; further ones get 429.
     """
 
-    def __init__(self, calls_a_minute: int) -> None:
+    def __init__(self, calls_a_minute: int, refusals_a_minute: int = REFUSALS_A_MINUTE) -> None:
         self._windows = MovingWindowRateLimiter(MemoryStorage())
         self._calls = RateLimitItemPerMinute(calls_a_minute) if calls_a_minute else None
-        self._refusals = RateLimitItemPerMinute(REFUSALS_A_MINUTE)
+        self._refusals = RateLimitItemPerMinute(refusals_a_minute)
 
     def count_call(self, token_id: str) -> None:
         """Count a call.
@@ -36,16 +37,12 @@ class RateLimits:
             raise self._too_many(self._calls, "call", token_id)
 
     def count_refusal(self, address: str) -> None:
-        """Count a request without a valid token."""
-        self._windows.hit(self._refusals, "refusal", address)
-
-    def require_trusted(self, address: str) -> None:
-        """Turn away an address that sends invalid tokens again and again.
+        """Count a request with an invalid token. Valid ones are never turned away: many may share a proxy's address.
 
         Raises:
-            TooMany: it has done so too often within the last minute.
+            TooMany: the address has sent too many within the last minute.
         """
-        if not self._windows.test(self._refusals, "refusal", address):
+        if not self._windows.hit(self._refusals, "refusal", address):
             raise self._too_many(self._refusals, "refusal", address)
 
     def _too_many(self, limit: RateLimitItem, *key: str) -> TooMany:

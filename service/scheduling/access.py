@@ -7,6 +7,8 @@ import logging
 import secrets
 from datetime import datetime, timedelta
 
+from sqlalchemy.exc import IntegrityError
+
 from ..db.audit import Audit
 from ..db.teams import Teams
 from ..db.tokens import Tokens
@@ -102,9 +104,13 @@ def anyone(ctx: Context) -> Principal:
 @retried
 def ensure_team(ctx: Context, name: str) -> None:
     """Make the team if there is none of that name."""
-    with ctx.db.write() as session:
-        if Teams(session).find(name) is None:
-            Teams(session).add(Team(new_id(ctx.clock()), name, ctx.clock()))
+    try:
+        with ctx.db.write() as session:
+            if Teams(session).find(name) is None:
+                Teams(session).add(Team(new_id(ctx.clock()), name, ctx.clock()))
+    except IntegrityError:
+        # Another replica that starts at the same moment has made it.
+        _log.info("team %s was made meanwhile", name)
 
 
 def authenticate(ctx: Context, secret: str) -> Principal:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
+
 from ..db.audit import Audit
 from ..db.leases import Leases
 from ..db.studies import Studies
@@ -17,13 +19,20 @@ from .context import Context
 from .retrying import retried
 
 
-@retried
 def create_team(ctx: Context, caller: Principal, name: str, values: Mapping[str, Any]) -> Team:
     """Make a team.
 
     Raises:
         Conflict: the name is taken.
     """
+    try:
+        return _make(ctx, caller, name, values)
+    except IntegrityError as error:
+        raise Conflict(f"there is a team {name!r} already") from error
+
+
+@retried
+def _make(ctx: Context, caller: Principal, name: str, values: Mapping[str, Any]) -> Team:
     now = ctx.clock()
     with ctx.db.write() as session:
         if Teams(session).find(name) is not None:
