@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Table, bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
 from ..domain.ids import new_id
@@ -14,18 +14,23 @@ from ..domain.records import Event
 from ..domain.states import EventKind
 from .models import DeliveryRow, EventRow, WebhookRow
 
+# Built once: these run with every change of a trial.
+_INSERT = insert(cast(Table, EventRow.__table__))
+_HOOKS = select(WebhookRow.id, WebhookRow.events).where(
+    WebhookRow.team_id == bindparam("team"), WebhookRow.active.is_(True)
+)
+
 
 def append_event(
     session: Session, study_id: str, team_id: str, number: int, kind: EventKind, at: datetime, data: Mapping[str, Any]
 ) -> None:
     """Record an event, and its deliveries to the team's webhooks, in the transaction that made it happen."""
-    session.execute(insert(EventRow).values(study_id=study_id, number=number, kind=kind, data=dict(data), at=at))
+    connection = session.connection()
+    row = {"study_id": study_id, "number": number, "kind": kind, "data": dict(data), "at": at}
+    connection.execute(_INSERT, row)
     if kind is EventKind.TRIAL_REPORTED:
         return
-    hooks = session.execute(
-        select(WebhookRow.id, WebhookRow.events).where(WebhookRow.team_id == team_id, WebhookRow.active.is_(True))
-    )
-    for webhook_id, wanted in hooks:
+    for webhook_id, wanted in connection.execute(_HOOKS, {"team": team_id}):
         if kind not in wanted:
             continue
         body = {"study_id": study_id, "number": number, "kind": kind, "at": at.isoformat(), "data": dict(data)}

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Table, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.records import Lease, RunnerSeen
 from ..domain.states import LeaseState
 from ..errors import NotFound
-from .models import LeaseRow, RunnerRow
+from .models import LeaseRow, RunnerRow, TrialRow
+from .upserts import Upsert
+
+# Built once: these run with every lease, report and result.
+_LEASES, _RUNNERS = cast(Table, LeaseRow.__table__), cast(Table, RunnerRow.__table__)
+_INSERT = insert(_LEASES)
+_PLACE = (
+    select(LeaseRow.trial_id, TrialRow.study_id)
+    .join(TrialRow, TrialRow.id == LeaseRow.trial_id)
+    .where(LeaseRow.id == bindparam("lease"))
+)
+_SEE = Upsert(
+    RunnerRow,
+    lambda rows: rows.on_conflict_do_update(
+        index_elements=["name"],
+        set_={name: rows.excluded[name] for name in ("team_id", "cpus", "gpus", "warm", "lease_id", "last_seen_at")},
+    ),
+)
+_IDLE = (
+    update(_RUNNERS).where(_RUNNERS.c.name == bindparam("runner")).values(lease_id=None, last_seen_at=bindparam("now"))
+)
+_HEAR = (
+    update(_RUNNERS)
+    .where(_RUNNERS.c.name == bindparam("runner"), _RUNNERS.c.last_seen_at < bindparam("since"))
+    .values(last_seen_at=bindparam("now"))
+)
 
 
 def _record(row: LeaseRow) -> Lease:
@@ -37,20 +62,31 @@ class Leases:
 
     def add(self, lease: Lease) -> None:
         """Record a new lease."""
-        self._session.add(
-            LeaseRow(
-                id=lease.id,
-                trial_id=lease.trial_id,
-                attempt=lease.attempt,
-                runner=lease.runner,
-                state=lease.state,
-                acquired_at=lease.acquired_at,
-                expires_at=lease.expires_at,
-                progress_at=lease.acquired_at,
-                progress_step=-1,
-            )
+        self._session.connection().execute(
+            _INSERT,
+            {
+                "id": lease.id,
+                "trial_id": lease.trial_id,
+                "attempt": lease.attempt,
+                "runner": lease.runner,
+                "state": lease.state,
+                "acquired_at": lease.acquired_at,
+                "expires_at": lease.expires_at,
+                "progress_at": lease.acquired_at,
+                "progress_step": -1,
+            },
         )
-        self._session.flush()
+
+    def place(self, lease_id: str) -> tuple[str, str]:
+        """The trial of a lease and its study.
+
+        Raises:
+            NotFound: there was never such a lease, or its study is deleted.
+        """
+        found = self._session.connection().execute(_PLACE, {"lease": lease_id}).one_or_none()
+        if found is None:
+            raise NotFound("there is no such lease")
+        return found[0], found[1]
 
     def get(self, lease_id: str) -> Lease:
         """The lease.
@@ -97,20 +133,18 @@ class Leases:
     def _write(self, lease_id: str, **values: Any) -> None:
         self._session.execute(update(LeaseRow).where(LeaseRow.id == lease_id).values(**values))
 
-    def see_runner(self, name: str, now: datetime, **values: Any) -> None:
+    def see_runner(self, seen: RunnerSeen) -> None:
         """Remember that a runner asked for work."""
-        row = self._session.get(RunnerRow, name)
-        if row is None:
-            row = RunnerRow(name=name, first_seen_at=now, cpus=0.0, gpus=0.0, warm=[])
-            self._session.add(row)
-        row.last_seen_at = now
-        for key, value in values.items():
-            setattr(row, key, value)
+        row = {name: getattr(seen, name) for name in RunnerSeen.__slots__}
+        _SEE.run(self._session, [row])
+
+    def set_idle(self, name: str, now: datetime) -> None:
+        """A runner has nothing in hand any more."""
+        self._session.connection().execute(_IDLE, {"runner": name, "now": now})
 
     def hear_of(self, name: str, now: datetime, resolution: timedelta) -> None:
         """Remember when a runner was last heard of, give or take ``resolution``."""
-        query = update(RunnerRow).where(RunnerRow.name == name, RunnerRow.last_seen_at < now - resolution)
-        self._session.execute(query.values(last_seen_at=now))
+        self._session.connection().execute(_HEAR, {"runner": name, "now": now, "since": now - resolution})
 
     def runner(self, name: str) -> RunnerSeen | None:
         """The runner of that name."""

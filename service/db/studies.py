@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.plan import Plan
@@ -18,9 +18,17 @@ from ..domain.states import STUDY_ENDED, EventKind, StudyPhase, StudyState, chec
 from ..domain.study_spec import StudySpec
 from ..errors import NotFound
 from .events import append_event
-from .models import PredictionRow, StudyRow
+from .models import PredictionRow, StudyRow, TeamRow
 
 _KEPT = 512
+# Built once: this runs with every change of a trial.
+_STUDIES = cast(Table, StudyRow.__table__)
+_TOUCH = (
+    update(_STUDIES)
+    .where(_STUDIES.c.id == bindparam("study"))
+    .values(version=_STUDIES.c.version + 1)
+    .returning(_STUDIES.c.version, _STUDIES.c.team_id)
+)
 
 
 class _Parsed:
@@ -151,7 +159,9 @@ class Studies:
                 StudyRow.cpus,
                 StudyRow.gpus,
                 StudyRow.model_key,
+                or_(TeamRow.max_running_trials.is_not(None), TeamRow.max_gpus.is_not(None)),
             )
+            .join(TeamRow, TeamRow.id == StudyRow.team_id)
             .where(
                 StudyRow.state.in_([StudyState.QUEUED, StudyState.RUNNING]),
                 StudyRow.deleted_at.is_(None),
@@ -160,7 +170,7 @@ class Studies:
             .order_by(StudyRow.id)
         )
         return [
-            StudyLoad(r[0], r[1], StudyState(r[2]), StudyPhase(r[3]), r[4], r[5], r[6], r[7], r[8], r[9])
+            StudyLoad(r[0], r[1], StudyState(r[2]), StudyPhase(r[3]), r[4], r[5], r[6], r[7], r[8], r[9], bool(r[10]))
             for r in self._session.execute(query)
         ]
 
@@ -240,13 +250,7 @@ class Studies:
 
     def touch(self, study_id: str, kind: EventKind, now: datetime, data: Mapping[str, Any]) -> int:
         """Record that something happened to a locked study. Returns the event's number: the study's new version."""
-        query = (
-            update(StudyRow)
-            .where(StudyRow.id == study_id)
-            .values(version=StudyRow.version + 1)
-            .returning(StudyRow.version, StudyRow.team_id)
-        )
-        version, team_id = self._session.execute(query).one()
+        version, team_id = self._session.connection().execute(_TOUCH, {"study": study_id}).one()
         append_event(self._session, study_id, team_id, version, kind, now, data)
         return int(version)
 

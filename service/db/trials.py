@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Table, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.ids import new_id
@@ -24,8 +24,20 @@ from ..domain.states import (
 from ..errors import NotFound
 from .models import MetricRow, StudyCountRow, StudyRow, TrialRow
 from .studies import Studies
+from .upserts import Upsert, insert_ignoring
 
 _ROWS_A_STATEMENT = 500
+_INSERT = insert(cast(Table, TrialRow.__table__))
+_INSERTED = (
+    *("id", "study_id", "number", "phase", "method", "candidate", "params", "point", "seed", "state", "parameters"),
+    *("metrics", "curve", "attempts", "errors", "losses", "artifact_bytes", "resources", "version", "created_at"),
+)
+_COUNT = Upsert(
+    StudyCountRow,
+    lambda rows: rows.on_conflict_do_update(
+        index_elements=["study_id", "phase", "state"], set_={"count": StudyCountRow.count + rows.excluded.count}
+    ),
+)
 
 
 def _record(row: TrialRow) -> Trial:
@@ -69,8 +81,8 @@ class Trials:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, study_id: str, trials: Iterable[NewTrial], now: datetime) -> list[str]:
-        """Record new trials of a locked study, queued.
+    def add(self, study_id: str, trials: Iterable[NewTrial], now: datetime) -> list[Trial]:
+        """Record new trials of a locked study, queued; returns them.
 
         The pair (study, number) is unique: a number taken meanwhile fails the flush.
         """
@@ -80,7 +92,7 @@ class Trials:
         data = {"trials": [{"number": t.number, "phase": t.phase} for t in new]}
         version = Studies(self._session).touch(study_id, EventKind.TRIAL_QUEUED, now, data)
         rows = [
-            TrialRow(
+            Trial(
                 id=new_id(now),
                 study_id=study_id,
                 number=t.number,
@@ -89,27 +101,36 @@ class Trials:
                 candidate=t.candidate,
                 params=t.params,
                 point=t.point,
-                attrs=t.attrs,
                 seed=t.seed,
                 state=TrialState.QUEUED,
                 parameters=t.parameters,
                 metrics={},
-                curve=[],
+                failure=None,
+                lease_id=None,
                 attempts=0,
                 errors=0,
                 losses=0,
-                artifact_bytes=0,
+                checkpoint=None,
+                artifact=None,
                 resources={},
-                version=version,
+                stop_reason=None,
                 created_at=now,
+                started_at=None,
+                finished_at=None,
+                version=version,
             )
             for t in new
         ]
-        self._session.add_all(rows)
-        self._session.flush()
-        for t in new:
-            self._count(study_id, t.phase, TrialState.QUEUED, 1)
-        return [row.id for row in rows]
+        self._session.connection().execute(
+            _INSERT,
+            [
+                {name: getattr(row, name) for name in _INSERTED} | {"attrs": t.attrs}
+                for row, t in zip(rows, new, strict=True)
+            ],
+        )
+        changes = Counter((t.phase, TrialState.QUEUED) for t in new)
+        self._count(study_id, changes)
+        return rows
 
     def get(self, trial_id: str, team_id: str | None = None, *, lock: bool = False) -> Trial:
         """The trial, locked for this transaction if ``lock``; ``team_id`` restricts it to one team.
@@ -212,16 +233,12 @@ class Trials:
             counts[study_id][TrialPhase(phase), TrialState(state)] = count
         return counts
 
-    def _count(self, study_id: str, phase: TrialPhase, state: TrialState, change: int) -> None:
-        insert = self._insert(StudyCountRow).values(study_id=study_id, phase=phase, state=state, count=change)
-        self._session.execute(
-            insert.on_conflict_do_update(
-                index_elements=["study_id", "phase", "state"], set_={"count": StudyCountRow.count + change}
-            )
-        )
-
-    def _insert(self, table: Any) -> Any:
-        return (sqlite.insert if self._session.get_bind().dialect.name == "sqlite" else postgresql.insert)(table)
+    def _count(self, study_id: str, changes: Mapping[tuple[TrialPhase, TrialState], int]) -> None:
+        rows = [
+            {"study_id": study_id, "phase": phase, "state": state, "count": change}
+            for (phase, state), change in changes.items()
+        ]
+        _COUNT.run(self._session, rows)
 
     def next_number(self, study_id: str) -> int:
         """One above the highest number in use."""
@@ -266,8 +283,7 @@ class Trials:
                 data["failure"] = {"kind": values["failure_kind"], "message": values["failure_message"]}
         version = Studies(self._session).touch(trial.study_id, kind, now, data)
         self.write(trial.id, state=state, version=version, **values)
-        self._count(trial.study_id, trial.phase, trial.state, -1)
-        self._count(trial.study_id, trial.phase, state, 1)
+        self._count(trial.study_id, {(trial.phase, trial.state): -1, (trial.phase, state): 1})
 
     def write(self, trial_id: str, **values: Any) -> None:
         """Write columns of one trial."""
@@ -326,7 +342,7 @@ class Trials:
         added: list[tuple[str, int]] = []
         # A statement takes a bounded number of values.
         for start in range(0, len(rows), _ROWS_A_STATEMENT):
-            query = self._insert(MetricRow).values(rows[start : start + _ROWS_A_STATEMENT]).on_conflict_do_nothing()
+            query = insert_ignoring(self._session, MetricRow).values(rows[start : start + _ROWS_A_STATEMENT])
             found = self._session.execute(query.returning(MetricRow.name, MetricRow.step))
             added += [(name, step) for name, step in found]
         return added

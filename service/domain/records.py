@@ -131,6 +131,8 @@ class StudyLoad:
     cpus: float
     gpus: float
     model_key: str
+    # Whether its team's running trials are limited.
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

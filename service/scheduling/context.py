@@ -37,6 +37,7 @@ class Context:
     # Until then no lease expires: runners that could not reach us in an outage get one lease time to come back.
     expiry_from: datetime = field(init=False)
     _seen: tuple[datetime, float] = field(init=False)
+    _done: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._seen = self.clock(), self.elapsed()
@@ -50,6 +51,14 @@ class Context:
     def forgive_outage(self) -> None:
         """Start the lease time during which nothing expires (at start-up, and after the database was away)."""
         self.expiry_from = self.clock() + self.lease_time
+
+    def is_due(self, chore: str, seconds: float) -> bool:
+        """Whether a chore was last due so long ago; if so, it is as done now."""
+        now = self.elapsed()
+        if now - self._done.get(chore, -seconds) < seconds:
+            return False
+        self._done[chore] = now
+        return True
 
     def clock_was_set(self) -> bool:
         """Whether the wall clock has jumped since this was last asked; then nothing expires for a lease time."""

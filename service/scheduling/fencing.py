@@ -25,11 +25,10 @@ def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, T
         NotFound: there was never such a lease in this team (``None``: in any).
         LeaseLost: it is no longer held; nothing was changed.
     """
-    lease = Leases(session).get(lease_id)
-    study_id = Trials(session).get(lease.trial_id, team_id).study_id
+    trial_id, study_id = Leases(session).place(lease_id)
     # The study first, then its trial: everyone takes locks in this order.
-    study = Studies(session).get(study_id, lock=True)
-    trial = Trials(session).get(lease.trial_id, lock=True)
+    study = Studies(session).get(study_id, team_id, lock=True)
+    trial = Trials(session).get(trial_id, lock=True)
     lease = Leases(session).get(lease_id)
     ended = lease.state in (LeaseState.FINISHED, LeaseState.RELEASED)
     if ended or trial.lease_id != lease.id or trial.state not in (TrialState.RUNNING, TrialState.QUEUED):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -10,6 +12,7 @@ from ..db.engine import Database
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Study
+from ..errors import Contention
 from ..search.history import History
 
 MOST_KEPT = 32
@@ -43,27 +46,35 @@ class Histories:
         self._lock = Lock()
         self._most_kept = most_kept
 
-    def snapshot(self, database: Database, study_id: str) -> tuple[Snapshot, Lock]:
-        """The study as it now stands, and the lock under which its history is to be used (held: release it).
+    @contextmanager
+    def snapshot(self, database: Database, study_id: str, patience: float) -> Iterator[Snapshot]:
+        """The study as it now stands, for as long as the block lasts: nobody else in this process gets it meanwhile.
 
         Raises:
             NotFound: there is no such study.
+            Contention: others had it for ``patience`` seconds.
         """
         with self._lock:
             kept = self._kept.setdefault(study_id, _Kept())
             self._kept.move_to_end(study_id)
             while len(self._kept) > self._most_kept:
                 self._kept.popitem(last=False)
-        kept.lock.acquire()
+        if not kept.lock.acquire(timeout=patience):
+            raise Contention("another request asks of this study; try again")
+        try:
+            yield self._read(database, study_id, kept)
+        finally:
+            kept.lock.release()
+
+    @staticmethod
+    def _read(database: Database, study_id: str, kept: _Kept) -> Snapshot:
         try:
             with database.read() as session:
                 study = Studies(session).get(study_id)
                 if kept.history is None or kept.revision != study.revision:
                     kept.history, kept.revision = History(study.spec.all_objectives), study.revision
                 kept.history.update(Trials(session).observations(study_id, kept.history.version), study.version)
-                number = Trials(session).next_number(study_id)
+                return Snapshot(study, kept.history, Trials(session).next_number(study_id))
         except BaseException:
             kept.history = None
-            kept.lock.release()
             raise
-        return Snapshot(study, kept.history, number), kept.lock

@@ -15,7 +15,7 @@ from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
-from ..domain.records import Lease, NewTrial, Study, StudyLoad, Trial
+from ..domain.records import Lease, NewTrial, RunnerSeen, Study, StudyLoad, Trial
 from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from ..search.policy import Problem, Proposal
 from .advancing import Counts, advance, search_trials
@@ -27,6 +27,10 @@ from .retrying import retried
 # Asks that race for the same number: one wins, the others ask again on the new history.
 ASK_ATTEMPTS = 20
 SEEN_RESOLUTION = timedelta(seconds=10)
+# Runners that ask again and again need not look for expired leases every time.
+EXPIRY_SECONDS = 0.5
+# One ask at a time for a study in this process; whoever waits longer is told to come again.
+ASK_SECONDS = 10.0
 # Replicates of a configuration train with seeds that neither the search nor the confirmation uses otherwise.
 REPLICATE_SEED_STEP = 1000
 
@@ -81,15 +85,17 @@ def _note_idle(ctx: Context, runner: Runner) -> None:
 
 
 def _see(session: Session, runner: Runner, now: datetime, lease_id: str | None) -> None:
-    Leases(session).see_runner(
+    seen = RunnerSeen(
         runner.name,
-        now,
-        team_id=runner.team_id,
-        cpus=runner.cpus,
-        gpus=runner.gpus,
-        warm=list(runner.warm),
-        lease_id=lease_id,
+        runner.team_id,
+        runner.cpus,
+        runner.gpus,
+        list(runner.warm),
+        lease_id,
+        first_seen_at=now,
+        last_seen_at=now,
     )
+    Leases(session).see_runner(seen)
 
 
 def expire_leases(ctx: Context) -> None:
@@ -97,7 +103,7 @@ def expire_leases(ctx: Context) -> None:
     if ctx.clock_was_set():
         _shorten(ctx)
     now = ctx.clock()
-    if now < ctx.expiry_from:
+    if now < ctx.expiry_from or not ctx.is_due("expiry", EXPIRY_SECONDS):
         return
     with ctx.db.read() as session:
         expired = [lease.id for lease in Leases(session).expired(now)]
@@ -119,15 +125,18 @@ def _requeue(ctx: Context, lease_id: str, now: datetime) -> None:
 
 
 def _acquire_one(ctx: Context, runner: Runner) -> Grant | None:
-    for load in _in_order(ctx, runner):
-        grant = _from_study(ctx, load, runner)
+    for load, queued in _in_order(ctx, runner):
+        grant = _from_study(ctx, load, runner, queued)
         if grant is not None:
             return grant
     return None
 
 
-def _in_order(ctx: Context, runner: Runner) -> list[StudyLoad]:
-    """Studies that have something for this runner, in the order in which it should serve them."""
+def _in_order(ctx: Context, runner: Runner) -> list[tuple[StudyLoad, bool]]:
+    """Studies that have something for this runner, in the order in which it should serve them.
+
+    With each, whether a trial of it waits in the queue.
+    """
     with ctx.db.read() as session:
         loads = [s for s in Studies(session).loads(runner.team_id) if fits(s, runner.cpus, runner.gpus)]
         if not loads:
@@ -137,7 +146,8 @@ def _in_order(ctx: Context, runner: Runner) -> list[StudyLoad]:
         usage = Teams(session).usage(list(teams))
     running = {s.id: _running(counts[s.id]) for s in loads}
     with_work = [s for s in loads if running[s.id] < s.concurrency and _open_slots(s, counts[s.id]) > 0]
-    return in_turn(with_work, running, teams, usage, runner.warm)
+    queued = {s.id: any(state is TrialState.QUEUED for _, state in counts[s.id]) for s in with_work}
+    return [(s, queued[s.id]) for s in in_turn(with_work, running, teams, usage, runner.warm)]
 
 
 def fits(study: StudyLoad, cpus: float, gpus: float) -> bool:
@@ -156,17 +166,19 @@ def _open_slots(study: StudyLoad, counts: Counts) -> int:
     return queued + asked
 
 
-def _from_study(ctx: Context, load: StudyLoad, runner: Runner) -> Grant | None:
+def _from_study(ctx: Context, load: StudyLoad, runner: Runner, queued: bool) -> Grant | None:
     for _ in range(ASK_ATTEMPTS):
-        grant, may_ask = _take_queued(ctx, load, runner)
-        if grant is not None or not may_ask:
-            return grant
+        if queued:
+            grant, may_ask = _take_queued(ctx, load, runner)
+            if grant is not None or not may_ask:
+                return grant
         try:
             grant, raced = _ask(ctx, load, runner)
         except IntegrityError:
             continue
         if grant is not None or not raced:
             return grant
+        queued = True
     return None
 
 
@@ -178,17 +190,16 @@ def _take_queued(ctx: Context, load: StudyLoad, runner: Runner) -> tuple[Grant |
         counts = Trials(session).counts([study.id])[study.id]
         if not _has_room(session, study, load, counts):
             return None, False
-        if any(state is TrialState.QUEUED for _, state in counts):
-            queued = Trials(session).first_queued(study.id)
-            if queued is not None:
-                return _grant(ctx, session, study, queued, runner), False
+        queued = Trials(session).first_queued(study.id)
+        if queued is not None:
+            return _grant(ctx, session, study, queued, runner), False
         return None, _may_ask(study, counts)
 
 
 def _has_room(session: Session, study: Study, load: StudyLoad, counts: Counts) -> bool:
     if study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return False
-    return _running(counts) < study.spec.search.concurrency and may_start(session, load)
+    return _running(counts) < study.spec.search.concurrency and (not load.limited or may_start(session, load))
 
 
 def _may_ask(study: Study, counts: Counts) -> bool:
@@ -196,16 +207,16 @@ def _may_ask(study: Study, counts: Counts) -> bool:
 
 
 def _ask(ctx: Context, load: StudyLoad, runner: Runner) -> tuple[Grant | None, bool]:
-    """Ask the policy outside of any write, then record its answer; else whether another ask came first."""
-    snapshot, lock = ctx.histories.snapshot(ctx.db, load.id)
-    try:
+    """Ask the policy outside of any write, then record its answer; else whether another ask came first.
+
+    In one process asks of a study come one after the other, so none is in vain; between replicas the number decides.
+    """
+    with ctx.histories.snapshot(ctx.db, load.id, ASK_SECONDS) as snapshot:
         began = time.perf_counter()
         study, number = snapshot.study, snapshot.next_number
         proposal = ctx.policy.propose(Problem(study.id, study.spec, study.plan), snapshot.history, number)
         ctx.observe_sampling(study.spec.search.sampler, time.perf_counter() - began)
-    finally:
-        lock.release()
-    return _record(ctx, load, runner, proposal, number)
+        return _record(ctx, load, runner, proposal, number)
 
 
 @retried
@@ -237,8 +248,8 @@ def _record(
             parameters=structure.unit_parameters * int(proposal.params["r"]),
             seed=study.spec.search.seed + REPLICATE_SEED_STEP * proposal.replicate,
         )
-        (trial_id,) = trials.add(study.id, [new], now)
-        return _grant(ctx, session, study, trials.get(trial_id), runner), False
+        (trial,) = trials.add(study.id, [new], now)
+        return _grant(ctx, session, study, trial, runner), False
 
 
 def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: Runner) -> Grant:

@@ -68,7 +68,7 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         trial = reclaim(session, trial, now)
         released = result.state == "released"
         Leases(session).end(lease.id, LeaseState.RELEASED if released else LeaseState.FINISHED, now, said)
-        Leases(session).see_runner(lease.runner, now, lease_id=None)
+        Leases(session).set_idle(lease.runner, now)
         account(session, study, lease, now, _artifact_bytes(result))
         state = _apply(session, study, trial, result, now)
         advance(session, Studies(session).get(study.id, lock=True), now)

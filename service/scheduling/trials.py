@@ -90,9 +90,9 @@ def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[s
             parameters=parameters,
             seed=study.spec.search.seed,
         )
-        (trial_id,) = Trials(session).add(study_id, [new], now)
-        Audit(session).record(caller, now, "trial.enqueue", trial_id, study_id=study_id, params=params)
-        return Trials(session).get(trial_id)
+        (trial,) = Trials(session).add(study_id, [new], now)
+        Audit(session).record(caller, now, "trial.enqueue", trial.id, study_id=study_id, params=params)
+        return trial
 
 
 def _parameters(study: Study, params: dict[str, Any]) -> int:

@@ -103,10 +103,12 @@ class History:
         return [self._by_number[number] for number in sorted(self._by_number)]
 
     def selected(self, limit: int) -> list[Observation]:
-        """Every trial that has not ended, and at most ``limit`` that have.
+        """Every trial that has not ended, and at most ``limit`` that have; none at all for a limit of 0.
 
         Of those the best quarter of ``limit`` (with several objectives the Pareto front first) and the most recent.
         """
+        if limit == 0:
+            return []
         everything = self.observations()
         ended = [o for o in everything if o.state not in (TrialState.QUEUED, TrialState.RUNNING)]
         if len(ended) <= limit:

@@ -239,9 +239,9 @@ SAMPLERS: dict[str, SamplerKind] = {
     kind.name: kind
     for kind in (
         SamplerKind("tpe", "learns from every result; the default", TpeOptions, _tpe),
-        SamplerKind("random", "uniform draws", NoOptions, _random),
+        SamplerKind("random", "uniform draws", NoOptions, _random, history_limit=0),
         SamplerKind(GRID, "every point of a grid once, in a random order, then the study is done", GridOptions, None),
-        SamplerKind("qmc", "a low-discrepancy sequence: random, but evenly spread", QmcOptions, _qmc),
+        SamplerKind("qmc", "a low-discrepancy sequence: random, but evenly spread", QmcOptions, _qmc, history_limit=0),
         # Fitting is cubic in the history.
         SamplerKind("gp", "a Gaussian process: few, expensive trials", GpOptions, _gp, history_limit=200),
         SamplerKind("cmaes", "evolution strategy: many trials over real numbers", CmaesOptions, _cmaes, False),
