@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Path, Query, Request, Security
@@ -37,12 +37,17 @@ IdempotencyKey = Annotated[
 ]
 
 
+async def context_of(request: Request) -> Context:
+    """The server's context, as a dependency. Async, as whatever only looks something up: it takes no thread."""
+    return get_context(request)
+
+
 def get_context(request: Request) -> Context:
     """The server's context."""
     return cast(Context, request.app.state.context)
 
 
-ContextDep = Annotated[Context, Depends(get_context)]
+ContextDep = Annotated[Context, Depends(context_of)]
 
 
 def bearer_token(request: Request) -> str | None:
@@ -89,14 +94,14 @@ def identify(request: Request, ctx: Context) -> Principal:
     raise Unauthorized("send a token: Authorization: Bearer TOKEN")
 
 
-def require(*roles: Role) -> Callable[[Principal], Principal]:
+def require(*roles: Role) -> Callable[[Principal], Awaitable[Principal]]:
     """A dependency that admits these roles (and admins, who may do all).
 
     Raises:
         Forbidden: the caller has another role.
     """
 
-    def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
+    async def check(principal: Annotated[Principal, Depends(get_principal)]) -> Principal:
         if principal.role is not Role.ADMIN and principal.role not in roles:
             needed = ", ".join(sorted({*roles, Role.ADMIN}))
             raise Forbidden(f"a {principal.role} token may not do this; it takes: {needed}")

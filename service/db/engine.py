@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -13,7 +14,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -25,6 +26,8 @@ LOCK_TIMEOUT_MS = 10_000
 IDLE_TRANSACTION_TIMEOUT_MS = 60_000
 POOL_SIZE = 20
 POOL_TIMEOUT_SECONDS = 10
+FRESH_SECONDS = 2.0
+_RETURNED = "returned_at"
 _BEGIN = "sqlite_begin"
 # PostgreSQL: serialization failure, deadlock, lock not available. Another try may well succeed.
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
@@ -49,7 +52,28 @@ def make_engine(url: str) -> Engine:
         f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_TIMEOUT_MS}"
     )
     connect = {"connect_timeout": 5, "options": options, "application_name": "cdka"}
-    return create_engine(parsed, pool_pre_ping=True, connect_args=connect, **pool)
+    engine = create_engine(parsed, connect_args=connect, **pool)
+    event.listen(engine, "checkin", _note_return)
+    event.listen(engine, "checkout", _ping_if_stale)
+    return engine
+
+
+def _note_return(connection: Any, record: Any) -> None:
+    record.info[_RETURNED] = time.monotonic()
+
+
+def _ping_if_stale(connection: Any, record: Any, _: Any) -> None:
+    """Try a connection that has rested before it is used: a database that was restarted costs nobody an error.
+
+    One that was used a moment ago is taken as it is: trying it every time would double the round trips of short reads.
+    """
+    if time.monotonic() - record.info.get(_RETURNED, 0.0) < FRESH_SECONDS:
+        return
+    try:
+        connection.execute("SELECT 1")
+        connection.rollback()
+    except Exception as error:
+        raise DisconnectionError from error
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
@@ -84,6 +108,8 @@ class Database:
         # Everything that one block reads is of one moment, as in SQLite.
         repeatable = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._reader = self.engine.execution_options(**repeatable)
+        alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._looker = self.engine.execution_options(**alone)
 
     @property
     def is_sqlite(self) -> bool:
@@ -102,6 +128,16 @@ class Database:
             yield unit.session
             return
         with self._translated(), Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def look(self) -> Iterator[Session]:
+        """A session for a single statement that reads: without the round trips of a transaction.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        with self._translated(), Session(self._looker, expire_on_commit=False) as session:
             yield session
 
     @contextmanager

@@ -22,15 +22,18 @@ _HOOKS = select(WebhookRow.id, WebhookRow.events).where(
 
 
 def append_event(
+    session: Session, study_id: str, number: int, kind: EventKind, at: datetime, data: Mapping[str, Any]
+) -> None:
+    """Record an event in the transaction that made it happen."""
+    row = {"study_id": study_id, "number": number, "kind": kind, "data": dict(data), "at": at}
+    session.connection().execute(_INSERT, row)
+
+
+def add_deliveries(
     session: Session, study_id: str, team_id: str, number: int, kind: EventKind, at: datetime, data: Mapping[str, Any]
 ) -> None:
-    """Record an event, and its deliveries to the team's webhooks, in the transaction that made it happen."""
-    connection = session.connection()
-    row = {"study_id": study_id, "number": number, "kind": kind, "data": dict(data), "at": at}
-    connection.execute(_INSERT, row)
-    if kind is EventKind.TRIAL_REPORTED:
-        return
-    for webhook_id, wanted in connection.execute(_HOOKS, {"team": team_id}):
+    """Record an event's deliveries to the team's webhooks, in the same transaction."""
+    for webhook_id, wanted in session.connection().execute(_HOOKS, {"team": team_id}):
         if kind not in wanted:
             continue
         body = {"study_id": study_id, "number": number, "kind": kind, "at": at.isoformat(), "data": dict(data)}

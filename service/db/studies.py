@@ -9,7 +9,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.plan import Plan
@@ -17,8 +17,8 @@ from ..domain.records import Candidate, StoredPrediction, Study, StudyLoad
 from ..domain.states import STUDY_ENDED, EventKind, StudyPhase, StudyState, check_study_transition
 from ..domain.study_spec import StudySpec
 from ..errors import NotFound
-from .events import append_event
-from .models import PredictionRow, StudyRow, TeamRow
+from .events import add_deliveries, append_event
+from .models import PredictionRow, StudyRow, TeamRow, WebhookRow
 
 _KEPT = 512
 # Built once: this runs with every change of a trial.
@@ -27,7 +27,11 @@ _TOUCH = (
     update(_STUDIES)
     .where(_STUDIES.c.id == bindparam("study"))
     .values(version=_STUDIES.c.version + 1)
-    .returning(_STUDIES.c.version, _STUDIES.c.team_id)
+    .returning(
+        _STUDIES.c.version,
+        _STUDIES.c.team_id,
+        exists().where(WebhookRow.team_id == _STUDIES.c.team_id, WebhookRow.active.is_(True)),
+    )
 )
 
 
@@ -250,8 +254,10 @@ class Studies:
 
     def touch(self, study_id: str, kind: EventKind, now: datetime, data: Mapping[str, Any]) -> int:
         """Record that something happened to a locked study. Returns the event's number: the study's new version."""
-        version, team_id = self._session.connection().execute(_TOUCH, {"study": study_id}).one()
-        append_event(self._session, study_id, team_id, version, kind, now, data)
+        version, team_id, heard = self._session.connection().execute(_TOUCH, {"study": study_id}).one()
+        append_event(self._session, study_id, version, kind, now, data)
+        if heard and kind is not EventKind.TRIAL_REPORTED:
+            add_deliveries(self._session, study_id, team_id, version, kind, now, data)
         return int(version)
 
     def versions(self, study_ids: Sequence[str]) -> dict[str, int]:

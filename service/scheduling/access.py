@@ -119,7 +119,7 @@ def authenticate(ctx: Context, secret: str) -> Principal:
     Raises:
         Unauthorized: the token is unknown, revoked or expired.
     """
-    with ctx.db.read() as session:
+    with ctx.db.look() as session:
         token = Tokens(session).by_digest(digest(secret))
     return _principal(ctx, token)
 

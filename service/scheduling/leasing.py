@@ -15,7 +15,7 @@ from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
-from ..domain.records import Lease, NewTrial, RunnerSeen, Study, StudyLoad, Trial
+from ..domain.records import Lease, NewTrial, RunnerSeen, Study, StudyLoad, Team, Trial, Usage
 from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from ..search.policy import Problem, Proposal
 from .advancing import Counts, advance, search_trials
@@ -142,8 +142,11 @@ def _in_order(ctx: Context, runner: Runner) -> list[tuple[StudyLoad, bool]]:
         if not loads:
             return []
         counts = Trials(session).counts([s.id for s in loads])
-        teams = {team.id: team for team in Teams(session).list()}
-        usage = Teams(session).usage(list(teams))
+        teams: dict[str, Team] = {}
+        usage: dict[str, Usage] = {}
+        if len({s.team_id for s in loads}) > 1 or any(s.limited for s in loads):
+            teams = {team.id: team for team in Teams(session).list()}
+            usage = Teams(session).usage(list(teams))
     running = {s.id: _running(counts[s.id]) for s in loads}
     with_work = [s for s in loads if running[s.id] < s.concurrency and _open_slots(s, counts[s.id]) > 0]
     queued = {s.id: any(state is TrialState.QUEUED for _, state in counts[s.id]) for s in with_work}
@@ -228,7 +231,8 @@ def _record(
         study = Studies(session).get(load.id, lock=True)
         trials = Trials(session)
         counts = trials.counts([study.id])[study.id]
-        if trials.next_number(study.id) != number:
+        # Numbers have no gaps, so the next one is how many there are.
+        if sum(counts.values()) != number:
             return None, True
         if not _has_room(session, study, load, counts) or not _may_ask(study, counts):
             return None, False

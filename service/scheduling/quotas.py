@@ -61,6 +61,8 @@ def in_turn(
 ) -> list[StudyLoad]:
     """Studies in the order in which a runner should serve them.
 
+    ``teams`` and ``usage`` may be empty where one team without quotas is all there is.
+
     Teams by what they hold for their weight, least first; within a team by priority; then studies that nobody serves;
     then those whose model the runner holds warm; then by age. A team whose trial has just ended holds less than the
     others, so its runner stays with it: fair shares cost no swap of models.
@@ -68,9 +70,9 @@ def in_turn(
 
     def share(team_id: str) -> float:
         used = usage.get(team_id, Usage())
-        return (used.cpus + CPUS_PER_GPU * used.gpus) / teams[team_id].weight
+        return (used.cpus + CPUS_PER_GPU * used.gpus) / teams[team_id].weight if team_id in teams else 0.0
 
-    allowed = [s for s in loads if trial_fault(teams[s.team_id], usage.get(s.team_id, Usage()), s.gpus) is None]
+    allowed = [s for s in loads if not s.limited or trial_fault(teams[s.team_id], usage[s.team_id], s.gpus) is None]
     return sorted(
         allowed,
         key=lambda s: (share(s.team_id), -s.priority, running.get(s.id, 0) > 0, s.model_key not in warm, s.id),

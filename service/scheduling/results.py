@@ -60,10 +60,13 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
     now = ctx.clock()
     said = _comparable(result)
     with ctx.db.write() as session:
-        lease = Leases(session).get(lease_id)
-        if lease.state in (LeaseState.FINISHED, LeaseState.RELEASED) and lease.result == said:
-            return Trials(session).get(lease.trial_id, team_id).state
-        lease, trial, study = held(session, lease_id, team_id)
+        try:
+            lease, trial, study = held(session, lease_id, team_id)
+        except LeaseLost:
+            lease = Leases(session).get(lease_id)
+            if lease.state in (LeaseState.FINISHED, LeaseState.RELEASED) and lease.result == said:
+                return Trials(session).get(lease.trial_id, team_id).state
+            raise
         _check(study, result)
         trial = reclaim(session, trial, now)
         released = result.state == "released"
@@ -71,7 +74,10 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         Leases(session).set_idle(lease.runner, now)
         account(session, study, lease, now, _artifact_bytes(result))
         state = _apply(session, study, trial, result, now)
-        advance(session, Studies(session).get(study.id, lock=True), now)
+        if result.failure is not None:
+            # A rejected model or dataset has ended the study.
+            study = Studies(session).get(study.id, lock=True)
+        advance(session, study, now)
         return state
 
 
