@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..domain.comparison import Comparison
-from ..domain.records import Study, Trial
-from ..domain.states import TrialPhase, TrialState
+from ..domain.records import Observation, Study
+from ..domain.states import TrialState
 from ..domain.study_spec import Direction
 
 Figure = dict[str, Any]
@@ -28,25 +28,35 @@ def _layout(x: str, y: str) -> dict[str, Any]:
     }
 
 
-def _label(trial: Trial) -> str:
+def _label(trial: Observation) -> str:
     params = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
     return f"trial {trial.number}: {params}"
 
 
-def history(study: Study, trials: Sequence[Trial]) -> Figure:
-    """Every search trial's value, with the best so far."""
+# More points than this are thinned out: a browser draws no more in reasonable time, and nobody sees more.
+MOST_POINTS = 2_000
+
+
+def history(study: Study, searched: Sequence[Observation]) -> Figure:
+    """Every search trial's value, with the best so far. Of a long search, evenly chosen ones and every new best."""
     metric = study.spec.objective.metric
     better = max if study.spec.objective.direction is Direction.MAXIMIZE else min
-    searched = [t for t in trials if t.phase is TrialPhase.SEARCH and metric in t.metrics]
-    done = [t for t in searched if t.state is TrialState.COMPLETED]
-    pruned = [t for t in searched if t.state is TrialState.PRUNED]
+    seen = [t for t in searched if metric in t.metrics and t.state in (TrialState.COMPLETED, TrialState.PRUNED)]
     best: list[tuple[int, float]] = []
-    for trial in searched:
+    records: set[int] = set()
+    for trial in seen:
         if trial.state is TrialState.COMPLETED:
             value = trial.metrics[metric]
-            best.append((trial.number, better(best[-1][1], value) if best else value))
-        elif best:
-            best.append((trial.number, best[-1][1]))
+            ahead = better(best[-1][1], value) if best else value
+            if not best or ahead != best[-1][1]:
+                best.append((trial.number, ahead))
+                records.add(trial.number)
+    if best:
+        best.append((seen[-1].number, best[-1][1]))
+    step = -(-len(seen) // MOST_POINTS) or 1
+    shown = [t for k, t in enumerate(seen) if k % step == 0 or t.number in records]
+    done = [t for t in shown if t.state is TrialState.COMPLETED]
+    pruned = [t for t in shown if t.state is TrialState.PRUNED]
     series = [
         _points("completed", done, metric, {"color": _BLUE, "size": 9}),
         _points("pruned", pruned, metric, {"color": _GREY, "size": 8, "symbol": "x"}),
@@ -60,10 +70,11 @@ def history(study: Study, trials: Sequence[Trial]) -> Figure:
             "hoverinfo": "skip",
         },
     ]
-    return {"data": series, "layout": _layout("trial", f"{metric} (validation)")}
+    x = "trial" if step == 1 else f"trial (one in {step} and every new best are shown)"
+    return {"data": series, "layout": _layout(x, f"{metric} (validation)")}
 
 
-def _points(name: str, trials: Sequence[Trial], metric: str, marker: dict[str, Any]) -> dict[str, Any]:
+def _points(name: str, trials: Sequence[Observation], metric: str, marker: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",

@@ -9,8 +9,7 @@ from fastapi import APIRouter
 
 from ..api.dependencies import ContextDep, Id, Reader, problems
 from ..db.studies import Studies
-from ..db.trials import Trials
-from ..scheduling.comparing import compare
+from ..scheduling.comparing import compare, searched
 from . import charts
 
 router = APIRouter(tags=["studies"])
@@ -30,4 +29,5 @@ def chart(ctx: ContextDep, principal: Reader, study_id: Id, kind: ChartKind) -> 
         return charts.comparison(compare(ctx, study_id, principal.scope))
     with ctx.db.read() as session:
         study = Studies(session).get(study_id, principal.scope)
-        return charts.history(study, Trials(session).of_study(study_id))
+    key = ("history chart", study_id, study.version)
+    return ctx.recent.get(key, lambda: charts.history(study, searched(ctx, study_id)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from ..domain.records import Principal, Role, Study, Trial
 from ..domain.states import STUDY_ENDED
 from ..domain.statistics import Estimate
 from ..errors import Forbidden, NotFound, ServiceError, Unauthorized
-from ..scheduling import access, comparing, studies, trials
+from ..scheduling import access, comparing, reading, studies, teams, trials
 from ..scheduling.context import Context
 from ..scheduling.predicting import get_predictions
 from ..schemas.studies import RankingOut, StudyOut, rankings
@@ -31,6 +32,7 @@ SWAGGER_UI = Path(swagger_ui_bundle.swagger_ui_path)
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 SHOWN_TRIALS = 200
 SHOWN_STUDIES = 50
+SHOWN_ENTRIES = 50
 templates = Jinja2Templates(HERE / "templates")
 router = APIRouter(include_in_schema=False)
 
@@ -75,6 +77,7 @@ class StudyView:
     study: Study
     out: StudyOut
     trials: list[Trial]
+    older: bool
     rankings: list[RankingOut]
     comparison: Comparison
     live: bool
@@ -174,11 +177,13 @@ def _any_live(shown: list[StudyOut]) -> bool:
 
 def _view(ctx: Context, principal: Principal, study_id: str) -> StudyView:
     study, counts = studies.get_study(ctx, study_id, principal.scope)
-    found, _ = trials.list_trials(ctx, study_id, principal.scope, SHOWN_TRIALS, None)
+    # The newest, in the order of their numbers.
+    newest, older = trials.list_trials(ctx, study_id, principal.scope, SHOWN_TRIALS, None, descending=True)
     return StudyView(
         study=study,
-        out=StudyOut.of(study, counts),
-        trials=found,
+        out=StudyOut.of(study, counts, reading.waiting_for(ctx, study, counts)),
+        trials=newest[::-1],
+        older=older is not None,
         rankings=rankings(get_predictions(ctx, study_id, principal.scope), shown=5),
         comparison=comparing.compare(ctx, study_id, principal.scope),
         live=study.state not in STUDY_ENDED,
@@ -214,17 +219,49 @@ def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = 
     return templates.TemplateResponse(request, "study_body.html", {"view": _view(ctx, principal, study_id)})
 
 
-@router.post("/studies/{study_id}/cancel")
-def cancel(request: Request, ctx: ContextDep, study_id: str) -> Response:
-    """The page's cancel button."""
+class Verb(StrEnum):
+    """What the buttons of a study's page do."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+
+
+@router.post("/studies/{study_id}/{verb}")
+def steer(request: Request, ctx: ContextDep, study_id: str, verb: Verb) -> Response:
+    """The page's buttons."""
     _require_same_origin(request)
     cookie = request.cookies.get(SESSION_COOKIE)
     principal = access.authenticate_session(ctx, cookie) if cookie else None
     if principal is None or principal.role not in (Role.ADMIN, Role.MEMBER):
-        raise Forbidden("only members may cancel a study")
+        raise Forbidden(f"only members may {verb} a study")
     try:
-        studies.cancel_study(ctx, principal, study_id)
+        if verb is Verb.PAUSE:
+            studies.pause_study(ctx, principal, study_id, drain=True)
+        elif verb is Verb.RESUME:
+            studies.resume_study(ctx, principal, study_id)
+        else:
+            studies.cancel_study(ctx, principal, study_id)
     except ServiceError as error:
         if error.status != 409:
             raise
     return RedirectResponse(f"/studies/{study_id}", status_code=303)
+
+
+@router.get("/operation")
+def operation_page(request: Request, ctx: ContextDep) -> Response:
+    """Teams with their quotas, the runners, and who changed what."""
+    principal = _principal(request, ctx)
+    if principal is None:
+        return _to_login()
+    entries, _ = access.read_audit(ctx, principal.scope, SHOWN_ENTRIES, None, None)
+    return templates.TemplateResponse(
+        request,
+        "operation.html",
+        {
+            "principal": principal,
+            "teams": teams.list_teams(ctx, principal.scope),
+            "runners": teams.list_runners(ctx, principal.scope),
+            "entries": entries,
+        },
+    )

@@ -152,6 +152,12 @@ class Trials:
             raise NotFound(f"there is no trial {trial_id}")
         return _record(row)
 
+    def numbered(self, study_id: str, number: int) -> Trial | None:
+        """The trial of a study with that number."""
+        query = select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.number == number)
+        row = self._session.scalars(query).one_or_none()
+        return None if row is None else _record(row)
+
     def page(
         self,
         study_id: str,

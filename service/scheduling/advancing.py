@@ -55,7 +55,8 @@ def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> 
 def _after_search(session: Session, study: Study, now: datetime) -> None:
     studies, trials = Studies(session), Trials(session)
     objective = study.spec.objective
-    best = best_trial(trials.of_study(study.id, TrialPhase.SEARCH), objective.metric, objective.direction)
+    found = best_trial(trials.observations(study.id), objective.metric, objective.direction)
+    best = None if found is None else trials.numbered(study.id, found.number)
     if best is None:
         reason = "no search trial finished with a value; see the trials' failures"
         studies.set_state(study, StudyState.FAILED, now, reason)

@@ -9,12 +9,14 @@ from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.comparison import CandidateResult, Comparison, PredictorResult
 from ..domain.metrics import IN_POINTS
-from ..domain.records import Candidate, StoredPrediction, Study, Trial
-from ..domain.states import StudyPhase, TrialPhase, TrialState
+from ..domain.records import Candidate, Observation, StoredPrediction, Study, Trial
+from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.statistics import FEWEST_SEEDS, Estimate, estimate, paired_difference, spearman
 from ..domain.study_spec import Direction
 from .confirming import best_trial
 from .context import Context
+
+PATIENCE_SECONDS = 15.0
 
 
 def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
@@ -25,23 +27,33 @@ def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
     """
     with ctx.db.read() as session:
         study = Studies(session).get(study_id, team_id)
-        trials = Trials(session).of_study(study_id)
-        predictions = Studies(session).predictions(study_id)
-        scores = Trials(session).scores(study_id)
-    return build_comparison(study, trials, predictions, scores)
+    return ctx.recent.get(("comparison", study_id, study.version), lambda: _compare(ctx, study))
+
+
+def _compare(ctx: Context, study: Study) -> Comparison:
+    with ctx.db.read() as session:
+        confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
+        predictions = Studies(session).predictions(study.id)
+        scores = Trials(session).scores(study.id)
+    return build_comparison(study, searched(ctx, study.id), confirmed, predictions, scores)
+
+
+def searched(ctx: Context, study_id: str) -> list[Observation]:
+    """The search trials of a study, by number, from the history that asks use, too."""
+    with ctx.histories.snapshot(ctx.db, study_id, PATIENCE_SECONDS) as snapshot:
+        return snapshot.history.observations()
 
 
 def build_comparison(
     study: Study,
-    trials: Sequence[Trial],
+    searched: Sequence[Observation],
+    confirmed: Sequence[Trial],
     predictions: Mapping[str, Sequence[StoredPrediction]],
     scores: Mapping[str, list[float]],
 ) -> Comparison:
     """The comparison as a pure function of what is recorded."""
     objective = study.spec.objective
-    searched = [t for t in trials if t.phase is TrialPhase.SEARCH]
     best = best_trial(searched, objective.metric, objective.direction)
-    confirmed = [t for t in trials if t.phase is TrialPhase.CONFIRMATION]
     results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
     by_name = {r.name: r for r in results}
     predictors = [
@@ -64,7 +76,7 @@ def build_comparison(
     )
 
 
-def _best(trial: Trial, metric: str) -> dict[str, Any]:
+def _best(trial: Observation, metric: str) -> dict[str, Any]:
     return {"number": trial.number, "params": trial.params, "value": trial.metrics[metric], "split": "validation"}
 
 
@@ -146,8 +158,8 @@ def _predictor(
     name: str,
     ranking: Sequence[StoredPrediction],
     result: CandidateResult | None,
-    searched: Sequence[Trial],
-    best: Trial | None,
+    searched: Sequence[Observation],
+    best: Observation | None,
 ) -> PredictorResult:
     scores = {p.structure: p.score for p in ranking}
     ranks = {p.structure: k + 1 for k, p in enumerate(ranking)}
@@ -172,7 +184,7 @@ def _predictor(
     )
 
 
-def _structure(trial: Trial) -> tuple[int, int, int]:
+def _structure(trial: Observation) -> tuple[int, int, int]:
     return trial.params["r1"], trial.params["r2"], trial.params["r"]
 
 
@@ -210,6 +222,12 @@ def _notes(study: Study, results: Sequence[CandidateResult]) -> list[str]:
         )
     if 0 < compare.seeds < FEWEST_SEEDS:
         notes.append(f"{compare.seeds} seeds only illustrate: no verdict is drawn from fewer than {FEWEST_SEEDS}.")
+    if study.planned < study.spec.search.trials:
+        notes.append(
+            f"The space holds {study.planned} configurations; {study.spec.search.trials} trials were asked for."
+        )
+    if study.reason and study.state is StudyState.COMPLETED:
+        notes.append(f"The search ended early: {study.reason}.")
     over = [r for r in results if r.share_of_budget < study.plan.min_fill]
     if over:
         notes.append("Candidates that use less of the budget than min_fill are flagged: size may explain them.")

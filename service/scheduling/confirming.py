@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import cdka
 
 from ..domain.plan import Plan
-from ..domain.records import Candidate, NewTrial, StoredPrediction, Study, Trial
+from ..domain.records import Candidate, NewTrial, Observation, StoredPrediction, Study, Trial
 from ..domain.search_space import FloatRange
 from ..domain.states import TrialPhase
 from ..domain.study_spec import Direction
@@ -17,7 +17,10 @@ from ..domain.study_spec import Direction
 PUBLISHED_ALPHA = 16.0
 
 
-def best_trial(trials: Sequence[Trial], metric: str, direction: Direction) -> Trial | None:
+Judged = TypeVar("Judged", Trial, Observation)
+
+
+def best_trial(trials: Sequence[Judged], metric: str, direction: Direction) -> Judged | None:
     """The finished trial with the best value; the earlier one where two are equal."""
     finished = [t for t in trials if t.metrics.get(metric) is not None and t.state == "completed"]
     if not finished:

@@ -11,6 +11,7 @@ from ..db.engine import Database
 from ..search.policy import SearchPolicy, StopRule
 from ..settings import Settings
 from .histories import Histories
+from .recent import Recent
 
 Clock = Callable[[], datetime]
 # A wall clock that has moved by so much more than time has passed was set.
@@ -34,6 +35,7 @@ class Context:
     elapsed: Callable[[], float] = time.monotonic
     observe_sampling: Callable[[str, float], None] = unobserved
     histories: Histories = field(default_factory=Histories)
+    recent: Recent = field(default_factory=lambda: Recent(64))
     # Until then no lease expires: runners that could not reach us in an outage get one lease time to come back.
     expiry_from: datetime = field(init=False)
     _seen: tuple[datetime, float] = field(init=False)

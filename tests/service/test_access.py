@@ -74,12 +74,13 @@ OPEN = {
     "/static/docs.js",
     "/login",
     "/logout",
+    "/operation",
     "/",
     "/studies/{study_id}",
     "/static/plotly.min.js",
 }
 # Pages with answers of their own to a missing login.
-PAGES = {"/studies/{study_id}/body", "/studies/{study_id}/cancel"}
+PAGES = {"/studies/{study_id}/body", "/studies/{study_id}/{verb}"}
 
 
 def routes(api: Api) -> set[tuple[str, str]]:

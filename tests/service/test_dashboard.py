@@ -76,7 +76,58 @@ def test_charts(api: Api) -> None:
     history = api.call("GET", f"/studies/{study['id']}/charts/history", "viewer").json()
     completed, _, best = history["data"]
     assert completed["y"] == [0.0, 0.1, 0.2]
-    assert best["y"] == [0.0, 0.1, 0.2]
+    assert best["y"] == [0.0, 0.1, 0.2, 0.2]
     comparison = api.call("GET", f"/studies/{study['id']}/charts/comparison").json()
     assert len(comparison["data"][1]["x"]) == len(set(comparison["data"][1]["y"]))
     assert api.call("GET", f"/studies/{study['id']}/charts/pie").status_code == 422
+
+
+def test_members_pause_and_resume_by_button(api: Api) -> None:
+    study = api.create()
+    login(api)
+    page = f"/studies/{study['id']}"
+    assert "Waiting for a runner" in api.http.get(page).text
+    assert ">Resume<" in api.http.post(f"{page}/pause").text
+    assert api.call("GET", page).json()["state"] == "paused"
+    assert ">Pause<" in api.http.post(f"{page}/resume").text
+    assert api.http.post(f"{page}/explode").status_code == 422
+    login(api, "viewer")
+    assert api.http.post(f"{page}/pause").status_code == 403
+
+
+def test_the_operation_page_shows_quotas_runners_and_the_audit_log(api: Api) -> None:
+    study = api.create(name="<b>bold</b>")
+    api.lease("runner-7")
+    team = api.call("GET", "/teams", "admin").json()["items"][0]
+    api.call("PATCH", f"/teams/{team['id']}", "admin", json={"max_running_trials": 3})
+    login(api)
+    page = api.http.get("/operation").text
+    assert '<td class="figures">1 / 3</td>' in page
+    assert "runner-7" in page
+    assert "study.create" in page
+    assert study["id"] in page
+    assert "<b>bold" not in page
+    api.http.cookies.clear()
+    assert api.http.get("/operation", follow_redirects=False).status_code == 303
+
+
+def test_a_long_search_is_thinned_out_but_every_new_best_is_shown() -> None:
+    from service.dashboard.charts import MOST_POINTS, history
+    from service.domain.records import Observation
+    from service.domain.states import TrialState
+    from service.domain.study_spec import StudySpec
+    from tests.conftest import make_study
+
+    class Study:
+        spec = StudySpec.model_validate(make_study())
+
+    trials = [
+        Observation(n, TrialState.COMPLETED, {"r": 1}, metrics={"accuracy": 1.0 if n == 4321 else 0.5})
+        for n in range(10_000)
+    ]
+    figure = history(Study(), trials)  # type: ignore[arg-type]
+    completed, _, best = figure["data"]
+    assert len(completed["x"]) <= MOST_POINTS + 10
+    assert 4321 in completed["x"]
+    assert best["x"] == [0, 4321, 9999]
+    assert "one in 5" in figure["layout"]["xaxis"]["title"]["text"]
