@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ..domain.records import Failure
+from ..scheduling import demand as demands
 from ..scheduling import leasing, reporting, results
 from ..schemas.leases import (
     DemandItem,
@@ -78,4 +79,5 @@ def finish(ctx: ContextDep, principal: Worker, lease_id: Id, body: ResultIn) -> 
 @router.get("/demand", responses=problems())
 def demand(ctx: ContextDep, principal: Worker) -> DemandOut:
     """How many runners of each shape have something to do."""
-    return DemandOut(items=[DemandItem.model_validate(d) for d in leasing.demand(ctx, principal.scope)])
+    leasing.expire_leases(ctx)
+    return DemandOut(items=[DemandItem.model_validate(d) for d in demands.demand(ctx, principal.scope)])

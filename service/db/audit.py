@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ..domain.ids import new_id
-from ..domain.records import AuditEntry, Principal
+from ..domain.operation import AuditEntry
+from ..domain.records import Principal
 from .models import AuditRow
 
 

@@ -8,7 +8,8 @@ from typing import Any, cast
 from sqlalchemy import Table, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from ..domain.records import Lease, RunnerSeen
+from ..domain.operation import RunnerSeen
+from ..domain.records import Lease
 from ..domain.states import LeaseState
 from ..errors import NotFound
 from .models import LeaseRow, RunnerRow, TrialRow

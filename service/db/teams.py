@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from ..domain.records import Team, Usage
+from ..domain.operation import Team, Usage
 from ..domain.states import TrialState
 from ..errors import NotFound
 from .models import StudyCountRow, StudyRow, TeamRow

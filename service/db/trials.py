@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Table, delete, func, insert, select, update
+from sqlalchemy import Table, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.ids import new_id
-from ..domain.records import Failure, MetricPoint, NewTrial, Observation, Trial
+from ..domain.records import Failure, NewTrial, Trial
 from ..domain.states import (
     TRIAL_ENDED,
     EventKind,
@@ -22,11 +22,10 @@ from ..domain.states import (
     check_trial_transition,
 )
 from ..errors import NotFound
-from .models import MetricRow, StudyCountRow, StudyRow, TrialRow
+from .models import StudyCountRow, StudyRow, TrialRow
 from .studies import Studies
-from .upserts import Upsert, insert_ignoring
+from .upserts import Upsert
 
-_ROWS_A_STATEMENT = 500
 _INSERT = insert(cast(Table, TrialRow.__table__))
 _INSERTED = (
     *("id", "study_id", "number", "phase", "method", "candidate", "params", "point", "seed", "state", "parameters"),
@@ -193,42 +192,6 @@ class Trials:
         )
         return {trial_id: scores for trial_id, scores in self._session.execute(query) if scores is not None}
 
-    def observations(self, study_id: str, after_version: int = -1) -> list[Observation]:
-        """The search trials that changed after that version of the study, by number."""
-        query = (
-            select(
-                TrialRow.number,
-                TrialRow.state,
-                TrialRow.params,
-                TrialRow.point,
-                TrialRow.attrs,
-                TrialRow.metrics,
-                TrialRow.curve,
-                TrialRow.failure_kind,
-                TrialRow.version,
-            )
-            .where(
-                TrialRow.study_id == study_id,
-                TrialRow.phase == TrialPhase.SEARCH,
-                TrialRow.version > after_version,
-            )
-            .order_by(TrialRow.number)
-        )
-        return [
-            Observation(
-                number=r.number,
-                state=TrialState(r.state),
-                params=r.params,
-                point=r.point,
-                attrs=r.attrs,
-                metrics=r.metrics,
-                curve=tuple(r.curve),
-                failure=None if r.failure_kind is None else FailureKind(r.failure_kind),
-                version=r.version,
-            )
-            for r in self._session.execute(query)
-        ]
-
     def counts(self, study_ids: Sequence[str]) -> dict[str, dict[tuple[TrialPhase, TrialState], int]]:
         """Number of trials by phase and state, for several studies in one query."""
         query = select(StudyCountRow.study_id, StudyCountRow.phase, StudyCountRow.state, StudyCountRow.count).where(
@@ -336,35 +299,6 @@ class Trials:
         for row in rows:
             row.candidate = None
         self._session.flush()
-
-    def add_metrics(self, trial_id: str, points: Sequence[MetricPoint]) -> list[tuple[str, int]]:
-        """Record metric values; those already there (a report repeated) stay. Returns name and step of the new ones."""
-        if not points:
-            return []
-        rows = [
-            {"trial_id": trial_id, "name": p.name, "step": p.step, "value": p.value, "reported_at": p.reported_at}
-            for p in points
-        ]
-        added: list[tuple[str, int]] = []
-        # A statement takes a bounded number of values.
-        for start in range(0, len(rows), _ROWS_A_STATEMENT):
-            query = insert_ignoring(self._session, MetricRow).values(rows[start : start + _ROWS_A_STATEMENT])
-            found = self._session.execute(query.returning(MetricRow.name, MetricRow.step))
-            added += [(name, step) for name, step in found]
-        return added
-
-    def forget_metrics(self, trial_id: str) -> None:
-        """Remove what earlier attempts reported: the trial starts from the beginning."""
-        self._session.execute(delete(MetricRow).where(MetricRow.trial_id == trial_id))
-
-    def metrics(self, trial_id: str) -> list[MetricPoint]:
-        """Every reported value of a trial, by step and name."""
-        query = (
-            select(MetricRow.step, MetricRow.name, MetricRow.value, MetricRow.reported_at)
-            .where(MetricRow.trial_id == trial_id)
-            .order_by(MetricRow.step, MetricRow.name)
-        )
-        return [MetricPoint(*row) for row in self._session.execute(query)]
 
     def states(self) -> Mapping[tuple[str, str], int]:
         """Number of trials by state and kind of failure, over all studies (for monitoring)."""

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from ..domain.records import Delivery, Webhook
+from ..domain.operation import Delivery, Webhook
 from ..errors import NotFound
 from .models import DeliveryRow, WebhookRow
 

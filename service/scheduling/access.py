@@ -13,7 +13,8 @@ from ..db.audit import Audit
 from ..db.teams import Teams
 from ..db.tokens import Tokens
 from ..domain.ids import new_id
-from ..domain.records import AuditEntry, Principal, Role, Team, Token
+from ..domain.operation import AuditEntry, Team
+from ..domain.records import Principal, Role, Token
 from ..errors import Conflict, Fault, Forbidden, InvalidRequest, Unauthorized, Unavailable
 from .context import Context
 from .retrying import retried

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from ..db.observations import Observations
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Study
@@ -55,7 +56,7 @@ def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> 
 def _after_search(session: Session, study: Study, now: datetime) -> None:
     studies, trials = Studies(session), Trials(session)
     objective = study.spec.objective
-    found = best_trial(trials.observations(study.id), objective.metric, objective.direction)
+    found = best_trial(Observations(session).of_study(study.id), objective.metric, objective.direction)
     best = None if found is None else trials.numbered(study.id, found.number)
     if best is None:
         reason = "no search trial finished with a value; see the trials' failures"

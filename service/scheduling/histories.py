@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from ..db.engine import Database
+from ..db.observations import Observations
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Study
@@ -73,7 +74,7 @@ class Histories:
                 study = Studies(session).get(study_id)
                 if kept.history is None or kept.revision != study.revision:
                     kept.history, kept.revision = History(study.spec.all_objectives), study.revision
-                kept.history.update(Trials(session).observations(study_id, kept.history.version), study.version)
+                kept.history.update(Observations(session).of_study(study_id, kept.history.version), study.version)
                 return Snapshot(study, kept.history, Trials(session).next_number(study_id))
         except BaseException:
             kept.history = None

@@ -12,14 +12,17 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..db.leases import Leases
+from ..db.metrics import Metrics
 from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
-from ..domain.records import Lease, NewTrial, RunnerSeen, Study, StudyLoad, Team, Trial, Usage
+from ..domain.operation import RunnerSeen, Team, Usage
+from ..domain.records import Lease, NewTrial, Study, StudyLoad, Trial
 from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from ..search.policy import Problem, Proposal
 from .advancing import Counts, advance, search_trials
 from .context import Context
+from .demand import open_slots, running_trials
 from .quotas import in_turn, may_start
 from .results import requeue_lost
 from .retrying import retried
@@ -147,8 +150,8 @@ def _in_order(ctx: Context, runner: Runner) -> list[tuple[StudyLoad, bool]]:
         if len({s.team_id for s in loads}) > 1 or any(s.limited for s in loads):
             teams = {team.id: team for team in Teams(session).list()}
             usage = Teams(session).usage(list(teams))
-    running = {s.id: _running(counts[s.id]) for s in loads}
-    with_work = [s for s in loads if running[s.id] < s.concurrency and _open_slots(s, counts[s.id]) > 0]
+    running = {s.id: running_trials(counts[s.id]) for s in loads}
+    with_work = [s for s in loads if running[s.id] < s.concurrency and open_slots(s, counts[s.id]) > 0]
     queued = {s.id: any(state is TrialState.QUEUED for _, state in counts[s.id]) for s in with_work}
     return [(s, queued[s.id]) for s in in_turn(with_work, running, teams, usage, runner.warm)]
 
@@ -156,17 +159,6 @@ def _in_order(ctx: Context, runner: Runner) -> list[tuple[StudyLoad, bool]]:
 def fits(study: StudyLoad, cpus: float, gpus: float) -> bool:
     """Whether a runner's resources are enough for one trial of the study."""
     return study.cpus <= cpus and study.gpus <= gpus
-
-
-def _running(counts: Counts) -> int:
-    return sum(n for (_, state), n in counts.items() if state is TrialState.RUNNING)
-
-
-def _open_slots(study: StudyLoad, counts: Counts) -> int:
-    """Trials that wait in the queue or are yet to be asked for."""
-    queued = sum(n for (_, state), n in counts.items() if state is TrialState.QUEUED)
-    asked = max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0
-    return queued + asked
 
 
 def _from_study(ctx: Context, load: StudyLoad, runner: Runner, queued: bool) -> Grant | None:
@@ -202,7 +194,7 @@ def _take_queued(ctx: Context, load: StudyLoad, runner: Runner) -> tuple[Grant |
 def _has_room(session: Session, study: Study, load: StudyLoad, counts: Counts) -> bool:
     if study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return False
-    return _running(counts) < study.spec.search.concurrency and (not load.limited or may_start(session, load))
+    return running_trials(counts) < study.spec.search.concurrency and (not load.limited or may_start(session, load))
 
 
 def _may_ask(study: Study, counts: Counts) -> bool:
@@ -278,46 +270,8 @@ def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: R
     _see(session, runner, now, lease.id)
     values: dict[str, Any] = {"lease_id": lease.id, "attempts": lease.attempt, "stop_reason": None}
     if lease.attempt > 1 and trial.checkpoint is None:
-        Trials(session).forget_metrics(trial.id)
+        Metrics(session).forget(trial.id)
         values["curve"] = []
     Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, **values)
     leased = replace(trial, state=TrialState.RUNNING, lease_id=lease.id, attempts=lease.attempt)
     return Grant(lease, leased, study)
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """How many runners of one shape could work right now, those that already do included."""
-
-    cpus: float
-    gpus: float
-    slots: int
-
-
-def demand(ctx: Context, team_id: str | None = None) -> list[Demand]:
-    """Slots by resource shape.
-
-    Per study the trials that run or could run now: at most its concurrency, and its team's quota.
-    """
-    expire_leases(ctx)
-    with ctx.db.read() as session:
-        loads = Studies(session).loads(team_id)
-        counts = Trials(session).counts([s.id for s in loads])
-        teams = {team.id: team for team in Teams(session).list()} if loads else {}
-    slots: dict[tuple[float, float], int] = {}
-    left = {t.id: (t.max_running_trials, t.max_gpus) for t in teams.values()}
-    for study in loads:
-        mine = counts[study.id]
-        wanted = min(_running(mine) + _open_slots(study, mine), study.concurrency)
-        trials_left, gpus_left = left[study.team_id]
-        if trials_left is not None:
-            wanted = min(wanted, trials_left)
-        if gpus_left is not None and study.gpus > 0:
-            wanted = min(wanted, int(gpus_left / study.gpus + 1e-9))
-        left[study.team_id] = (
-            None if trials_left is None else trials_left - wanted,
-            None if gpus_left is None else gpus_left - wanted * study.gpus,
-        )
-        shape = (study.cpus, study.gpus)
-        slots[shape] = slots.get(shape, 0) + wanted
-    return [Demand(cpus, gpus, n) for (cpus, gpus), n in sorted(slots.items()) if n > 0]

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from ..db.studies import Studies
 from ..db.teams import Teams
-from ..domain.records import StudyLoad, Team, Usage
+from ..domain.operation import Team, Usage
+from ..domain.records import StudyLoad
 from ..errors import QuotaExceeded
 
 # A GPU weighs as much as so many CPUs when teams' shares are compared.

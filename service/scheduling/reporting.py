@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..db.leases import Leases
+from ..db.metrics import Metrics
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Lease, MetricPoint, Study, Trial
@@ -77,7 +78,7 @@ def _take(
         trial = reclaim(session, trial, now)
         expires_at = now + ctx.lease_time
         points = [MetricPoint(step, name, value, now) for step, values in reports for name, value in values.items()]
-        added = Trials(session).add_metrics(trial.id, points)
+        added = Metrics(session).add(trial.id, points)
         changes: dict[str, Any] = {}
         if checkpoint is not None and checkpoint != trial.checkpoint:
             # A new checkpoint is progress: losses count only between checkpoints.

@@ -13,7 +13,8 @@ from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.teams import Teams
 from ..domain.ids import new_id
-from ..domain.records import Principal, RunnerSeen, Team, Usage
+from ..domain.operation import RunnerSeen, Team, Usage
+from ..domain.records import Principal
 from ..errors import Conflict
 from .context import Context
 from .retrying import retried

@@ -8,6 +8,7 @@ from typing import Any
 import cdka
 
 from ..db.audit import Audit
+from ..db.metrics import Metrics
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import MetricPoint, NewTrial, Principal, Study, Trial
@@ -59,9 +60,8 @@ def get_metrics(ctx: Context, trial_id: str, team_id: str | None) -> list[Metric
         NotFound: there is none in this team.
     """
     with ctx.db.read() as session:
-        trials = Trials(session)
-        trials.get(trial_id, team_id)
-        return trials.metrics(trial_id)
+        Trials(session).get(trial_id, team_id)
+        return Metrics(session).of_trial(trial_id)
 
 
 @retried

@@ -24,7 +24,8 @@ import httpx
 from ..db.audit import Audit
 from ..db.webhooks import DELIVERED, GIVEN_UP, PENDING, Webhooks
 from ..domain.ids import new_id
-from ..domain.records import Delivery, Principal, Webhook
+from ..domain.operation import Delivery, Webhook
+from ..domain.records import Principal
 from ..errors import Fault, InvalidRequest, NotFound
 from .context import Context
 from .retrying import retried

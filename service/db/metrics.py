@@ -1,0 +1,50 @@
+"""What trials reported, in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from ..domain.records import MetricPoint
+from .models import MetricRow
+from .upserts import insert_ignoring
+
+_ROWS_A_STATEMENT = 500
+
+
+class Metrics:
+    """Reads and writes metric values in one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, trial_id: str, points: Sequence[MetricPoint]) -> list[tuple[str, int]]:
+        """Record metric values; those already there (a report repeated) stay. Returns name and step of the new ones."""
+        if not points:
+            return []
+        rows = [
+            {"trial_id": trial_id, "name": p.name, "step": p.step, "value": p.value, "reported_at": p.reported_at}
+            for p in points
+        ]
+        added: list[tuple[str, int]] = []
+        # A statement takes a bounded number of values.
+        for start in range(0, len(rows), _ROWS_A_STATEMENT):
+            query = insert_ignoring(self._session, MetricRow).values(rows[start : start + _ROWS_A_STATEMENT])
+            found = self._session.execute(query.returning(MetricRow.name, MetricRow.step))
+            added += [(name, step) for name, step in found]
+        return added
+
+    def forget(self, trial_id: str) -> None:
+        """Remove what earlier attempts reported: the trial starts from the beginning."""
+        self._session.execute(delete(MetricRow).where(MetricRow.trial_id == trial_id))
+
+    def of_trial(self, trial_id: str) -> list[MetricPoint]:
+        """Every reported value of a trial, by step and name."""
+        query = (
+            select(MetricRow.step, MetricRow.name, MetricRow.value, MetricRow.reported_at)
+            .where(MetricRow.trial_id == trial_id)
+            .order_by(MetricRow.step, MetricRow.name)
+        )
+        return [MetricPoint(*row) for row in self._session.execute(query)]
