@@ -59,6 +59,7 @@ test-peft: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.adapter
 	$(BIN)/python -m benchmarks.runners
+	$(BIN)/python -m benchmarks.service
 
 bench-full: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.adapter --full
