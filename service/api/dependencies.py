@@ -9,7 +9,19 @@ from fastapi import Depends, Header, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 
 from ..domain.records import Principal, Role
-from ..errors import Forbidden, Unauthorized
+from ..errors import (
+    Changed,
+    Conflict,
+    Fault,
+    Forbidden,
+    InvalidStudy,
+    NotFound,
+    ServiceError,
+    TooLarge,
+    TooMany,
+    Unauthorized,
+    Unavailable,
+)
 from ..scheduling.access import anyone, authenticate, authenticate_session
 from ..scheduling.context import Context
 from ..schemas.common import Problem
@@ -128,12 +140,33 @@ _MEANINGS = {
 }
 
 
+_EXAMPLES: dict[int, ServiceError] = {
+    401: Unauthorized("send a token: Authorization: Bearer TOKEN"),
+    403: Forbidden("a viewer token may not do this; it takes: admin, member"),
+    404: NotFound("there is no study 019b76db96487736823e7f5cb438eab4"),
+    409: Conflict("a cancelled study cannot become paused; that state is final"),
+    412: Changed("the study is at revision 3, not 2: read it again, then change it"),
+    413: TooLarge("the body is larger than 33,554,432 bytes (CDKA_MAX_BODY_BYTES)"),
+    422: InvalidStudy(
+        "the study has 1 fault; nothing was stored",
+        [Fault("#/search_space/r2/choices/1", "r2=7 does not divide d_in=384 of encoder.layer.0.attention.self.query")],
+    ),
+    429: TooMany("more than 1200 of these a minute; come back in 12 s"),
+    503: Unavailable("the database does not answer; nothing was changed, try again"),
+}
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the errors that a route may answer with; those that any may answer with go without saying."""
     return {
         status: {
             "description": _MEANINGS[status],
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {
+                "application/problem+json": {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": _EXAMPLES[status].problem(),
+                }
+            },
         }
         for status in sorted({401, 403, 413, 422, 429, 503, *statuses})
     }

@@ -195,14 +195,9 @@ def stall(session: Session, lease_id: str, now: datetime) -> None:
 
     Its runner is refused from here on (409), which ends whatever it still does.
     """
-    try:
-        lease, trial, study = held(session, lease_id, None)
-    except (LeaseLost, NotFound):
+    if (cut := _cut_off(session, lease_id, now)) is None:
         return
-    if lease.state is not LeaseState.HELD or trial.state is not TrialState.RUNNING:
-        return
-    Leases(session).end(lease.id, LeaseState.EXPIRED, now)
-    account(session, study, lease, now)
+    trial, study = cut
     message = f"no progress for limits.stall_minutes ({study.spec.limits.stall_minutes:g}) though its runner lives"
     _apply_failure(session, study, trial, Failure(FailureKind.STALLED, message), {"lease_id": None}, now)
     advance(session, Studies(session).get(study.id, lock=True), now)
@@ -210,16 +205,24 @@ def stall(session: Session, lease_id: str, now: datetime) -> None:
 
 def overrun(session: Session, lease_id: str, now: datetime) -> None:
     """End an attempt that was told to stop for its time and did not."""
+    if (cut := _cut_off(session, lease_id, now)) is None:
+        return
+    trial, study = cut
+    time_out(session, study, trial, now, lease_id=None)
+    advance(session, Studies(session).get(study.id, lock=True), now)
+
+
+def _cut_off(session: Session, lease_id: str, now: datetime) -> tuple[Trial, Study] | None:
+    """Take the lease of a running trial away; ``None`` if there is nothing to take."""
     try:
         lease, trial, study = held(session, lease_id, None)
     except (LeaseLost, NotFound):
-        return
+        return None
     if lease.state is not LeaseState.HELD or trial.state is not TrialState.RUNNING:
-        return
+        return None
     Leases(session).end(lease.id, LeaseState.EXPIRED, now)
     account(session, study, lease, now)
-    time_out(session, study, trial, now, lease_id=None)
-    advance(session, Studies(session).get(study.id, lock=True), now)
+    return trial, study
 
 
 def requeue_lost(session: Session, lease_id: str, now: datetime) -> None:

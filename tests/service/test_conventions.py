@@ -411,3 +411,19 @@ def test_docs_come_from_this_server_alone(api: Api) -> None:
     for path in ("/static/swagger-ui/swagger-ui-bundle.js", "/static/swagger-ui/swagger-ui.css", "/static/docs.js"):
         assert api.http.get(path).status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
+
+
+def test_every_documented_error_has_an_example_of_its_own_form(api: Api) -> None:
+    schema = api.http.get("/openapi.json").json()
+    seen = set()
+    for path, item in schema["paths"].items():
+        for operation in item.values():
+            for status, response in operation["responses"].items():
+                content = response.get("content", {}).get("application/problem+json")
+                if content is not None and path.startswith("/api/v1"):
+                    example = content["example"]
+                    assert example["status"] == int(status)
+                    assert example["type"].startswith("urn:cdka:problem:")
+                    assert {"type", "title", "status", "detail"} <= example.keys()
+                    seen.add(int(status))
+    assert seen == {401, 403, 404, 409, 412, 413, 422, 429, 503}

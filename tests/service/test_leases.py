@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -39,61 +37,6 @@ def test_concurrency_is_never_exceeded(api: Api) -> None:
     assert api.finish(first).status_code == 200
     assert api.lease() is not None
     assert api.lease() is None
-
-
-def test_racing_runners_run_exactly_the_trials_asked_for(api: Api) -> None:
-    study = api.create(search={"trials": 24, "concurrency": 6, "sampler": "random"})
-    running, most, lock, numbers = 0, 0, threading.Lock(), []
-
-    def runner(k: int) -> None:
-        nonlocal running, most
-        idle = 0
-        while idle < 20:
-            lease = api.lease(f"runner-{k}")
-            if lease is None:
-                idle += 1
-                continue
-            idle = 0
-            with lock:
-                running, most = running + 1, max(most, running + 1)
-                numbers.append(lease["trial"]["number"])
-            with lock:
-                running -= 1
-            assert api.finish(lease, value=0.5).status_code == 200
-
-    api.token("worker")
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(runner, range(8)))
-    assert sorted(numbers) == list(range(24))
-    assert most <= 6
-    assert study_state(api, study) == "completed"
-
-
-def test_a_restart_changes_no_proposal(api: Api, ctx: Context) -> None:
-    """Ten trials in a row equal five, a new server, and five more."""
-    from fastapi.testclient import TestClient
-
-    from service.app import create_app, make_context
-
-    def value(t: dict[str, Any]) -> float:
-        return 1 - abs(t["params"]["learning_rate"] - 1e-3)
-
-    one = api.create(search={"trials": 10, "concurrency": 1})
-    straight = [t["params"] for t in api.run_all(value)]
-    api.create(search={"trials": 10, "concurrency": 1})
-    parts = []
-    for _ in range(5):
-        lease = api.lease()
-        assert lease is not None
-        api.finish(lease, value=value(lease["trial"]))
-        parts.append(lease["trial"]["params"])
-    restarted = make_context(ctx.settings, ctx.clock)
-    with TestClient(create_app(restarted)) as http:
-        again = Api(restarted, http, api.secrets)
-        parts += [t["params"] for t in again.run_all(value)]
-    restarted.db.engine.dispose()
-    assert parts == straight
-    assert study_state(api, one) == "completed"
 
 
 def test_an_expired_lease_gives_its_trial_to_another_and_is_fenced(api: Api, clock: FakeClock) -> None:
