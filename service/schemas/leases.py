@@ -10,17 +10,17 @@ from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.study_spec import PLAIN, Name, StudySpec
 from .common import Sent, Time, Wire, without_control
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 MetricName = Annotated[str, Field(min_length=1, max_length=100, pattern=PLAIN)]
 Address = Annotated[str, Field(max_length=4096, pattern=PLAIN)]
 
 
 class LeaseRequest(Sent):
     runner: Name
-    cpus: Annotated[float, Field(ge=0, le=4096)] = 1.0
-    gpus: Annotated[float, Field(ge=0, le=1024)] = 0.0
+    cpus: Annotated[float, Field(strict=True, ge=0, le=4096)] = 1.0
+    gpus: Annotated[float, Field(strict=True, ge=0, le=1024)] = 0.0
     warm: Annotated[list[Annotated[str, Field(max_length=4200, pattern=PLAIN)]], Field(max_length=100)] = []
-    max: Annotated[int, Field(ge=1, le=64)] = 1
+    max: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
 
 
 class LeasedTrial(Wire):
@@ -48,7 +48,7 @@ class LeasesOut(Wire):
 
 
 class ReportIn(Sent):
-    step: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    step: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
     metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)]
 
 

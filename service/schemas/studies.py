@@ -140,10 +140,10 @@ class StudyChanges(Sent):
     """What PATCH changes; what is left out stays."""
 
     name: Name | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
-    trials: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    retries: Annotated[int, Field(ge=0, le=100)] | None = None
+    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] | None = None
+    trials: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
+    concurrency: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = None
+    retries: Annotated[int, Field(strict=True, ge=0, le=100)] | None = None
     limits: LimitsSpec | None = None
 
 

@@ -10,10 +10,10 @@ from ..domain.records import Role
 from ..domain.study_spec import Name
 from .common import Sent, Time, Wire
 
-Weight = Annotated[float, Field(gt=0, le=1_000_000)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Bytes = Annotated[int, Field(ge=0, le=2**62)]
-Gpus = Annotated[float, Field(ge=0, le=1_000_000)]
+Weight = Annotated[float, Field(strict=True, gt=0, le=1_000_000)]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+Bytes = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+Gpus = Annotated[float, Field(strict=True, ge=0, le=1_000_000)]
 
 
 class Quotas(Sent):

@@ -36,4 +36,4 @@ class TokenCreated(TokenOut):
 class RotationRequest(Sent):
     """How long the old secret goes on being valid."""
 
-    grace_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 3600
+    grace_seconds: Annotated[float, Field(strict=True, ge=0, le=30 * 86_400)] = 3600

@@ -52,8 +52,8 @@ class Configuration(Sent):
     r1: Size
     r2: Size
     r: Size
-    alpha: Positive
-    learning_rate: Annotated[Positive, Field(le=1e6)]
+    alpha: Annotated[Positive, Field(strict=True)]
+    learning_rate: Annotated[Positive, Field(strict=True, le=1e6)]
 
 
 class TrialRequest(Sent):

@@ -427,3 +427,18 @@ def test_every_documented_error_has_an_example_of_its_own_form(api: Api) -> None
                     assert {"type", "title", "status", "detail"} <= example.keys()
                     seen.add(int(status))
     assert seen == {401, 403, 404, 409, 412, 413, 422, 429, 503}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "pointer"),
+    [
+        ("POST", "/teams", {"name": "x", "max_storage_bytes": False}, "#/max_storage_bytes"),
+        ("POST", "/teams", {"name": "x", "weight": True}, "#/weight"),
+        ("POST", "/leases", {"runner": "r", "max": True}, "#/max"),
+        ("POST", "/leases", {"runner": "r", "cpus": "2"}, "#/cpus"),
+    ],
+)
+def test_true_and_text_are_no_numbers(api: Api, method: str, path: str, body: Any, pointer: str) -> None:
+    refused = api.call(method, path, "admin", json=body)
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == pointer
