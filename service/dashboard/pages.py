@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import fastapi_offline
 import plotly
-import swagger_ui_bundle
 from fastapi import APIRouter, FastAPI, Form, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -28,7 +28,8 @@ from ..scheduling.predicting import get_predictions
 from ..schemas.studies import RankingOut, StudyOut, rankings
 
 HERE = Path(__file__).parent
-SWAGGER_UI = Path(swagger_ui_bundle.swagger_ui_path)
+# The package's pages are its own affair; what is used of it is the Swagger UI that it carries.
+SWAGGER_UI = Path(fastapi_offline.__file__).parent / "static"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 SHOWN_TRIALS = 200
 SHOWN_STUDIES = 50

@@ -74,6 +74,12 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path) -> None:
         assert page.locator(".summary .state").inner_text() == "completed"
         assert page.locator(".chart").first.locator(".point").count() >= SLICE.trials
         _check_live(page, system)
+        page.goto(f"{system.server.settings.server_url}/operation")
+        assert page.locator("#runners tbody tr").count() >= 1
+        assert "study.create" in page.inner_text("#audit")
+        page.goto(f"{system.server.settings.server_url}/docs")
+        page.wait_for_selector(".opblock", timeout=20_000)
+        assert page.locator(".opblock").count() > 40
         browser.close()
     assert problems == []
     assert [u for u in outside if not u.startswith(("data:", "blob:"))] == []
