@@ -218,7 +218,11 @@ class Studies:
 
     def set_spec(self, study: Study, spec: StudySpec, now: datetime, changed: Mapping[str, Any]) -> None:
         """Record what a user has changed of a locked study."""
-        self._write(study.id, revision=StudyRow.revision + 1, **_scheduled(spec))
+        values = _scheduled(spec)
+        if "trials" not in changed:
+            # Fewer may be planned than the spec asks for, where the space holds no more.
+            values["planned"] = study.planned
+        self._write(study.id, revision=StudyRow.revision + 1, **values)
         self.touch(study.id, EventKind.STUDY_UPDATED, now, dict(changed))
 
     def set_planned(self, study_id: str, planned: int) -> None:

@@ -208,7 +208,8 @@ def update_study(
             raise Conflict(f"a {study.state} study can only be renamed; that state is final")
         studies.set_spec(study, _changed(study.spec, changes), now, given)
         Audit(session).record(caller, now, "study.update", study_id, **given)
-        _go_on(session, studies.get(study_id, lock=True), there, now)
+        if changes.trials is not None or changes.limits is not None:
+            _go_on(session, studies.get(study_id, lock=True), there, now)
         return _with_counts(session, study_id, None)
 
 

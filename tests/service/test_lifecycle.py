@@ -299,6 +299,10 @@ def test_a_deadline_ends_the_search_with_what_it_has(api: Api, ctx: Context, clo
     assert api.report(running).json()["reason"] == "cancelled"
     assert api.finish(running, "cancelled", None).json() == {"trial_state": "cancelled"}
     assert api.lease() is None
+    # A new name is no reason to search on; a later limit is.
+    assert api.call("PATCH", f"/studies/{study['id']}", json={"name": "late"}).json()["state"] == "completed"
+    assert api.call("PATCH", f"/studies/{study['id']}", json={"limits": {"hours": 9}}).json()["state"] == "running"
+    assert api.lease() is not None
 
 
 def test_a_deadline_without_any_result_fails_the_study(api: Api, ctx: Context, clock: FakeClock) -> None:
@@ -473,6 +477,8 @@ def test_a_space_that_is_used_up_ends_the_search(api: Api) -> None:
     assert len({tuple(t["params"].items()) for t in done}) == len(done) < 50
     read = study_of(api, study)
     assert (read["state"], read["search"]["planned"]) == ("completed", len(done))
+    renamed = api.call("PATCH", f"/studies/{study['id']}", json={"name": "used up"}).json()
+    assert (renamed["state"], renamed["search"]["planned"]) == ("completed", len(done))
 
 
 def test_two_objectives_have_a_front(api: Api) -> None:
