@@ -7,6 +7,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
+import anyio
 from fastapi.concurrency import run_in_threadpool
 
 from ..db.studies import Studies
@@ -39,6 +40,12 @@ class EventHub:
             if not self._waiting[study_id]:
                 del self._waiting[study_id]
                 self._versions.pop(study_id, None)
+            if not self._waiting and self._task is not None:
+                # A read in a thread is waited for: it must not outlive the server that it is of.
+                task, self._task = self._task, None
+                task.cancel()
+                with anyio.CancelScope(shield=True), contextlib.suppress(asyncio.CancelledError):
+                    await task
 
     async def _poll(self) -> None:
         while self._waiting:
