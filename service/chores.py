@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import httpx
 
-from .errors import ServiceError
+from .errors import Unavailable
 from .scheduling.context import Context
 from .scheduling.maintenance import maintain, purge_deleted, tidy
 from .scheduling.webhooks import deliver_due
@@ -50,7 +50,7 @@ class Chores:
         while not self._stopping.wait(seconds * random.uniform(0.8, 1.2)):
             try:
                 chore()
-            except ServiceError as error:
+            except Unavailable as error:
                 _log.warning("a chore has to wait: %s", error.detail)
                 self._ctx.forgive_outage()
             except Exception:  # a fault in one round must not end all rounds to come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -109,6 +110,16 @@ class Leases:
         """Every held lease, the oldest first."""
         query = select(LeaseRow).where(LeaseRow.state == LeaseState.HELD).order_by(LeaseRow.acquired_at)
         return [_record(row) for row in self._session.scalars(query)]
+
+    def held_of(self, study_ids: Sequence[str]) -> list[tuple[str, Lease]]:
+        """The held leases of studies, each with its study, the oldest first."""
+        query = (
+            select(TrialRow.study_id, LeaseRow)
+            .join(TrialRow, TrialRow.id == LeaseRow.trial_id)
+            .where(LeaseRow.state == LeaseState.HELD, TrialRow.study_id.in_(study_ids))
+            .order_by(LeaseRow.acquired_at)
+        )
+        return [(study_id, _record(row)) for study_id, row in self._session.execute(query)]
 
     def shorten(self, latest: datetime) -> int:
         """Bring expiries beyond ``latest`` back to it (the clock has gone backwards); returns how many."""

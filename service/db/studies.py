@@ -269,10 +269,6 @@ class Studies:
         query = select(StudyRow.id, StudyRow.version).where(StudyRow.id.in_(study_ids))
         return {row.id: row.version for row in self._session.execute(query)}
 
-    def version(self, study_id: str) -> int:
-        """The study's version."""
-        return int(self._session.scalar(select(StudyRow.version).where(StudyRow.id == study_id)) or 0)
-
     def add_predictions(self, study_id: str, rankings: Mapping[str, Sequence[StoredPrediction]]) -> None:
         """Record the rankings by predictor, each best first."""
         for position, (predictor, ranking) in enumerate(rankings.items()):

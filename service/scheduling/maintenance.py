@@ -12,7 +12,6 @@ from ..db.idempotency import KeptAnswers
 from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.tokens import Tokens
-from ..db.trials import Trials
 from ..db.webhooks import Webhooks
 from ..domain.records import Lease, Study
 from ..domain.states import StudyState
@@ -38,10 +37,8 @@ def maintain(ctx: Context) -> None:
         if not limited:
             return
         leases: dict[str, list[Lease]] = {study_id: [] for study_id in limited}
-        for lease in Leases(session).held():
-            study_id = Trials(session).get(lease.trial_id).study_id
-            if study_id in leases:
-                leases[study_id].append(lease)
+        for study_id, lease in Leases(session).held_of(list(limited)):
+            leases[study_id].append(lease)
     for study in limited.values():
         reason = _limit_reached(study, leases[study.id], now)
         if reason is not None:

@@ -270,6 +270,20 @@ def test_a_deleted_study_is_gone_at_once_and_its_artifacts_after_a_while(
     assert purge_deleted(ctx) == []
 
 
+def test_the_trial_of_a_deleted_study_keeps_no_limit_from_being_enforced(
+    api: Api, ctx: Context, clock: FakeClock
+) -> None:
+    """Its lease is still held when the limits of another study are looked at."""
+    gone = api.create(search={"trials": 2})
+    assert lease_of(api, "first")["trial"]["study_id"] == gone["id"]
+    limited = api.create(search={"trials": 2}, limits={"hours": 0.01})
+    assert lease_of(api, "second")["trial"]["study_id"] == limited["id"]
+    assert api.call("DELETE", f"/studies/{gone['id']}").status_code == 204
+    clock.advance(37)
+    maintain(ctx)
+    assert study_of(api, limited)["state"] == "failed"
+
+
 def test_a_study_can_be_purged_at_once(api: Api, ctx: Context) -> None:
     study = api.create()
     folder = Path(ctx.settings.artifacts_url) / "studies" / study["id"]
