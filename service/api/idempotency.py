@@ -53,7 +53,8 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
     secret = bearer_token(request) or ""
     scope = hashlib.sha256(f"scope:{secret}".encode()).hexdigest()
     body = await request.body()
-    said = hashlib.sha256(request.url.path.encode() + b"\n" + body).hexdigest()
+    asked = f"{request.url.path}?{request.url.query}\n".encode()
+    said = hashlib.sha256(asked + body).hexdigest()
     cipher = _cipher(secret, key)
     # Whoever may not call any more gets no kept answer either.
     await run_in_threadpool(identify, request, ctx)
@@ -102,6 +103,6 @@ def _seal(response: Response, cipher: Fernet) -> str:
 
 def _replay(kept: KeptAnswer, said: str, cipher: Fernet) -> Response:
     if kept.request != said:
-        raise KeyReused("this Idempotency-Key came with another path or body before; use a new key")
+        raise KeyReused("this Idempotency-Key came with another path, query or body before; use a new key")
     content = json.loads(cipher.decrypt(kept.content.encode()))
     return Response(content["body"], kept.status, headers={**content["headers"], REPLAYED: "true"})

@@ -54,7 +54,12 @@ def test_a_key_with_another_body_or_path_is_refused(api: Api) -> None:
         refused = post(api, path, "key-1", body)
         assert refused.status_code == 422
         assert refused.json()["type"] == "urn:cdka:problem:idempotency-key-reused"
-    assert post(api, "/studies", "key-2", make_study(name="other")).status_code == 201
+    made = post(api, "/studies", "key-2", make_study(name="other"))
+    assert made.status_code == 201
+    # What is asked for in the query is part of the request, too.
+    path = f"/studies/{made.json()['id']}/pause"
+    assert post(api, f"{path}?drain=true", "key-3").status_code == 200
+    assert post(api, f"{path}?drain=false", "key-3").status_code == 422
 
 
 def test_keys_belong_to_their_token_and_what_was_refused_is_not_kept(api: Api) -> None:
