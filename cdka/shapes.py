@@ -30,17 +30,20 @@ from .layer import layer_dimensions
 
 AUTO_MODELS: dict[str, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,
+    "sequence_regression": AutoModelForSequenceClassification,
     "causal_lm": AutoModelForCausalLM,
     "seq2seq_lm": AutoModelForSeq2SeqLM,
     "image_classification": AutoModelForImageClassification,
 }
 PEFT_TASKS: dict[str, TaskType] = {
     "sequence_classification": TaskType.SEQ_CLS,
+    "sequence_regression": TaskType.SEQ_CLS,
     "causal_lm": TaskType.CAUSAL_LM,
     "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
 }
 # The heads that PEFT keeps trainable beside a sequence classifier's adapter; they never carry one.
 CLASSIFIER_HEADS = ("classifier", "score")
+WITH_HEAD = ("sequence_classification", "sequence_regression", "image_classification")
 
 
 def meta_model(config: PreTrainedConfig, task_kind: str | None = None) -> nn.Module:
@@ -111,7 +114,7 @@ def _selection(
                 f"PEFT has no default target modules for model type {model_type!r}; name them, or say 'all-linear'"
             )
         target_modules = list(LORA_TARGETS[model_type])
-    heads = list(CLASSIFIER_HEADS) if task_kind in ("sequence_classification", "image_classification") else None
+    heads = list(CLASSIFIER_HEADS) if task_kind in WITH_HEAD else None
     selection = LoraConfig(
         target_modules=target_modules,
         exclude_modules=exclude_modules,

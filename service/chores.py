@@ -12,11 +12,12 @@ import httpx
 
 from .errors import Unavailable
 from .scheduling.context import Context
-from .scheduling.maintenance import maintain, purge_deleted, tidy
+from .scheduling.maintenance import collect_checkpoints, maintain, purge_deleted, tidy
 from .scheduling.webhooks import deliver_due
 
 _log = logging.getLogger(__name__)
 TIDY_SECONDS = 3600.0
+COLLECTION_SECONDS = 60.0
 WEBHOOK_SECONDS = 1.0
 
 
@@ -28,6 +29,7 @@ class Chores:
         self._stopping = threading.Event()
         self._http = httpx.Client(trust_env=False)
         self._next_tidy = time.monotonic() + 60.0
+        self._next_collection = time.monotonic() + COLLECTION_SECONDS
         self._threads = [
             threading.Thread(target=self._repeat, args=(self._maintain, ctx.settings.maintenance_seconds), daemon=True),
             threading.Thread(target=self._repeat, args=(self._deliver, WEBHOOK_SECONDS), daemon=True),
@@ -58,6 +60,9 @@ class Chores:
 
     def _maintain(self) -> None:
         maintain(self._ctx)
+        if time.monotonic() >= self._next_collection:
+            self._next_collection = time.monotonic() + COLLECTION_SECONDS
+            collect_checkpoints(self._ctx)
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + TIDY_SECONDS
             tidy(self._ctx)

@@ -45,3 +45,12 @@ def locate(path: str, roots: Sequence[Path]) -> str:
     if not _HUB_ID.fullmatch(path):
         raise InvalidRequest(f"{path!r} is neither a folder inside the allowed data directories nor a hub id")
     return path
+
+
+def gguf_file(path: str) -> str | None:
+    """The one GGUF file of a model's folder; ``None`` where it holds a model in hub layout, or is no folder."""
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return None
+    files = sorted(folder.glob("*.gguf"))
+    return files[0].name if len(files) == 1 else None

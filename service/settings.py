@@ -48,6 +48,15 @@ class Settings(BaseSettings):
     maintenance_seconds: Annotated[float, Field(gt=0)] = 5.0
     runner_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
     runner_max_trials: Annotated[int, Field(ge=1)] = 200
+    tasks: dict[str, str] = Field(
+        default={}, description='Tasks of your own that runners offer, as JSON: {"name": "package.module:Class"}.'
+    )
+    cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=50 * 1024**3, description="Most bytes of tokenised data that runners of a machine keep on its disk."
+    )
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="Least time between two checkpoints of a trial that does not name its own steps."
+    )
 
     @field_validator("data_dirs", mode="before")
     @classmethod

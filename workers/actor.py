@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -37,6 +38,8 @@ class RunnerActor:
         # A restarted process is another runner to the server: its former lease is not its own.
         self._runner = Runner(client, made, f"{name}:{os.getpid()}", cpus, gpus)
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._preempted)
         self._thread.start()
 
     def _loop(self) -> None:
@@ -46,6 +49,16 @@ class RunnerActor:
             _log.exception("this runner is replaced")
             # Ray starts a fresh process in place of this one.
             os._exit(1)
+
+    def _preempted(self, *_: object) -> None:
+        """The machine is about to go: leave a checkpoint, give the trial back, and be gone."""
+        _log.warning("told to end (SIGTERM): the present trial is given back to the queue")
+        self._runner.release()
+        threading.Thread(target=self._leave, name="leaving").start()
+
+    def _leave(self) -> None:
+        self._thread.join()
+        os._exit(0)
 
     def status(self) -> dict[str, Any]:
         """Whether it is busy, for how long it has been idle, its process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig, TaskType
@@ -11,7 +12,13 @@ import cdka
 from service.schemas.specs import AdapterSpec
 
 
-def adapter_config(method: str, params: dict[str, Any], adapter: AdapterSpec, task_type: TaskType) -> PeftConfig:
+def adapter_config(
+    method: str,
+    params: dict[str, Any],
+    adapter: AdapterSpec,
+    task_type: TaskType | None,
+    heads: Sequence[str] = (),
+) -> PeftConfig:
     """The adapter of a trial.
 
     ``cdka`` is (r1, r2, r); ``krona`` is it with r = 1; ``lora`` scales by alpha/r, ``rslora`` by alpha/sqrt(r).
@@ -20,6 +27,8 @@ def adapter_config(method: str, params: dict[str, Any], adapter: AdapterSpec, ta
         ValueError: the method is unknown.
     """
     common: dict[str, Any] = {"target_modules": adapter.target_modules, "task_type": task_type}
+    if heads:
+        common["modules_to_save"] = list(heads)
     if method in ("cdka", "krona"):
         return cdka.CdkaConfig(
             r1=params["r1"],

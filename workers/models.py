@@ -9,7 +9,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.config import PeftConfig
 from torch import nn
-from transformers import set_seed
+from transformers import BitsAndBytesConfig, set_seed
+from transformers.utils.import_utils import is_bitsandbytes_available
+
+from service.paths import gguf_file
+from service.schemas.specs import StudySpec
 
 from .failures import Rejected
 
@@ -63,6 +67,8 @@ class WarmModel:
             setattr(self.model.get_submodule(parent), child, original)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
+        if getattr(self.model, "is_gradient_checkpointing", False):
+            self.model.activation_checkpointing_disable()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._frozen[name])
             parameter.grad = None
@@ -83,17 +89,34 @@ def _original(module: nn.Module) -> nn.Module:
     return getattr(module, "original_module", module)
 
 
-def load_warm(auto_class: Any, path: str, revision: str | None, **kwargs: Any) -> WarmModel:
-    """Load a base model and note which of its modules have no pretrained weights.
+def load_warm(auto_class: Any, path: str, study: StudySpec, **kwargs: Any) -> WarmModel:
+    """Load a study's base model and note which of its modules have no pretrained weights.
 
     Raises:
         Rejected: it cannot be loaded.
     """
+    file = gguf_file(path)
+    if file is not None:
+        kwargs["gguf_file"] = file
+    if study.training.quantization == "4bit":
+        kwargs["quantization_config"] = _four_bits(study)
     try:
         model, info = auto_class.from_pretrained(
-            path, revision=revision, trust_remote_code=False, output_loading_info=True, **kwargs
+            path, revision=study.model.revision, trust_remote_code=False, output_loading_info=True, **kwargs
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise Rejected(f"the model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if file is not None:
+        # The weights were expanded on loading; left in place these would call the model quantised.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     new = sorted({key.split(".", 1)[0] for key in info["missing_keys"]})
     return WarmModel(model, tuple(new))
+
+
+def _four_bits(study: StudySpec) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available() or not is_bitsandbytes_available():
+        raise Rejected("training.quantization: 4bit needs CUDA and bitsandbytes on the runners; say none")
+    compute = torch.bfloat16 if study.training.precision == "bf16" else torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)

@@ -21,7 +21,17 @@ TICK_SECONDS = 1.0
 STATUS_TIMEOUT = 5.0
 RELEASE_TIMEOUT = 15.0
 # What runners need of the settings; the token travels as the name of a file, never as itself.
-PASSED = ("home", "server_url", "token_file", "artifacts_url", "data_dirs", "runner_max_trials")
+PASSED = (
+    "home",
+    "server_url",
+    "token_file",
+    "artifacts_url",
+    "data_dirs",
+    "runner_max_trials",
+    "tasks",
+    "cache_bytes",
+    "checkpoint_seconds",
+)
 
 
 @dataclass(frozen=True, slots=True)

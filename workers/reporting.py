@@ -32,6 +32,7 @@ class Reporter:
     """A thread that sends reports as they come and heartbeats between them.
 
     ``stop_reason`` becomes the directive's reason when the trial is to stop, or ``"lost"`` when the lease is another's.
+    ``known_checkpoint`` is the newest that the server has taken note of.
     While the server cannot be reached, reports wait (coalesced by step) and training goes on.
     """
 
@@ -45,6 +46,8 @@ class Reporter:
         self._closed = False
         self._failures = 0
         self._step = -1
+        self._checkpoint: str | None = None
+        self.known_checkpoint: str | None = None
         self.stop_reason: str | None = None
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
@@ -64,6 +67,17 @@ class Reporter:
         """Note that training has reached a step; the next heartbeat says so: a slow trial is no hung one."""
         self._step = max(self._step, step)
 
+    def checkpoint(self, url: str) -> None:
+        """Have the server know where a complete checkpoint lies; returns at once."""
+        with self._lock:
+            self._checkpoint = url
+        self._wake.set()
+
+    @property
+    def unsent_checkpoint(self) -> str | None:
+        """The checkpoint that the server, being away, has not been told of."""
+        return self._checkpoint
+
     def close(self, timeout: float = 30.0) -> list[tuple[int, dict[str, float]]]:
         """Deliver what waits and stop; returns what the server, being away, has not taken."""
         self._closed = True
@@ -79,18 +93,19 @@ class Reporter:
             self._wake.clear()
             if self.stop_reason == LOST:
                 return
-            if self._waiting or time.monotonic() >= due:
+            if self._waiting or self._checkpoint or time.monotonic() >= due:
                 due = time.monotonic() + self._send()
-            if self._closed and (not self._waiting or self._failures):
+            if self._closed and (not (self._waiting or self._checkpoint) or self._failures):
                 return
 
     def _send(self) -> float:
         """Send what waits; returns the seconds until the next heartbeat or try."""
         with self._lock:
             taken, self._waiting = self._waiting, {}
+            checkpoint, self._checkpoint = self._checkpoint, None
         try:
             reached: dict[int, dict[str, float]] = {} if self._step < 0 else {self._step: {}}
-            said = self._client.report(self._lease_id, sorted({**reached, **taken}.items()))
+            said = self._client.report(self._lease_id, sorted({**reached, **taken}.items()), checkpoint)
         except (LeaseLost, NotFound):
             self.stop_reason = LOST
             return self._heartbeat
@@ -101,8 +116,10 @@ class Reporter:
                 return self._heartbeat
             with self._lock:
                 self._waiting = {**taken, **self._waiting}
+                self._checkpoint = self._checkpoint or checkpoint
             return min(LONGEST_WAIT, self._heartbeat, 0.5 * 2.0 ** min(self._failures, 5))
         self._failures = 0
+        self.known_checkpoint = checkpoint or self.known_checkpoint
         if said.directive == "stop":
             self.stop_reason = said.reason or "stopped"
         return self._heartbeat

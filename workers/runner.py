@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,17 +20,18 @@ from service.settings import Settings
 
 from .adapters import adapter_config
 from .artifacts import size_of, store_adapter
+from .cache import TokenisedCache
+from .checkpoints import StoredCheckpoints
 from .data import load_splits
 from .failures import Rejected, classify, poisons_process
 from .models import BaseWeightsChanged, WarmModel
 from .reporting import LOST, Reporter
-from .tasks import TASKS
+from .tasks import Task, find_task
 from .tasks.task import Prepared
-from .training import Outcome, train_trial
+from .training import RELEASED, Checkpoints, Outcome, train_trial
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-RELEASED = "released"
 # An outage of the server is waited out with a finished trial in hand.
 RESULT_PATIENCE_SECONDS = 3600.0
 RETRY_SECONDS = 2.0
@@ -118,11 +120,12 @@ class Runner:
             Poisoned: the trial's failure makes this process unfit for another.
         """
         reporter = Reporter(self.client, lease.id, lease.heartbeat_seconds)
+        stored = StoredCheckpoints(lease.trial, self.settings.artifacts_url, reporter)
         reporter.start()
         started = time.perf_counter()
         poison: BaseException | None = None
         try:
-            result = self._train(lease, reporter)
+            result = self._train(lease, reporter, stored)
         except Exception as error:  # every failure of a trial is a result of it
             _log.exception("trial %d failed", lease.trial.number)
             kind, message = classify(error)
@@ -131,9 +134,11 @@ class Runner:
             poison = error if poisons_process(error) else None
         result.setdefault("resources", {}).update(self._resources(started))
         undelivered = reporter.close()
+        checkpoint = reporter.unsent_checkpoint
+        stored.drop_old()
         self.trials_done += 1
         if reporter.stop_reason != LOST:
-            self._deliver(lease, undelivered, result)
+            self._deliver(lease, undelivered, checkpoint, result)
         if poison is not None:
             raise Poisoned(str(poison)) from poison
 
@@ -149,15 +154,19 @@ class Runner:
         }
 
     def _deliver(
-        self, lease: LeaseOut, undelivered: list[tuple[int, dict[str, float]]], result: dict[str, Any]
+        self,
+        lease: LeaseOut,
+        undelivered: list[tuple[int, dict[str, float]]],
+        checkpoint: str | None,
+        result: dict[str, Any],
     ) -> None:
         """Send last reports and result until they are taken: a finished trial outlives an outage of the server."""
         deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
         while True:
             try:
-                if undelivered:
-                    self.client.report(lease.id, undelivered)
-                    undelivered = []
+                if undelivered or checkpoint:
+                    self.client.report(lease.id, undelivered, checkpoint)
+                    undelivered, checkpoint = [], None
                 self.client.finish(lease.id, result)
                 return
             except (LeaseLost, NotFound) as error:
@@ -169,19 +178,21 @@ class Runner:
                     return
                 time.sleep(RETRY_SECONDS)
 
-    def _train(self, lease: LeaseOut, reporter: Reporter) -> dict[str, Any]:
+    def _train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> dict[str, Any]:
         trial = lease.trial
-        task = TASKS.get(trial.study.task.kind)
-        if task is None:
-            raise Rejected(f"this runner has no task {trial.study.task.kind!r}; it has: {', '.join(TASKS)}")
+        task = find_task(trial.study.task, self.settings.tasks)
         prepare_started = time.perf_counter()
-        warm, prepared = self._prepare(lease)
-        config = adapter_config(trial.method, trial.params, trial.study.adapter, task.task_type)
+        warm, prepared = self._prepare(lease, task)
+        config = adapter_config(trial.method, trial.params, trial.study.adapter, task.task_type, task.heads)
         model = warm.lend(config, trial.seed)
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
         try:
-            outcome = train_trial(trial, task, model, prepared, reporter, lambda: self._stop_reason(reporter))
+            with tempfile.TemporaryDirectory(prefix="cdka-resume-") as scratch:
+                checkpoints = Checkpoints(stored.bring(scratch), stored.keep, self.settings.checkpoint_seconds)
+                outcome = train_trial(
+                    trial, task, model, prepared, reporter, lambda: self._stop_reason(reporter), checkpoints
+                )
             if outcome.stop_reason is None:
                 artifact = store_adapter(
                     model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
@@ -196,6 +207,9 @@ class Runner:
             self._warm = _Warm()
             raise
         resources: dict[str, Any] = {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins}
+        resources["train_seconds"] = round(outcome.train_seconds, 3)
+        if checkpoints.resume_from is not None:
+            resources["resumed_from"] = trial.checkpoint
         if artifact is not None:
             resources["artifact_bytes"] = size_of(artifact)
         return _result(outcome, artifact, resources)
@@ -203,19 +217,20 @@ class Runner:
     def _stop_reason(self, reporter: Reporter) -> str | None:
         return reporter.stop_reason or (RELEASED if self._released.is_set() else None)
 
-    def _prepare(self, lease: LeaseOut) -> tuple[WarmModel, Prepared]:
+    def _prepare(self, lease: LeaseOut, task: Task) -> tuple[WarmModel, Prepared]:
         """The base model and the tokenised data, warm if the last trial used the same."""
         study = lease.trial.study
-        task = TASKS[study.task.kind]
         try:
             path = locate(study.model.path, self.settings.data_dirs)
         except ServiceError as error:
             raise Rejected(error.detail) from error
-        data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{study.training.max_length}"
+        training = study.training
+        data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{training.max_length}\n{training.packing}"
         if self._warm.prepared is None or self._warm.data_key != data_key:
             self._warm = _Warm()
             splits = load_splits(study.task, self.settings.data_dirs)
-            self._warm.prepared = task.prepare(study, path, splits)
+            cache = TokenisedCache(self.settings.home / "cache" / "tokenised", self.settings.cache_bytes)
+            self._warm.prepared = task.prepare(study, path, splits, cache)
             self._warm.data_key = data_key
         if self._warm.model is None:
             self._warm.model = task.load_model(study, path, self._warm.prepared)

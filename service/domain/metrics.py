@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from .study_spec import Direction
+from .task_spec import TaskKind, TaskSpec
+from .vocabulary import Direction
 
+_UP, _DOWN = Direction.MAXIMIZE, Direction.MINIMIZE
+_CLASSIFICATION = {"accuracy": _UP, "f1": _UP, "f1_positive": _UP, "matthews_correlation": _UP, "loss": _DOWN}
 METRICS: dict[str, dict[str, Direction]] = {
-    "sequence_classification": {
-        "accuracy": Direction.MAXIMIZE,
-        "f1": Direction.MAXIMIZE,
-        "matthews_correlation": Direction.MAXIMIZE,
-        "loss": Direction.MINIMIZE,
+    TaskKind.SEQUENCE_CLASSIFICATION: _CLASSIFICATION,
+    TaskKind.SEQUENCE_REGRESSION: {"pearson": _UP, "spearman": _UP, "mse": _DOWN, "mae": _DOWN, "loss": _DOWN},
+    TaskKind.CAUSAL_LM: {"loss": _DOWN, "perplexity": _DOWN, "exact_match": _UP},
+    TaskKind.SEQ2SEQ_LM: {
+        "exact_match": _UP,
+        "accuracy": _UP,
+        "f1": _UP,
+        "f1_positive": _UP,
+        "matthews_correlation": _UP,
+        "loss": _DOWN,
     },
+    TaskKind.IMAGE_CLASSIFICATION: _CLASSIFICATION,
 }
 # Metrics in [0, 1] are read in points (hundredths).
-IN_POINTS = frozenset({"accuracy", "f1", "matthews_correlation"})
+IN_POINTS = frozenset({"accuracy", "f1", "f1_positive", "matthews_correlation", "exact_match", "pearson", "spearman"})
 # What the server itself knows of a trial, as an objective beside the task's metrics.
 PARAMETERS = "parameters"
 COMPUTED: dict[str, Direction] = {PARAMETERS: Direction.MINIMIZE}
+
+
+def metrics_of(task: TaskSpec) -> dict[str, Direction]:
+    """The metrics of a task, each with the way in which it is better."""
+    return dict(task.custom.metrics) if task.custom is not None else METRICS[task.kind]
+
+
+def natural_direction(task: TaskSpec) -> Direction:
+    """Which way the task's metric is better; an unknown one is taken to be maximised (and refused elsewhere)."""
+    return metrics_of(task).get(task.metric, Direction.MAXIMIZE)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from .metrics import natural_direction
 from .search_space import STRICT, SearchSpace, Size
+from .task_spec import Columns, DatasetSpec, TaskSpec
+from .training_spec import ResourcesSpec, TrainingSpec
+from .vocabulary import PLAIN, Direction, Name, Text
 
-# Without control characters: they belong to no name, and PostgreSQL keeps no NUL.
-PLAIN = r"^[^\x00-\x1f\x7f]*$"
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=PLAIN)]
-Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=PLAIN)]
-
-
-class Direction(StrEnum):
-    MAXIMIZE = "maximize"
-    MINIMIZE = "minimize"
+__all__ = [
+    "PLAIN",
+    "AdapterSpec",
+    "BudgetSpec",
+    "Columns",
+    "CompareSpec",
+    "ComponentSizes",
+    "DatasetSpec",
+    "Direction",
+    "LimitsSpec",
+    "ModelSpec",
+    "Name",
+    "Objective",
+    "ResourcesSpec",
+    "SearchSpec",
+    "StudySpec",
+    "TaskSpec",
+    "Text",
+    "TrainingSpec",
+]
 
 
 class ModelSpec(BaseModel):
@@ -27,55 +41,6 @@ class ModelSpec(BaseModel):
     model_config = STRICT
     path: Text
     revision: Text | None = None
-
-
-class DatasetSpec(BaseModel):
-    """What ``datasets.load_dataset`` takes. Files are named relative to the allowed data directories."""
-
-    model_config = STRICT
-    path: Text
-    name: Text | None = None
-    revision: Text | None = None
-    data_files: dict[Literal["train", "validation", "test"], Text] | None = None
-
-    @field_validator("data_files")
-    @classmethod
-    def _has_train(cls, files: dict[str, str] | None) -> dict[str, str] | None:
-        if files is not None and "train" not in files:
-            raise ValueError("data_files needs a train split")
-        return files
-
-
-class Columns(BaseModel):
-    """Which columns of the data hold what."""
-
-    model_config = STRICT
-    text: Name = "text"
-    text_pair: Name | None = None
-    label: Name = "label"
-
-
-class TaskSpec(BaseModel):
-    """What is trained and by what it is judged."""
-
-    model_config = STRICT
-    kind: Literal["sequence_classification"]
-    dataset: DatasetSpec
-    columns: Columns = Columns()
-    metric: Name = "accuracy"
-
-
-class TrainingSpec(BaseModel):
-    """The training that all trials share."""
-
-    model_config = STRICT
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
-    max_length: Annotated[int, Field(ge=1, le=1_048_576)] = 128
-    precision: Literal["fp32", "bf16"] = "fp32"
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
 
 
 class AdapterSpec(BaseModel):
@@ -164,14 +129,6 @@ class CompareSpec(BaseModel):
     tuning_trials: Annotated[int, Field(ge=2, le=100)] = 4
 
 
-class ResourcesSpec(BaseModel):
-    """What one trial holds while it runs."""
-
-    model_config = STRICT
-    cpus: Annotated[float, Field(gt=0, le=1024)] = 1
-    gpus: Annotated[float, Field(ge=0, le=64)] = 0
-
-
 class StudySpec(BaseModel):
     """A search for the best component structure of one adapter on one model, task and budget."""
 
@@ -192,8 +149,8 @@ class StudySpec(BaseModel):
 
     @property
     def all_objectives(self) -> list[Objective]:
-        """The objectives; the task's metric, maximised, where none is named."""
-        return self.objectives or [Objective(metric=self.task.metric, direction=Direction.MAXIMIZE)]
+        """The objectives; the task's metric, the way it is better, where none is named."""
+        return self.objectives or [Objective(metric=self.task.metric, direction=natural_direction(self.task))]
 
     @property
     def objective(self) -> Objective:
@@ -208,4 +165,10 @@ class StudySpec(BaseModel):
     @property
     def model_key(self) -> str:
         """What a warm runner holds for this study: base model and revision."""
-        return f"{PurePosixPath(self.model.path)}@{self.model.revision or 'main'}"
+        key = f"{PurePosixPath(self.model.path)}@{self.model.revision or 'main'}"
+        return key if self.training.quantization == "none" else f"{key}#{self.training.quantization}"
+
+    @property
+    def metrics_wanted(self) -> set[str]:
+        """The metrics that something depends on: the others need not be computed where they are dear."""
+        return {o.metric for o in self.all_objectives} | {self.task.metric, self.pruning_metric}

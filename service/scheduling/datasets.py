@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..domain.study_spec import Columns, DatasetSpec
+from ..domain.task_spec import DataSource, TaskSpec
 from ..errors import Fault, InvalidRequest
 from ..paths import locate, resolve_inside
 
@@ -16,12 +16,27 @@ FILE_BUILDERS = ("json", "csv", "parquet", "arrow")
 _LONGEST_RECORD = 16 * 1024 * 1024
 
 
-def check_dataset(dataset: DatasetSpec, columns: Columns, roots: Sequence[Path], at: str) -> list[Fault]:
-    """Every fault of a dataset: files that are missing or outside, columns that the first record lacks.
+def check_dataset(task: TaskSpec, roots: Sequence[Path], at: str) -> list[Fault]:
+    """Every fault of a task's data: files that are missing or outside, columns that the first record lacks.
 
     Files in json lines and csv are looked into here. Other formats and hub datasets are the runner's to judge, who
     fails the study with the reason.
     """
+    faults = _check_source(task.dataset, _places(task.roles, task.columns_read, at), roots, at)
+    if task.evaluation is not None:
+        inner = f"{at}/evaluation"
+        places = _places(task.evaluation_roles, task.evaluation_columns_read, inner)
+        faults += _check_source(task.evaluation.dataset, places, roots, inner)
+    return faults
+
+
+def _places(roles: dict[str, str], columns: Sequence[str], at: str) -> dict[str, str]:
+    """Where the study names each column that is read."""
+    named = {column: f"{at}/columns/{role}" for role, column in roles.items()}
+    return {column: named.get(column, f"{at}/template") for column in columns}
+
+
+def _check_source(dataset: DataSource, columns: dict[str, str], roots: Sequence[Path], at: str) -> list[Fault]:
     if dataset.data_files is None:
         if dataset.path in FILE_BUILDERS:
             return [Fault(f"{at}/dataset/data_files", f"{dataset.path} needs data_files: {{train: FILE, ...}}")]
@@ -44,24 +59,22 @@ def check_dataset(dataset: DatasetSpec, columns: Columns, roots: Sequence[Path],
         if file is None or not file.is_file():
             faults.append(Fault(place, f"there is no file {name!r} in the allowed data directories (CDKA_DATA_DIRS)"))
             continue
-        faults += _check_columns(dataset.path, file, columns, place, at)
+        faults += _check_columns(dataset.path, file, columns, place)
     return faults
 
 
-def _check_columns(builder: str, file: Path, columns: Columns, place: str, at: str) -> list[Fault]:
+def _check_columns(builder: str, file: Path, columns: dict[str, str], place: str) -> list[Fault]:
     try:
         present = _columns(builder, file)
     except (OSError, ValueError, csv.Error) as error:
         return [Fault(place, f"cannot be read as {builder}: {error}")]
     if present is None:
         return []
-    faults = []
-    for role, column in columns.model_dump().items():
-        if column is not None and column not in present:
-            faults.append(
-                Fault(f"{at}/columns/{role}", f"{file.name} has no column {column!r}; it has: {', '.join(present)}")
-            )
-    return faults
+    return [
+        Fault(at, f"{file.name} has no column {column!r}; it has: {', '.join(present)}")
+        for column, at in columns.items()
+        if column not in present
+    ]
 
 
 def _columns(builder: str, file: Path) -> list[str] | None:

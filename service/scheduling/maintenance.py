@@ -12,6 +12,7 @@ from ..db.idempotency import KeptAnswers
 from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.tokens import Tokens
+from ..db.trials import Trials
 from ..db.webhooks import Webhooks
 from ..domain.records import Lease, Study
 from ..domain.states import StudyState
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 # A POST may be repeated under its key for so long.
 KEPT_ANSWERS = timedelta(hours=24)
 KEPT_RUNNERS = timedelta(days=7)
+# Checkpoints removed in one go.
+MOST_COLLECTED = 200
 
 
 def maintain(ctx: Context) -> None:
@@ -106,6 +109,31 @@ def tidy(ctx: Context) -> None:
         Webhooks(session).forget_before(old)
         Events(session).forget_before(old)
         Leases(session).forget_runners(now - KEPT_RUNNERS)
+
+
+def collect_checkpoints(ctx: Context) -> int:
+    """Remove the checkpoints of trials that nothing will go on from; returns of how many."""
+    with ctx.db.read() as session:
+        over = Trials(session).needless_checkpoints(MOST_COLLECTED)
+    removed = 0
+    for trial_id, checkpoint in over:
+        # All of a trial's lie in one folder.
+        try:
+            files, path = fsspec.url_to_fs(checkpoint.rsplit("/", 1)[0])
+            if path.rstrip("/").endswith("/checkpoints") and files.exists(path):
+                files.rm(path, recursive=True)
+        except OSError:
+            _log.exception("the checkpoints of trial %s cannot be removed; they are tried again later", trial_id)
+            continue
+        _forget_checkpoint(ctx, trial_id)
+        removed += 1
+    return removed
+
+
+@retried
+def _forget_checkpoint(ctx: Context, trial_id: str) -> None:
+    with ctx.db.write() as session:
+        Trials(session).write(trial_id, checkpoint=None)
 
 
 def purge_deleted(ctx: Context) -> list[str]:

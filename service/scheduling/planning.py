@@ -14,7 +14,7 @@ from transformers import AutoConfig
 import cdka
 
 from ..domain.faults import schema_faults
-from ..domain.metrics import COMPUTED, METRICS
+from ..domain.metrics import COMPUTED, metrics_of
 from ..domain.plan import LayerShape, Plan
 from ..domain.records import StoredPrediction
 from ..domain.search_space import FloatRange, SearchSpace, Structure
@@ -29,7 +29,7 @@ from ..domain.study_spec import (
     TrainingSpec,
 )
 from ..errors import Fault, InvalidRequest, InvalidStudy
-from ..paths import locate
+from ..paths import gguf_file, locate
 from .datasets import check_dataset
 from .strategies import grid_faults, search_faults
 
@@ -62,13 +62,13 @@ def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
         faults += _task_faults(task, sections.get("objectives") or [], roots)
     if (search := sections.get("search")) is not None:
         objectives = sections.get("objectives") or []
-        faults += search_faults(search, len(objectives), METRICS[task.kind] if task is not None else None)
+        faults += search_faults(search, len(objectives), metrics_of(task) if task is not None else None)
     if (compare := sections.get("compare")) is not None and (space := sections.get("search_space")) is not None:
         faults += _compare_faults(compare, space)
     plan = None
     model, adapter, budget = (sections.get(name) for name in ("model", "adapter", "budget"))
     if model is not None and adapter is not None:
-        kind = task.kind if task is not None else None
+        kind = task.architecture if task is not None else None
         shapes, base, found = _read_model(model, adapter, kind, roots, sections.get("training"))
         faults += found
         if shapes and budget is not None:
@@ -118,11 +118,12 @@ def _sections(body: Any) -> dict[str, Any]:
 
 
 def _task_faults(task: TaskSpec, objectives: Sequence[Objective], roots: Sequence[Path]) -> list[Fault]:
-    faults = check_dataset(task.dataset, task.columns, roots, "#/task")
-    if task.metric not in METRICS[task.kind]:
-        there = ", ".join(METRICS[task.kind])
+    faults = check_dataset(task, roots, "#/task")
+    named = metrics_of(task)
+    if task.metric not in named:
+        there = ", ".join(named)
         faults.append(Fault("#/task/metric", f"unknown metric {task.metric!r} for {task.kind}; there are: {there}"))
-    known = {**METRICS[task.kind], **COMPUTED}
+    known = {**named, **COMPUTED}
     for k, objective in enumerate(objectives):
         place, metric = f"#/objectives/{k}/metric", objective.metric
         if metric not in known:
@@ -130,7 +131,7 @@ def _task_faults(task: TaskSpec, objectives: Sequence[Objective], roots: Sequenc
         if metric in [o.metric for o in objectives[:k]]:
             faults.append(Fault(place, f"{metric!r} is an objective already"))
     if objectives and objectives[0].metric in COMPUTED:
-        message = f"the first objective is what the confirmation judges by: one of {', '.join(METRICS[task.kind])}"
+        message = f"the first objective is what the confirmation judges by: one of {', '.join(named)}"
         faults.append(Fault("#/objectives/0/metric", message))
     for k, objective in enumerate(objectives):
         natural = known.get(objective.metric)
@@ -156,7 +157,9 @@ def _read_model(
     """Shapes of the adapted layers and the base model's parameters."""
     try:
         where = locate(model.path, roots)
-        config = AutoConfig.from_pretrained(where, revision=model.revision, trust_remote_code=False)
+        file = gguf_file(where)
+        form = {} if file is None else {"gguf_file": file}
+        config = AutoConfig.from_pretrained(where, revision=model.revision, trust_remote_code=False, **form)
         built = cdka.meta_model(config, kind)
     except InvalidRequest as error:
         return [], 0, [Fault("#/model/path", error.detail)]

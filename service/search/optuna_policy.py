@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from ..domain.metrics import METRICS
+from ..domain.metrics import metrics_of
 from ..domain.records import Observation
 from ..domain.study_spec import Direction, Objective, StudySpec
 from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite, to_params
@@ -41,7 +41,7 @@ def derive_seed(study_seed: int, number: int, repeated: int = 0) -> int:
 def _direction(spec: StudySpec, metric: str) -> Direction:
     """Which way the pruning metric is better: as an objective says, else by its nature."""
     named = {o.metric: o.direction for o in spec.all_objectives}
-    return named.get(metric) or METRICS[spec.task.kind].get(metric, spec.objective.direction)
+    return named.get(metric) or metrics_of(spec.task).get(metric, spec.objective.direction)
 
 
 class OptunaPolicy:

@@ -47,7 +47,7 @@ def test_a_trial_is_trained_reported_and_stored(api: Api, runner: Runner, data_r
     step(runner)
     (trial,) = trials(api, study)
     assert trial["state"] == "completed"
-    assert trial["metrics"].keys() == {"loss", "accuracy", "f1", "matthews_correlation"}
+    assert trial["metrics"].keys() == {"loss", "accuracy", "f1", "f1_positive", "matthews_correlation"}
     reported = api.call("GET", f"/trials/{trial['id']}/metrics").json()["items"]
     assert [m["step"] for m in reported if m["name"] == "accuracy"] == [5, 10, 15]  # 40 examples in batches of 8
     assert [m["value"] for m in reported if m["name"] == "accuracy"][-1] == trial["metrics"]["accuracy"]
@@ -120,7 +120,7 @@ def test_a_cancelled_study_stops_training_within_a_step(
     seen: list[int] = []
     original = runner_module.train_trial
 
-    def cancel_at_first_report(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, stop_reason: Any) -> Any:
+    def cancel_at_first_report(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> Any:
         original_report = reports.report
 
         def reporting(at: int, metrics: dict[str, float]) -> None:
@@ -130,7 +130,7 @@ def test_a_cancelled_study_stops_training_within_a_step(
             original_report(at, metrics)
 
         reports.report = reporting
-        return original(trial, task, model, prepared, reports, stop_reason)
+        return original(trial, task, model, prepared, reports, *rest)
 
     monkeypatch.setattr(runner_module, "train_trial", cancel_at_first_report)
     runner.run_lease(lease)

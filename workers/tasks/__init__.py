@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Mapping
+
+from service.schemas.specs import TaskKind, TaskSpec
+
+from ..failures import Rejected
+from .causal_lm import CausalLM
+from .image_classification import ImageClassification
+from .seq2seq_lm import Seq2SeqLM
 from .sequence_classification import SequenceClassification
+from .sequence_regression import SequenceRegression
 from .task import Task
 
-TASKS: dict[str, Task] = {"sequence_classification": SequenceClassification()}
+TASKS: dict[str, Task] = {
+    TaskKind.SEQUENCE_CLASSIFICATION: SequenceClassification(),
+    TaskKind.SEQUENCE_REGRESSION: SequenceRegression(),
+    TaskKind.CAUSAL_LM: CausalLM(),
+    TaskKind.SEQ2SEQ_LM: Seq2SeqLM(),
+    TaskKind.IMAGE_CLASSIFICATION: ImageClassification(),
+}
 
-__all__ = ["TASKS", "Task"]
+
+def find_task(spec: TaskSpec, own: Mapping[str, str]) -> Task:
+    """The task of a study: one of ours, or one of the team's own by the name it has in ``CDKA_TASKS``.
+
+    Raises:
+        Rejected: this runner does not have it, or it cannot be imported.
+    """
+    if spec.custom is None:
+        return TASKS[spec.kind]
+    name = spec.custom.name
+    if name not in own:
+        raise Rejected(f"this runner has no task {name!r} (CDKA_TASKS); it has: {', '.join(own) or 'none of its own'}")
+    try:
+        made: Task = pkgutil.resolve_name(own[name])()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise Rejected(f"the task {name!r} cannot be made of {own[name]!r}: {error}") from error
+    return made
+
+
+__all__ = ["TASKS", "Task", "find_task"]

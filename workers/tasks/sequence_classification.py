@@ -1,59 +1,80 @@
-"""Classification of texts (and pairs of texts)."""
+"""Classification of texts and of pairs of texts, by an encoder or a decoder."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import torch
 from peft import TaskType
-from sklearn import metrics
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from service.schemas.specs import StudySpec
 
+from ..cache import TokenisedCache
 from ..data import Splits
-from ..failures import Rejected
 from ..models import WarmModel, load_warm
+from .batches import batches
+from .classification import class_index, classes_of, classification_scores
 from .task import Prepared, Scores
+from .texts import load_tokenizer
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
+
+
+def prepare_texts(
+    study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache, label_of: Any, facts: dict[str, Any]
+) -> Prepared:
+    """Tokenise texts, or pairs of them, to at most ``training.max_length`` tokens; padding is left to each batch."""
+    tokenizer = load_tokenizer(study, model_path)
+
+    def tokenised(split: Any, roles: dict[str, str]) -> Any:
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            pair = [batch[roles["text_pair"]]] if "text_pair" in roles else []
+            encoded = tokenizer(batch[roles["text"]], *pair, truncation=True, max_length=study.training.max_length)
+            encoded["labels"] = [label_of(label) for label in batch[roles["label"]]]
+            return dict(encoded)
+
+        parts = {
+            "data": split._fingerprint,
+            "model": [study.model_key, model_path],
+            "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
+            "roles": roles,
+            "max_length": study.training.max_length,
+            "facts": facts,
+            "kind": study.task.kind,
+        }
+        return cache.get(parts, lambda: split.map(encode, batched=True, remove_columns=split.column_names))
+
+    roles, evaluated = study.task.roles, study.task.evaluation_roles
+    return Prepared(
+        train=tokenised(splits.train, roles),
+        validation=tokenised(splits.validation, roles if _carved(splits, "validation") else evaluated),
+        test=tokenised(splits.test, roles if _carved(splits, "test") else evaluated),
+        collator=DataCollatorWithPadding(tokenizer),
+        tokenizer=tokenizer,
+        origins=splits.origins,
+        facts=facts,
+    )
+
+
+def _carved(splits: Splits, name: str) -> bool:
+    return "carved" in splits.origins[name]
 
 
 class SequenceClassification:
     """See :class:`~workers.tasks.task.Task`. Classes are those of the training split, sorted by name."""
 
-    task_type = TaskType.SEQ_CLS
+    task_type: TaskType | None = TaskType.SEQ_CLS
+    heads: tuple[str, ...] = ()
 
-    def prepare(self, study: StudySpec, model_path: str, splits: Splits) -> Prepared:
-        """Tokenise to at most ``training.max_length`` tokens; padding is left to each batch."""
-        columns = study.task.columns
-        classes = _classes(splits.train, columns.label)
+    def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
+        """See :func:`prepare_texts`."""
+        classes = classes_of(splits.train, study.task.roles["label"])
         index = {label: k for k, label in enumerate(classes)}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                model_path, revision=study.model.revision, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise Rejected(f"no tokenizer in {model_path!r}: {str(error).splitlines()[0]}") from error
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-
-        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            pair = [batch[columns.text_pair]] if columns.text_pair else []
-            encoded = tokenizer(batch[columns.text], *pair, truncation=True, max_length=study.training.max_length)
-            encoded["labels"] = [_index(index, label) for label in batch[columns.label]]
-            return dict(encoded)
-
-        def tokenised(split: Any) -> Any:
-            return split.map(encode, batched=True, remove_columns=split.column_names)
-
-        return Prepared(
-            train=tokenised(splits.train),
-            validation=tokenised(splits.validation),
-            test=tokenised(splits.test),
-            collator=DataCollatorWithPadding(tokenizer),
-            tokenizer=tokenizer,
-            origins=splits.origins,
-            facts={"classes": [str(label) for label in classes]},
-        )
+        facts = {"classes": [str(label) for label in classes]}
+        return prepare_texts(study, model_path, splits, cache, lambda label: class_index(index, label), facts)
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The encoder or decoder with a classification head of one logit a class."""
@@ -61,7 +82,7 @@ class SequenceClassification:
         warm = load_warm(
             AutoModelForSequenceClassification,
             model_path,
-            study.model.revision,
+            study,
             num_labels=len(classes),
             id2label=dict(enumerate(classes)),
             label2id={label: k for k, label in enumerate(classes)},
@@ -70,29 +91,16 @@ class SequenceClassification:
             warm.model.config.pad_token_id = prepared.tokenizer.pad_token_id
         return warm
 
-    def score(self, predictions: np.ndarray, labels: np.ndarray, objective: str) -> Scores:
-        """Accuracy, macro F1 and Matthews correlation; accuracy is a mean over examples."""
-        chosen = predictions.argmax(axis=-1)
-        values = {
-            "accuracy": float(metrics.accuracy_score(labels, chosen)),
-            "f1": float(metrics.f1_score(labels, chosen, average="macro")),
-            "matthews_correlation": float(metrics.matthews_corrcoef(labels, chosen)),
-        }
-        hits = (chosen == labels).astype(float).tolist() if objective == "accuracy" else None
-        return Scores(values, hits)
+    def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
+        """Accuracy, F1, Matthews correlation, loss."""
+        return judge_logits(study, model, split, prepared, INPUTS)
 
 
-def _classes(train: Any, column: str) -> list[Any]:
-    feature = train.features[column]
-    if hasattr(feature, "names"):
-        return list(range(len(feature.names)))
-    classes = sorted(set(train[column]), key=str)
-    if len(classes) < 2:
-        raise Rejected(f"the training split's column {column!r} holds {len(classes)} class; it takes two or more")
-    return classes
-
-
-def _index(index: dict[Any, int], label: Any) -> int:
-    if label not in index:
-        raise Rejected(f"label {label!r} does not occur in the training split, which has: {', '.join(map(str, index))}")
-    return index[label]
+def judge_logits(study: StudySpec, model: Any, split: Any, prepared: Prepared, inputs: tuple[str, ...]) -> Scores:
+    """Score the largest logit of every example."""
+    logits = np.zeros((len(split), len(prepared.facts["classes"])))
+    labels = np.asarray(split["labels"])
+    for chosen, batch in batches(study, model, split, prepared.collator, inputs):
+        logits[chosen] = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double().cpu().numpy()
+    losses = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels), reduction="none").tolist()
+    return classification_scores(logits.argmax(-1), labels, logits.shape[1], losses, study.objective.metric)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 from peft import TaskType
 
 from service.schemas.specs import StudySpec
 
+from ..cache import TokenisedCache
 from ..data import Splits
 from ..models import WarmModel
 
@@ -24,7 +25,7 @@ class Prepared:
     collator: Any
     tokenizer: Any
     origins: dict[str, str]
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -36,11 +37,16 @@ class Scores:
 
 
 class Task(Protocol):
-    """One kind of task: how its data is prepared, its model loaded and its predictions judged."""
+    """One kind of task: how its data is prepared, its model loaded and its predictions judged.
 
-    task_type: TaskType
+    ``task_type`` is what PEFT calls it, ``heads`` the modules that are trained whole beside the adapter where PEFT does
+    not know them by the task type.
+    """
 
-    def prepare(self, study: StudySpec, model_path: str, splits: Splits) -> Prepared:
+    task_type: TaskType | None
+    heads: tuple[str, ...]
+
+    def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
         """Tokenise the splits.
 
         Raises:
@@ -56,6 +62,9 @@ class Task(Protocol):
         """
         ...
 
-    def score(self, predictions: np.ndarray, labels: np.ndarray, objective: str) -> Scores:
-        """Judge predictions (logits, one row an example) by every metric of the task but the loss."""
+    def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
+        """Judge a model, in evaluation mode and without gradients, on a prepared split.
+
+        Returns the task's metrics; those that are dear to compute only where they are ``wanted``.
+        """
         ...

@@ -1,0 +1,259 @@
+"""What is trained, on which data, and by what it is judged."""
+
+from __future__ import annotations
+
+import string
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+
+from .search_space import STRICT
+from .vocabulary import Direction, Name, Text
+
+Split = Literal["train", "validation", "test"]
+# What fills a template is text of one row: no attribute or index is looked up in it.
+_PLAIN_FIELDS = "write {column} for the columns of the data, and {{ }} for braces"
+
+
+class TaskKind(StrEnum):
+    SEQUENCE_CLASSIFICATION = "sequence_classification"
+    SEQUENCE_REGRESSION = "sequence_regression"
+    CAUSAL_LM = "causal_lm"
+    SEQ2SEQ_LM = "seq2seq_lm"
+    IMAGE_CLASSIFICATION = "image_classification"
+    CUSTOM = "custom"
+
+
+def template_fields(template: str) -> list[str]:
+    """The columns that a template names, each once.
+
+    Raises:
+        ValueError: it is no template, or asks for more than a column's text.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"not a template ({error}): {_PLAIN_FIELDS}") from None
+    fields = []
+    for _, field, form, conversion in parts:
+        if field is None:
+            continue
+        if not field or form or conversion or any(c in field for c in ".[]!:"):
+            raise ValueError(f"{{{field}}} is more than a column's name: {_PLAIN_FIELDS}")
+        fields.append(field)
+    return list(dict.fromkeys(fields))
+
+
+def _is_template(value: str) -> str:
+    if not template_fields(value):
+        raise ValueError(f"the template names no column: {_PLAIN_FIELDS}")
+    return value
+
+
+Template = Annotated[str, Field(min_length=1, max_length=20_000), AfterValidator(_is_template)]
+
+
+class DataSource(BaseModel):
+    """What ``datasets.load_dataset`` takes. Files are named relative to the allowed data directories.
+
+    ``splits`` says where each split comes from in the dataset's own words (``train[:1000]``); ``sample`` keeps so many
+    examples of a split, drawn by ``seed``. With ``streaming`` only what ``sample`` asks for is ever downloaded.
+    """
+
+    model_config = STRICT
+    path: Text
+    name: Text | None = None
+    revision: Text | None = None
+    data_files: dict[Split, Text] | None = None
+    splits: dict[Split, Text] | None = None
+    sample: dict[Split, Annotated[int, Field(ge=1)]] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    streaming: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSource:
+        if self.splits is not None and self.data_files is not None:
+            raise ValueError("give data_files or splits, not both: files name their splits themselves")
+        if self.streaming:
+            named = self.splits or self.data_files or {"train": "train"}
+            unbounded = [split for split in named if split not in (self.sample or {})]
+            if unbounded:
+                raise ValueError(f"streaming needs sample to say how many examples of {', '.join(unbounded)} to take")
+            if any("[" in source for source in (self.splits or {}).values()):
+                raise ValueError("streaming takes whole splits in splits; sample says how much of them is read")
+        return self
+
+
+class DatasetSpec(DataSource):
+    """The data that is trained on; validation and test are carved out of it where it lacks them."""
+
+    @field_validator("data_files", "splits")
+    @classmethod
+    def _has_train(cls, files: dict[str, str] | None) -> dict[str, str] | None:
+        if files is not None and "train" not in files:
+            raise ValueError("it needs a train split")
+        return files
+
+
+class Columns(BaseModel):
+    """Which columns of the data hold what; each kind of task has its own roles, see :data:`ROLES`."""
+
+    model_config = STRICT
+    text: Name | None = None
+    text_pair: Name | None = None
+    label: Name | None = None
+    prompt: Name | None = None
+    completion: Name | None = None
+    messages: Name | None = None
+    target: Name | None = None
+    image: Name | None = None
+
+
+# Roles that a kind of task reads, in order; a role that is not optional is a column of its own name by default.
+ROLES: dict[TaskKind, tuple[str, ...]] = {
+    TaskKind.SEQUENCE_CLASSIFICATION: ("text", "text_pair", "label"),
+    TaskKind.SEQUENCE_REGRESSION: ("text", "text_pair", "label"),
+    TaskKind.CAUSAL_LM: ("prompt", "completion", "messages"),
+    TaskKind.SEQ2SEQ_LM: ("text", "target"),
+    TaskKind.IMAGE_CLASSIFICATION: ("image", "label"),
+    TaskKind.CUSTOM: tuple(Columns.model_fields),
+}
+_OPTIONAL = frozenset({"text_pair", "messages"})
+# The role whose text a template makes.
+TEMPLATED: dict[TaskKind, str] = {TaskKind.CAUSAL_LM: "prompt", TaskKind.SEQ2SEQ_LM: "text"}
+DEFAULT_METRIC: dict[TaskKind, str] = {
+    TaskKind.SEQUENCE_CLASSIFICATION: "accuracy",
+    TaskKind.SEQUENCE_REGRESSION: "pearson",
+    TaskKind.CAUSAL_LM: "loss",
+    TaskKind.SEQ2SEQ_LM: "exact_match",
+    TaskKind.IMAGE_CLASSIFICATION: "accuracy",
+}
+
+
+class GenerationSpec(BaseModel):
+    """How answers are generated (greedily) and what of them is compared with the reference for ``exact_match``."""
+
+    model_config = STRICT
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 128
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    extractor: Literal["text", "gsm8k", "last_number", "regex"] = "text"
+    pattern: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+
+    @model_validator(mode="after")
+    def _pattern_for_regex(self) -> GenerationSpec:
+        if (self.extractor == "regex") != (self.pattern is not None):
+            raise ValueError("extractor: regex takes a pattern (its first group is the answer), and only it does")
+        return self
+
+
+class EvaluationSpec(BaseModel):
+    """Validation and test data of another source than the training's."""
+
+    model_config = STRICT
+    dataset: DataSource
+    columns: Columns = Columns()
+    template: Template | None = None
+
+
+class CustomSpec(BaseModel):
+    """A team's own task: what the server has to know of it; the code is the runners' (``CDKA_TASKS``)."""
+
+    model_config = STRICT
+    name: Name
+    architecture: Literal["sequence_classification", "causal_lm", "seq2seq_lm", "image_classification"]
+    metrics: Annotated[dict[Name, Direction], Field(min_length=1, max_length=50)]
+    options: dict[str, Any] = {}
+
+
+class TaskSpec(BaseModel):
+    """What is trained and by what it is judged."""
+
+    model_config = STRICT
+    kind: TaskKind
+    dataset: DatasetSpec
+    columns: Columns = Columns()
+    template: Template | None = None
+    label_words: Annotated[dict[Name, Text], Field(min_length=2, max_length=1000)] | None = None
+    evaluation: EvaluationSpec | None = None
+    generation: GenerationSpec = GenerationSpec()
+    custom: CustomSpec | None = None
+    metric: Name = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_metric(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "metric" not in data:
+            custom = data.get("custom")
+            named = custom.get("metrics") if isinstance(custom, dict) else None
+            first = next(iter(named), None) if isinstance(named, dict) else None
+            kind = data.get("kind")
+            metric = next((m for k, m in DEFAULT_METRIC.items() if k == kind), first)
+            if isinstance(metric, str):
+                return {**data, "metric": metric}
+        return data
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> TaskSpec:
+        roles = ROLES[self.kind]
+        for columns in (self.columns, *([self.evaluation.columns] if self.evaluation else [])):
+            strange = [r for r, column in columns.model_dump().items() if column is not None and r not in roles]
+            if strange:
+                raise ValueError(f"{self.kind} has no column for {strange[0]!r}; it has: {', '.join(roles)}")
+        if self.template is not None and self.kind not in TEMPLATED:
+            raise ValueError(f"{self.kind} takes no template; {' and '.join(TEMPLATED)} do")
+        if self.label_words is not None and self.kind is not TaskKind.SEQ2SEQ_LM:
+            raise ValueError("label_words are for seq2seq_lm")
+        if (self.kind is TaskKind.CUSTOM) != (self.custom is not None):
+            raise ValueError("kind: custom goes with a custom section, and only it")
+        return self
+
+    @property
+    def architecture(self) -> str:
+        """The kind of model that is adapted."""
+        if self.custom is not None:
+            return self.custom.architecture
+        return self.kind
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The column of each role that this task reads from its training data."""
+        return roles_of(self.kind, self.columns, self.template)
+
+    @property
+    def evaluation_roles(self) -> dict[str, str]:
+        """The column of each role that this task reads from its validation and test data."""
+        if self.evaluation is None:
+            return self.roles
+        return roles_of(self.kind, self.evaluation.columns, self.evaluation.template or self.template)
+
+    @property
+    def columns_read(self) -> list[str]:
+        """Every column that the training data must have."""
+        return _columns_read(self.kind, self.roles, self.template)
+
+    @property
+    def evaluation_columns_read(self) -> list[str]:
+        """Every column that the validation and test data must have."""
+        if self.evaluation is None:
+            return self.columns_read
+        template = self.evaluation.template or self.template
+        return _columns_read(self.kind, self.evaluation_roles, template)
+
+
+def roles_of(kind: TaskKind, columns: Columns, template: str | None) -> dict[str, str]:
+    """Roles with their columns: as named, else a column of the role's own name."""
+    given = {role: column for role, column in columns.model_dump().items() if column is not None}
+    if kind is TaskKind.CUSTOM:
+        return given
+    if kind is TaskKind.CAUSAL_LM and "messages" in given:
+        return {"messages": given["messages"]}
+    made = TEMPLATED.get(kind) if template is not None else None
+    return {
+        role: given.get(role, role) for role in ROLES[kind] if role != made and (role in given or role not in _OPTIONAL)
+    }
+
+
+def _columns_read(kind: TaskKind, roles: dict[str, str], template: str | None) -> list[str]:
+    made = template_fields(template) if template is not None and "messages" not in roles else []
+    return list(dict.fromkeys([*roles.values(), *made]))

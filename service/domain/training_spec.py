@@ -1,0 +1,53 @@
+"""The training that all trials of a study share, and what one trial holds while it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from .search_space import STRICT
+
+
+class TrainingSpec(BaseModel):
+    """The training that all trials share.
+
+    ``max_steps`` ends a training before its epochs do. Trials are evaluated after each epoch, or every ``eval_steps``
+    optimizer steps, and leave a checkpoint then, or every ``checkpoint_steps``. ``lora_plus_ratio`` is the learning
+    rate of B over that of A (LoRA+, arXiv 2402.12354). ``batching: length`` puts texts of like length in a batch.
+    """
+
+    model_config = STRICT
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
+    max_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    eval_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    checkpoint_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
+    gradient_accumulation: Annotated[int, Field(ge=1, le=65_536)] = 1
+    gradient_checkpointing: bool = False
+    max_length: Annotated[int, Field(ge=1, le=1_048_576)] = 128
+    packing: bool = False
+    batching: Literal["random", "length"] = "random"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = False
+    quantization: Literal["none", "4bit"] = "none"
+    optimizer: Literal["adamw", "adamw_fused", "adafactor", "sgd"] = "adamw_fused"
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+
+    @model_validator(mode="after")
+    def _ratio_has_an_optimizer(self) -> TrainingSpec:
+        if self.lora_plus_ratio != 1 and not self.optimizer.startswith("adamw"):
+            raise ValueError(f"lora_plus_ratio is for adamw and adamw_fused, not {self.optimizer}")
+        return self
+
+
+class ResourcesSpec(BaseModel):
+    """What one trial holds while it runs."""
+
+    model_config = STRICT
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1
+    gpus: Annotated[float, Field(ge=0, le=64)] = 0

@@ -1,0 +1,161 @@
+"""Checkpoints: whole or not there, resumed bit for bit, removed when nothing needs them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from service.client import Client
+from service.scheduling.maintenance import collect_checkpoints
+from tests.conftest import Api
+from tests.service.test_client_and_cli import AppTransport
+from workers import runner as runner_module
+from workers.runner import Runner
+
+# Five steps an epoch; what interrupts comes in the middle of one.
+LONG = {"epochs": 3, "checkpoint_steps": 4}
+SPACE = {"learning_rate": 5e-3, "r1": 2, "r2": {"choices": [4]}}
+
+
+@pytest.fixture
+def runner(api: Api) -> Iterator[Runner]:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+        yield Runner(client, api.ctx.settings, "runner-1")
+
+
+def run(runner: Runner) -> None:
+    lease = runner._next_lease()
+    assert lease is not None
+    runner.run_lease(lease)
+
+
+def only_trial(api: Api, study: dict[str, Any]) -> dict[str, Any]:
+    (trial,) = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]
+    return trial  # type: ignore[no-any-return]
+
+
+def checkpoint_of(api: Api, study: dict[str, Any]) -> str | None:
+    from service.db.trials import Trials
+
+    with api.ctx.db.read() as session:
+        return Trials(session).get(only_trial(api, study)["id"]).checkpoint
+
+
+def release_at(runner: Runner, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tell the runner to give its trial back as a preemption notice does, at a step."""
+    original = runner_module.train_trial
+
+    def training(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> Any:
+        progress = reports.progress
+
+        def at(reached: int) -> None:
+            progress(reached)
+            if reached == step:
+                runner.release()
+
+        reports.progress = at
+        return original(trial, task, model, prepared, reports, *rest)
+
+    monkeypatch.setattr(runner_module, "train_trial", training)
+
+
+def weights(artifact: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(artifact) / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("at", [7, 10])
+def test_a_released_trial_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    options = {"adapter": {"dropout": 0.1}, "training": LONG, "search": {"trials": 1}, "search_space": SPACE}
+    whole = api.create(**options)
+    run(runner)
+    interrupted = api.create(**options)
+    with monkeypatch.context() as patch:
+        release_at(runner, at, patch)
+        run(runner)
+    trial = only_trial(api, interrupted)
+    assert (trial["state"], trial["attempts"]) == ("queued", 1)
+    checkpoint = checkpoint_of(api, interrupted)
+    assert checkpoint is not None
+    assert checkpoint.endswith(f"/001-{at:08d}")
+    second = Runner(runner.client, runner.settings, "runner-2")
+    run(second)
+    ended, expected = only_trial(api, interrupted), only_trial(api, whole)
+    assert ended["state"] == "completed"
+    assert ended["resources"]["resumed_from"] == checkpoint
+    assert ended["metrics"] == expected["metrics"]
+    ours, theirs = weights(ended["artifact"]), weights(expected["artifact"])
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    evaluations = api.call("GET", f"/trials/{trial['id']}/metrics").json()["items"]
+    assert [m["step"] for m in evaluations if m["name"] == "accuracy"] == [5, 10, 15]
+
+
+def test_two_trainings_of_one_seed_are_identical(api: Api, runner: Runner) -> None:
+    first, second = (api.create(search={"trials": 1}, search_space=SPACE) for _ in range(2))
+    run(runner)
+    run(Runner(runner.client, runner.settings, "runner-2"))
+    ours, theirs = (weights(only_trial(api, s)["artifact"]) for s in (first, second))
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_full_disk_costs_a_checkpoint_but_no_training(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
+    files = fsspec.filesystem("file")
+    put = type(files).put
+
+    def full(self: Any, source: str, target: str, **kwargs: Any) -> None:
+        if "/checkpoints/" in target:
+            Path(target).mkdir(parents=True)
+            (Path(target) / "half").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, source, target, **kwargs)
+
+    monkeypatch.setattr(type(files), "put", full)
+    run(runner)
+    assert only_trial(api, study)["state"] == "completed"
+    assert checkpoint_of(api, study) is None
+    left = list(Path(api.ctx.settings.artifacts_url).rglob("checkpoints/*"))
+    assert left == []
+
+
+def test_a_checkpoint_that_is_gone_costs_a_new_start(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
+    with monkeypatch.context() as patch:
+        release_at(runner, 7, patch)
+        run(runner)
+    checkpoint = checkpoint_of(api, study)
+    assert checkpoint is not None
+    fsspec.filesystem("file").rm(checkpoint, recursive=True)
+    run(Runner(runner.client, runner.settings, "runner-2"))
+    ended = only_trial(api, study)
+    assert ended["state"] == "completed"
+    assert "resumed_from" not in ended["resources"]
+
+
+def test_checkpoints_are_kept_while_they_are_needed(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
+    with monkeypatch.context() as patch:
+        release_at(runner, 9, patch)
+        run(runner)
+    folder = Path(str(checkpoint_of(api, study))).parent
+    # Only the newest that the server knows of, and what came since.
+    assert [f.name for f in folder.iterdir()] == ["001-00000009"]
+    assert collect_checkpoints(api.ctx) == 0
+    assert folder.exists()
+    run(Runner(runner.client, runner.settings, "runner-2"))
+    assert collect_checkpoints(api.ctx) == 1
+    assert not folder.exists()
+    assert checkpoint_of(api, study) is None
+    assert collect_checkpoints(api.ctx) == 0
+    assert Path(only_trial(api, study)["artifact"]).exists()

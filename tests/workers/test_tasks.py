@@ -1,0 +1,378 @@
+"""Every kind of task end to end on the real application: a tiny model of its architecture, real training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from service.client import Client
+from service.schemas.specs import GenerationSpec
+from tests.conftest import Api, write_lines
+from tests.service.test_client_and_cli import AppTransport
+from workers.runner import Runner
+from workers.tasks.answers import extract
+from workers.tasks.task import Scores
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+WORDS = ["<pad>", "</s>", "<unk>", *DIGITS, *"0123456789", *"plus is ? even odd user assistant : ####".split()]
+
+
+def tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.WordLevel({w: k for k, w in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if special.pop("ends", None):
+        made.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **special
+    )
+
+
+@pytest.fixture(scope="session")
+def zoo(data_root: Path) -> Path:
+    """A tiny decoder, a tiny T5 and a tiny ViT in hub layout, and data for each."""
+    torch.manual_seed(0)
+    llama = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(llama).save_pretrained(data_root / "tiny-llama")
+    chat = tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}"
+    )
+    chat.save_pretrained(data_root / "tiny-llama")
+    t5 = T5Config(
+        vocab_size=len(WORDS),
+        d_model=32,
+        d_ff=64,
+        d_kv=16,
+        num_layers=2,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(t5).save_pretrained(data_root / "tiny-t5")
+    tokenizer(ends="yes").save_pretrained(data_root / "tiny-t5")
+    vit = ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=2,
+        num_labels=2,
+    )
+    model = ViTForImageClassification(vit)
+    model.vit.save_pretrained(data_root / "tiny-vit")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(data_root / "tiny-vit")
+    rows = []
+    for k in range(60):
+        a, b = k % 5, (k // 5) % 5
+        rows.append(
+            {
+                "prompt": f"{DIGITS[a]} plus {DIGITS[b]} is ?",
+                "completion": f"#### {a + b}",
+                "a": DIGITS[a],
+                "parity": (a + b) % 2,
+                "size": float(a + b),
+                "messages": [
+                    {"role": "user", "content": f"{DIGITS[a]} plus {DIGITS[b]} ?"},
+                    {"role": "assistant", "content": DIGITS[a + b]},
+                ],
+            }
+        )
+    write_lines(data_root / "sums.jsonl", rows)
+    return data_root
+
+
+@pytest.fixture
+def runner(api: Api, zoo: Path) -> Iterator[Runner]:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+        yield Runner(client, api.ctx.settings, "runner-1")
+
+
+def run_one(api: Api, runner: Runner, model: str, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The only trial of a study of this task, after its runner is done with it."""
+    task = {"dataset": {"path": "json", "data_files": {"train": "sums.jsonl"}}, **task}
+    sections: dict[str, Any] = {
+        "model": {"path": model},
+        "budget": {"configuration": {"r1": 2, "r2": 2, "r": 4}},
+        "search": {"trials": 1},
+        "search_space": {"r1": 2, "r2": {"choices": [2]}, "learning_rate": 2e-2},
+        "training": {"epochs": 2, "batch_size": 8, "max_length": 32},
+    }
+    for name, value in changes.items():
+        sections[name] = {**sections.get(name, {}), **value} if isinstance(value, dict) else value
+    from tests.conftest import make_study
+
+    body = {**make_study(**sections), "task": task}
+    created = api.call("POST", "/studies", json=body)
+    assert created.status_code == 201, created.text
+    lease = runner._next_lease()
+    assert lease is not None
+    runner.run_lease(lease)
+    (trial,) = api.call("GET", f"/studies/{created.json()['id']}/trials").json()["items"]
+    assert trial["state"] == "completed", trial["failure"]
+    return trial  # type: ignore[no-any-return]
+
+
+def test_pairs_of_texts_are_classified(api: Api, runner: Runner) -> None:
+    task = {"kind": "sequence_classification", "columns": {"text": "prompt", "text_pair": "a", "label": "parity"}}
+    trial = run_one(api, runner, "tiny-llama", task)
+    assert trial["metrics"].keys() == {"loss", "accuracy", "f1", "f1_positive", "matthews_correlation"}
+    assert trial["resources"]["data"]["test"] == "12 examples carved out of train (seed 0)"
+
+
+def test_numbers_are_regressed(api: Api, runner: Runner) -> None:
+    task = {"kind": "sequence_regression", "columns": {"text": "prompt", "label": "size"}, "metric": "spearman"}
+    trial = run_one(api, runner, "tiny-bert", task)
+    assert trial["metrics"].keys() == {"loss", "mse", "mae", "pearson", "spearman"}
+    assert trial["metrics"]["mse"] == trial["metrics"]["loss"]
+
+
+def test_a_decoder_learns_completions_and_its_answers_are_judged(api: Api, runner: Runner) -> None:
+    task = {
+        "kind": "causal_lm",
+        "generation": {"extractor": "gsm8k", "max_new_tokens": 4},
+        "metric": "exact_match",
+    }
+    trial = run_one(api, runner, "tiny-llama", task, training={"epochs": 12})
+    reported = api.call("GET", f"/trials/{trial['id']}/metrics").json()["items"]
+    losses = [m["value"] for m in reported if m["name"] == "loss"]
+    assert losses[-1] < losses[0]
+    assert trial["metrics"]["perplexity"] == pytest.approx(2.718281828 ** losses[-1], rel=1e-6)
+    assert 0 <= trial["metrics"]["exact_match"] <= 1
+
+
+def test_generation_is_left_out_where_nobody_asks_for_it(api: Api, runner: Runner) -> None:
+    trial = run_one(api, runner, "tiny-llama", {"kind": "causal_lm", "metric": "loss"})
+    assert trial["metrics"].keys() == {"loss", "perplexity"}
+
+
+def test_conversations_go_through_the_chat_template(api: Api, runner: Runner) -> None:
+    task = {"kind": "causal_lm", "columns": {"messages": "messages"}}
+    trial = run_one(api, runner, "tiny-llama", task)
+    assert trial["metrics"].keys() == {"loss", "perplexity"}
+
+
+def test_only_the_completion_is_learned(api: Api, runner: Runner) -> None:
+    run_one(api, runner, "tiny-llama", {"kind": "causal_lm", "template": "{a} plus"})
+    row = runner._warm.prepared.train[0]  # type: ignore[union-attr]
+    assert row["prompt_length"] == 2
+    assert row["labels"][:2] == [-100, -100]
+    assert row["labels"][2:] == row["input_ids"][2:]
+    assert row["labels"][-1] == 1  # the end of the text is learned too
+
+
+def test_packed_rows_give_every_example_the_loss_it_has_alone(api: Api, runner: Runner) -> None:
+    run_one(api, runner, "tiny-llama", {"kind": "causal_lm"}, training={"packing": True, "epochs": 1})
+    prepared = runner._warm.prepared
+    assert prepared is not None
+    assert runner._warm.model is not None
+    model = runner._warm.model.model.eval()
+    packed = prepared.collator([prepared.train[0]])
+    assert packed["input_ids"].shape == (1, 32)
+    starts = (packed["position_ids"][0] == 0).nonzero().flatten().tolist()
+    with torch.no_grad():
+        together = model(input_ids=packed["input_ids"], position_ids=packed["position_ids"]).logits[0]
+        for start, end in pairwise(starts):
+            alone = model(input_ids=packed["input_ids"][:, start:end]).logits[0]
+            torch.testing.assert_close(together[start:end], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_text_to_text_scores_label_words(api: Api, runner: Runner) -> None:
+    task = {
+        "kind": "seq2seq_lm",
+        "template": "{prompt} {a}",
+        "columns": {"target": "parity"},
+        "label_words": {"0": "even", "1": "odd"},
+        "metric": "accuracy",
+    }
+    trial = run_one(api, runner, "tiny-t5", task)
+    assert trial["metrics"].keys() == {"loss", "accuracy", "f1", "f1_positive", "matthews_correlation"}
+
+
+def test_text_to_text_generates(api: Api, runner: Runner) -> None:
+    task = {"kind": "seq2seq_lm", "columns": {"text": "prompt", "target": "completion"}}
+    trial = run_one(api, runner, "tiny-t5", task)
+    assert trial["metrics"].keys() == {"loss", "exact_match"}
+
+
+def test_digits_are_classified_by_a_vision_transformer(api: Api, runner: Runner, zoo: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = [
+        {"image": (image * 255 / 16).round().tolist(), "label": int(label)}
+        for image, label in zip(digits.images[:300], digits.target[:300], strict=True)
+    ]
+    write_lines(zoo / "digits.jsonl", rows)
+    task = {
+        "kind": "image_classification",
+        "dataset": {"path": "json", "data_files": {"train": "digits.jsonl"}},
+    }
+    trial = run_one(api, runner, "tiny-vit", task, training={"epochs": 15})
+    assert trial["metrics"]["accuracy"] > 0.3  # ten classes
+    adapter = json.loads((Path(trial["artifact"]) / "adapter_config.json").read_text())
+    assert adapter["modules_to_save"] == ["classifier"]
+
+
+class Parity:
+    """A task of a team's own: the pairs task, judged by how often it errs."""
+
+    def __init__(self) -> None:
+        from workers.tasks.sequence_classification import SequenceClassification
+
+        self._inner = SequenceClassification()
+        self.task_type, self.heads = self._inner.task_type, self._inner.heads
+        self.prepare, self.load_model = self._inner.prepare, self._inner.load_model
+
+    def judge(self, study: Any, model: Any, split: Any, prepared: Any, wanted: Any) -> Scores:
+        scores = self._inner.judge(study, model, split, prepared, wanted)
+        return Scores({"errors": 1 - scores.metrics["accuracy"]}, None)
+
+
+CUSTOM = {
+    "kind": "custom",
+    "columns": {"text": "prompt", "label": "parity"},
+    "custom": {"name": "parity", "architecture": "sequence_classification", "metrics": {"errors": "minimize"}},
+}
+
+
+def test_a_task_of_a_teams_own_is_found_by_its_name(api: Api, runner: Runner) -> None:
+    runner.settings = runner.settings.model_copy(update={"tasks": {"parity": "tests.workers.test_tasks:Parity"}})
+    trial = run_one(api, runner, "tiny-bert", CUSTOM)
+    assert trial["metrics"].keys() == {"errors"}
+
+
+def test_a_task_that_a_runner_does_not_have_fails_the_study_with_the_names_that_it_has(
+    api: Api, runner: Runner
+) -> None:
+    with pytest.raises(AssertionError, match="CDKA_TASKS"):
+        run_one(api, runner, "tiny-bert", CUSTOM)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "text", "answer"),
+    [
+        ("gsm8k", "2+2 is 4\n#### 1,234.50", "1234.5"),
+        ("gsm8k", "the answer is 4", None),
+        ("last_number", "first 3, then $-12", "-12"),
+        ("text", "  yes \n", "yes"),
+    ],
+)
+def test_answers_are_taken_out_of_texts(extractor: Any, text: str, answer: str | None) -> None:
+    assert extract(text, GenerationSpec(extractor=extractor)) == answer
+
+
+def test_a_pattern_takes_its_last_match() -> None:
+    assert extract("a=1; a=2;", GenerationSpec(extractor="regex", pattern=r"a=(\d)")) == "2"
+
+
+def test_validation_and_test_may_come_from_another_source(api: Api, runner: Runner, zoo: Path) -> None:
+    write_lines(zoo / "other.jsonl", [{"q": "one plus one is ?", "r": "#### 2"}] * 7)
+    files = {"validation": "other.jsonl", "test": "other.jsonl"}
+    task = {
+        "kind": "causal_lm",
+        "evaluation": {
+            "dataset": {"path": "json", "data_files": files, "sample": {"validation": 3}},
+            "columns": {"prompt": "q", "completion": "r"},
+        },
+    }
+    trial = run_one(api, runner, "tiny-llama", task)
+    assert trial["resources"]["data"] == {
+        "train": "60 examples",
+        "validation": "3 of 7 examples (seed 0)",
+        "test": "7 examples",
+    }
+
+
+def test_a_stream_is_read_as_far_as_it_is_sampled(api: Api, runner: Runner) -> None:
+    data = {
+        "path": "json",
+        "data_files": {"train": "sums.jsonl"},
+        "streaming": True,
+        "sample": {"train": 25},
+        "seed": 3,
+    }
+    trial = run_one(api, runner, "tiny-llama", {"kind": "causal_lm", "dataset": data})
+    assert trial["resources"]["data"]["test"] == "5 examples carved out of train (seed 0)"
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"max_steps": 5, "eval_steps": 2},
+        {"gradient_accumulation": 2, "gradient_checkpointing": True},
+        {"precision": "bf16", "tf32": True},
+        {"optimizer": "adafactor"},
+        {"optimizer": "adamw", "lora_plus_ratio": 16, "batching": "length"},
+    ],
+)
+def test_trainings_go_as_they_are_asked_for(api: Api, runner: Runner, training: dict[str, Any]) -> None:
+    trial = run_one(api, runner, "tiny-llama", {"kind": "causal_lm"}, training=training)
+    steps = {"max_steps": 5, "gradient_accumulation": 6}
+    expected = next((v for k, v in steps.items() if k in training), 10)
+    assert trial["resources"]["steps"] == expected
+    if "eval_steps" in training:
+        reported = api.call("GET", f"/trials/{trial['id']}/metrics").json()["items"]
+        assert [m["step"] for m in reported if m["name"] == "loss"] == [2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("task", "pointer", "said"),
+    [
+        ({"kind": "causal_lm", "template": "{a.__class__}"}, "#/task/template", "{column}"),
+        ({"kind": "causal_lm", "template": "nothing"}, "#/task/template", "names no column"),
+        ({"kind": "causal_lm", "columns": {"label": "a"}}, "#/task", "prompt, completion, messages"),
+        ({"kind": "causal_lm", "metric": "accuracy"}, "#/task/metric", "exact_match"),
+        ({"kind": "causal_lm", "template": "{nope}"}, "#/task/template", "has no column 'nope'"),
+        ({"kind": "causal_lm", "generation": {"extractor": "regex"}}, "#/task/generation", "pattern"),
+        ({"kind": "custom"}, "#/task", "custom section"),
+        (
+            {"kind": "causal_lm", "dataset": {"path": "c4", "streaming": True}},
+            "#/task/dataset",
+            "streaming needs sample",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused_with_its_place(
+    api: Api, zoo: Path, task: dict[str, Any], pointer: str, said: str
+) -> None:
+    from tests.conftest import make_study
+
+    whole = {"dataset": {"path": "json", "data_files": {"train": "sums.jsonl"}}, **task}
+    refused = api.call("POST", "/studies", json={**make_study(model={"path": "tiny-llama"}), "task": whole})
+    assert refused.status_code == 422
+    faults = {f["pointer"]: f["detail"] for f in refused.json()["errors"]}
+    assert pointer in faults, faults
+    assert said in faults[pointer]

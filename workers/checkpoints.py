@@ -1,0 +1,57 @@
+"""The checkpoints of one attempt: stored whole, told to the server, removed when a newer one is known there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from service.schemas.leases import LeasedTrial
+
+from .artifacts import fetch, remove, store_checkpoint
+from .reporting import Reporter
+
+_log = logging.getLogger(__name__)
+
+
+class StoredCheckpoints:
+    """Keeps no more of a trial's checkpoints than the newest that the server knows, and what came since."""
+
+    def __init__(self, trial: LeasedTrial, artifacts_url: str, reporter: Reporter) -> None:
+        self._trial = trial
+        self._artifacts_url = artifacts_url
+        self._reporter = reporter
+        self._urls = [trial.checkpoint] if trial.checkpoint is not None else []
+
+    def bring(self, folder: str) -> str | None:
+        """The checkpoint that the trial goes on from, copied into ``folder``; ``None`` where it starts anew."""
+        checkpoint = self._trial.checkpoint
+        if checkpoint is None:
+            return None
+        try:
+            fetch(checkpoint, folder)
+        except OSError as error:
+            _log.warning("trial %d starts anew, its checkpoint cannot be read: %s", self._trial.number, error)
+            return None
+        return folder if (Path(folder) / "trainer_state.json").exists() else None
+
+    def keep(self, folder: str, step: int) -> None:
+        """Store a checkpoint and tell the server. Where it cannot be stored training goes on: the former one stands."""
+        trial = self._trial
+        try:
+            url = store_checkpoint(folder, self._artifacts_url, trial.study_id, trial.number, trial.attempt, step)
+        except OSError as error:
+            _log.warning("no checkpoint at step %d of trial %d: %s", step, trial.number, error)
+            return
+        self._urls.append(url)
+        self._reporter.checkpoint(url)
+        self.drop_old()
+
+    def drop_old(self) -> None:
+        """Remove what is older than the newest that the server knows."""
+        known = self._reporter.known_checkpoint
+        while known in self._urls and self._urls[0] != known:
+            try:
+                remove(self._urls[0])
+            except OSError as error:
+                _log.warning("the checkpoint %s cannot be removed: %s", self._urls[0], error)
+            del self._urls[0]

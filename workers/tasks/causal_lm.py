@@ -1,0 +1,216 @@
+"""Instruction tuning of decoders: prompts with completions, or conversations; the loss is the completion's alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from peft import TaskType
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
+
+from service.schemas.specs import StudySpec
+
+from ..cache import TokenisedCache
+from ..data import Splits
+from ..failures import Rejected
+from ..models import WarmModel, load_warm
+from .answers import extract
+from .batches import batches, device_of, token_losses
+from .task import Prepared, Scores
+from .texts import load_tokenizer, text_of
+
+INPUTS = ("input_ids", "attention_mask", "labels")
+IGNORED = -100
+
+
+class CausalLM:
+    """See :class:`~workers.tasks.task.Task`.
+
+    ``loss`` is the mean over all completion tokens of a split, ``perplexity`` its exponential; ``exact_match`` compares
+    what the extractor finds in the greedily generated and in the given completion.
+    """
+
+    task_type: TaskType | None = TaskType.CAUSAL_LM
+    heads: tuple[str, ...] = ()
+
+    def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
+        """Tokenise prompt and completion; an example whose completion lies beyond ``max_length`` is left out."""
+        tokenizer = load_tokenizer(study, model_path)
+        task, most = study.task, study.training.max_length
+
+        def tokenised(name: str, split: Any) -> Any:
+            evaluated = name != "train" and "carved" not in splits.origins[name]
+            roles = task.evaluation_roles if evaluated else task.roles
+            template = task.template
+            if evaluated and task.evaluation is not None:
+                template = task.evaluation.template or template
+            packed = study.training.packing and name == "train"
+
+            def encode(row: dict[str, Any]) -> dict[str, Any]:
+                prompt, completion, reference = _texts(row, roles, template, tokenizer)
+                ids = prompt + completion
+                labels = [IGNORED] * len(prompt) + completion
+                return {
+                    "input_ids": ids[:most],
+                    "attention_mask": [1] * len(ids[:most]),
+                    "labels": labels[:most],
+                    "prompt_length": len(prompt),
+                    "reference": reference,
+                }
+
+            def make() -> Any:
+                encoded = split.map(encode, remove_columns=split.column_names)
+                kept = encoded.filter(lambda row: row["prompt_length"] < most)
+                if len(kept) == 0:
+                    raise Rejected(f"every prompt of the {name} split has {most} tokens (training.max_length) or more")
+                return _packed(kept, most, tokenizer.pad_token_id) if packed else kept
+
+            parts = {
+                "data": split._fingerprint,
+                "model": [study.model_key, model_path],
+                "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
+                "chat_template": tokenizer.chat_template,
+                "roles": roles,
+                "template": template,
+                "max_length": most,
+                "packed": packed,
+                "kind": task.kind,
+            }
+            return cache.get(parts, make)
+
+        made = {name: tokenised(name, getattr(splits, name)) for name in ("train", "validation", "test")}
+        origins = dict(splits.origins)
+        for name, split in made.items():
+            left_out = len(getattr(splits, name)) - len(split)
+            if left_out > 0 and not (study.training.packing and name == "train"):
+                origins[name] += f", {left_out} left out (prompt of {most} tokens or more)"
+        collator: Any = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        return Prepared(
+            **made,
+            collator=_PackedCollator(collator) if study.training.packing else collator,
+            tokenizer=tokenizer,
+            origins=origins,
+        )
+
+    def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
+        """The decoder with its own language-modelling head."""
+        return load_warm(AutoModelForCausalLM, model_path, study)
+
+    def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
+        """Loss and perplexity; exact match of generated answers where it is wanted."""
+        sums = torch.zeros(len(split), dtype=torch.float64)
+        counts = torch.zeros(len(split), dtype=torch.long)
+        for chosen, batch in batches(study, model, split, prepared.collator, INPUTS, study.training.batch_size):
+            labels = batch.pop("labels")
+            logits = model(**batch).logits
+            sums[chosen], counts[chosen] = token_losses(logits[:, :-1], labels[:, 1:])
+        loss = float(sums.sum() / counts.sum())
+        values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        per_example: list[float] | None = None
+        if "exact_match" in wanted:
+            matches = self._exact_matches(study, model, split, prepared)
+            values["exact_match"] = sum(matches) / len(matches)
+            if study.objective.metric == "exact_match":
+                per_example = matches
+        return Scores(values, per_example)
+
+    def _exact_matches(self, study: StudySpec, model: Any, split: Any, prepared: Prepared) -> list[float]:
+        generation, tokenizer = study.task.generation, prepared.tokenizer
+        device = device_of(model)
+        prompts = [
+            row["input_ids"][: row["prompt_length"]] for row in split.select_columns(["input_ids", "prompt_length"])
+        ]
+        order = sorted(range(len(prompts)), key=lambda k: (-len(prompts[k]), k))
+        matches = [0.0] * len(prompts)
+        enabled = study.training.precision == "bf16"
+        for start in range(0, len(order), generation.batch_size):
+            chosen = order[start : start + generation.batch_size]
+            padded = tokenizer.pad(
+                {"input_ids": [prompts[k] for k in chosen]}, padding_side="left", return_tensors="pt"
+            )
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+                made = model.generate(
+                    input_ids=padded["input_ids"].to(device),
+                    attention_mask=padded["attention_mask"].to(device),
+                    max_new_tokens=generation.max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            texts = tokenizer.batch_decode(made[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+            for k, text in zip(chosen, texts, strict=True):
+                expected = extract(split[k]["reference"], generation)
+                matches[k] = float(expected is not None and extract(text, generation) == expected)
+        return matches
+
+
+def _texts(
+    row: dict[str, Any], roles: dict[str, str], template: str | None, tokenizer: Any
+) -> tuple[list[int], list[int], str]:
+    """Tokens of prompt and completion, and the completion's text."""
+    if "messages" in roles:
+        messages = row[roles["messages"]]
+        if tokenizer.chat_template is None:
+            raise Rejected("the model's tokenizer has no chat template; give prompt and completion columns instead")
+        if not messages or messages[-1].get("role") != "assistant":
+            raise Rejected("a conversation ends with the assistant's message, which is what is learned")
+        before = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        if not whole.startswith(before):
+            raise Rejected("the chat template changes what came before the last message; it cannot be trained on alone")
+        prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
+        completion = tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"]
+        return prompt, completion, str(messages[-1]["content"])
+    reference = str(row[roles["completion"]])
+    prompt = tokenizer(text_of(row, roles.get("prompt", "prompt"), template))["input_ids"]
+    if prompt and prompt[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        prompt = prompt[:-1]
+    completion = tokenizer(reference, add_special_tokens=False)["input_ids"]
+    return prompt, [*completion, tokenizer.eos_token_id], reference
+
+
+def _packed(split: Any, most: int, pad: int) -> Any:
+    """Put whole examples one after the other into rows of ``most`` tokens, in order.
+
+    Positions begin anew with each example, which is how attention tells them apart; what is left of a row is padding
+    that is an example of its own.
+    """
+
+    def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {"input_ids": [], "labels": [], "position_ids": []}
+        ids: list[int] = []
+        labels: list[int] = []
+        positions: list[int] = []
+
+        def close() -> None:
+            nonlocal ids, labels, positions
+            if ids:
+                rest = most - len(ids)
+                rows["input_ids"].append(ids + [pad] * rest)
+                rows["labels"].append(labels + [IGNORED] * rest)
+                rows["position_ids"].append(positions + list(range(rest)))
+            ids, labels, positions = [], [], []
+
+        for tokens, wanted in zip(batch["input_ids"], batch["labels"], strict=True):
+            if len(ids) + len(tokens) > most:
+                close()
+            ids, positions = ids + tokens, positions + list(range(len(tokens)))
+            # The first token of an example is predicted from nothing, least of all from the example before it.
+            labels = [*labels, IGNORED, *wanted[1:]]
+        close()
+        return rows
+
+    return split.map(pack, batched=True, batch_size=1000, remove_columns=split.column_names)
+
+
+class _PackedCollator:
+    """Packed rows are of one length and need no mask; other rows are padded."""
+
+    def __init__(self, padding: Any) -> None:
+        self._padding = padding
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        if "position_ids" not in rows[0]:
+            return self._padding(rows)
+        return {name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels", "position_ids")}

@@ -1,0 +1,103 @@
+"""Classification of images by a vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from peft import TaskType
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from service.schemas.specs import StudySpec
+
+from ..cache import TokenisedCache
+from ..data import Splits
+from ..failures import Rejected
+from ..models import WarmModel, load_warm
+from .classification import class_index, classes_of
+from .sequence_classification import judge_logits
+from .task import Prepared, Scores
+
+INPUTS = ("pixel_values", "labels")
+
+
+class ImageClassification:
+    """See :class:`~workers.tasks.task.Task`. An image is a file's, or rows of grey or colour values from 0 to 255."""
+
+    task_type: TaskType | None = None
+    heads: tuple[str, ...] = ("classifier",)
+
+    def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
+        """Resize and normalise every image as the model's own processor says."""
+        try:
+            processor = AutoImageProcessor.from_pretrained(
+                model_path, revision=study.model.revision, trust_remote_code=False, backend="pil"
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise Rejected(f"no image processor in {model_path!r}: {str(error).splitlines()[0]}") from error
+        roles = study.task.roles
+        classes = classes_of(splits.train, roles["label"])
+        index = {label: k for k, label in enumerate(classes)}
+
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            images = [_image(value) for value in batch[roles["image"]]]
+            pixels = processor(images, return_tensors="np")["pixel_values"].astype(np.float32)
+            labels = [class_index(index, label) for label in batch[roles["label"]]]
+            return {"pixel_values": list(pixels), "labels": labels}
+
+        def made(split: Any) -> Any:
+            parts = {
+                "data": split._fingerprint,
+                "model": [study.model_key, model_path],
+                "processor": processor.to_json_string(),
+                "roles": roles,
+                "classes": [str(c) for c in classes],
+                "kind": study.task.kind,
+            }
+            return cache.get(parts, lambda: split.map(encode, batched=True, remove_columns=split.column_names))
+
+        return Prepared(
+            train=made(splits.train),
+            validation=made(splits.validation),
+            test=made(splits.test),
+            collator=_collate,
+            tokenizer=None,
+            origins=splits.origins,
+            facts={"classes": [str(label) for label in classes]},
+        )
+
+    def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
+        """The vision model with a classification head of one logit a class."""
+        classes = prepared.facts["classes"]
+        return load_warm(
+            AutoModelForImageClassification,
+            model_path,
+            study,
+            num_labels=len(classes),
+            id2label=dict(enumerate(classes)),
+            label2id={label: k for k, label in enumerate(classes)},
+        )
+
+    def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
+        """Accuracy, F1, Matthews correlation, loss."""
+        return judge_logits(study, model, split, prepared, INPUTS)
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    pixels = torch.tensor(np.asarray([row["pixel_values"] for row in rows], dtype=np.float32))
+    return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def _image(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value.convert("RGB")
+    try:
+        pixels = np.asarray(value, dtype=np.float32)
+        if pixels.ndim not in (2, 3) or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError
+        return Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB")
+    except (TypeError, ValueError):
+        raise Rejected("an image is a file that datasets decodes, or rows of values from 0 to 255") from None

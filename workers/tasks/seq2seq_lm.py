@@ -1,0 +1,145 @@
+"""Text to text by an encoder with a decoder, T5's way; classes may be words, scored or generated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from peft import TaskType
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
+
+from service.schemas.specs import StudySpec
+
+from ..cache import TokenisedCache
+from ..data import Splits
+from ..failures import Rejected
+from ..models import WarmModel, load_warm
+from .answers import extract
+from .batches import batches, token_losses
+from .classification import classification_scores
+from .task import Prepared, Scores
+from .texts import load_tokenizer, text_of
+
+INPUTS = ("input_ids", "attention_mask", "labels")
+IGNORED = -100
+_SCORED = frozenset({"accuracy", "f1", "f1_positive", "matthews_correlation"})
+
+
+class Seq2SeqLM:
+    """See :class:`~workers.tasks.task.Task`.
+
+    With ``label_words`` the target column's values become words; the class whose word the decoder finds likeliest is
+    the prediction. ``exact_match`` compares generated texts.
+    """
+
+    task_type: TaskType | None = TaskType.SEQ_2_SEQ_LM
+    heads: tuple[str, ...] = ()
+
+    def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
+        """Tokenise source and target to at most ``training.max_length`` tokens each."""
+        tokenizer = load_tokenizer(study, model_path)
+        task = study.task
+        words = task.label_words
+        if words is None and _SCORED & study.metrics_wanted:
+            raise Rejected(f"{', '.join(sorted(_SCORED & study.metrics_wanted))} needs task.label_words")
+
+        def tokenised(name: str, split: Any) -> Any:
+            evaluated = name != "train" and "carved" not in splits.origins[name]
+            roles = task.evaluation_roles if evaluated else task.roles
+            template = task.template
+            if evaluated and task.evaluation is not None:
+                template = task.evaluation.template or template
+
+            def encode(row: dict[str, Any]) -> dict[str, Any]:
+                target = _target(row[roles["target"]], words, split.features[roles["target"]])
+                source = text_of(row, roles.get("text", "text"), template)
+                encoded = tokenizer(source, truncation=True, max_length=study.training.max_length)
+                labels = tokenizer(text_target=target, truncation=True, max_length=study.training.max_length)
+                return {
+                    "input_ids": encoded["input_ids"],
+                    "attention_mask": encoded["attention_mask"],
+                    "labels": labels["input_ids"],
+                    "reference": target,
+                }
+
+            parts = {
+                "data": split._fingerprint,
+                "model": [study.model_key, model_path],
+                "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
+                "roles": roles,
+                "template": template,
+                "words": words,
+                "max_length": study.training.max_length,
+                "kind": task.kind,
+            }
+            return cache.get(parts, lambda: split.map(encode, remove_columns=split.column_names))
+
+        return Prepared(
+            **{name: tokenised(name, getattr(splits, name)) for name in ("train", "validation", "test")},
+            collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
+            tokenizer=tokenizer,
+            origins=splits.origins,
+            facts={"words": list(words.values()) if words else None},
+        )
+
+    def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
+        """The encoder with its decoder."""
+        return load_warm(AutoModelForSeq2SeqLM, model_path, study)
+
+    def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
+        """Loss over target tokens; class metrics from scored words; exact match of generated texts where wanted."""
+        words = prepared.facts["words"]
+        generated = "exact_match" in wanted
+        sums, counts = np.zeros(len(split)), np.zeros(len(split))
+        scores = np.zeros((len(split), len(words or [])))
+        matches = np.zeros(len(split))
+        for chosen, batch in batches(study, model, split, prepared.collator, INPUTS):
+            labels = batch.pop("labels")
+            losses, tokens = token_losses(model(**batch, labels=labels).logits, labels)
+            sums[chosen], counts[chosen] = losses.numpy(), tokens.numpy()
+            if words:
+                scores[chosen] = _word_scores(model, batch, words, prepared.tokenizer)
+            if generated:
+                made = model.generate(**batch, max_new_tokens=study.task.generation.max_new_tokens, do_sample=False)
+                texts = prepared.tokenizer.batch_decode(made, skip_special_tokens=True)
+                for k, text in zip(chosen, texts, strict=True):
+                    expected = extract(split[k]["reference"], study.task.generation)
+                    matches[k] = expected is not None and extract(text, study.task.generation) == expected
+        objective = study.objective.metric
+        values: dict[str, float] = {}
+        per_example: list[float] | None = None
+        if words:
+            index = {word: k for k, word in enumerate(words)}
+            truth = np.asarray([index[word] for word in split["reference"]])
+            found = classification_scores(scores.argmax(-1), truth, len(words), [0.0], objective)
+            values, per_example = dict(found.metrics), found.per_example if objective == "accuracy" else None
+        values["loss"] = float(sums.sum() / counts.sum())
+        if generated:
+            values["exact_match"] = float(matches.mean())
+            per_example = matches.tolist() if objective == "exact_match" else per_example
+        return Scores(values, per_example)
+
+
+def _target(value: Any, words: dict[str, str] | None, feature: Any) -> str:
+    if words is None:
+        return str(value)
+    names = getattr(feature, "names", None)
+    keys = [str(value), *([names[value]] if names and isinstance(value, int) and value >= 0 else [])]
+    for key in keys:
+        if key in words:
+            return words[key]
+    raise Rejected(f"target {value!r} has no word in task.label_words, which has: {', '.join(words)}")
+
+
+def _word_scores(model: Any, batch: dict[str, Any], words: list[str], tokenizer: Any) -> np.ndarray:
+    """Log-likelihood of every word as the target of every row, ``(rows, words)``; the source is encoded once."""
+    encoded = model.get_base_model().get_encoder()(**batch)
+    rows = len(batch["input_ids"])
+    found = np.zeros((rows, len(words)))
+    for k, word in enumerate(words):
+        ids = tokenizer(text_target=word, return_tensors="pt")["input_ids"].to(batch["input_ids"].device)
+        labels = ids.expand(rows, -1).contiguous()
+        outputs = model(encoder_outputs=encoded, attention_mask=batch["attention_mask"], labels=labels)
+        found[:, k] = -token_losses(outputs.logits, labels)[0].numpy()
+    return found
