@@ -13,7 +13,7 @@ from .connection import API, Connection
 from .errors import ServiceError
 from .schemas.common import Page
 from .schemas.comparison import ComparisonOut
-from .schemas.leases import DemandOut, DirectiveOut, LeaseOut, LeasesOut, ResultOut
+from .schemas.leases import DemandOut, DirectiveOut, LeaseOut, LeasesOut, LogTaken, ResultOut
 from .schemas.studies import (
     EventOut,
     ParetoOut,
@@ -25,7 +25,7 @@ from .schemas.studies import (
 )
 from .schemas.teams import AuditOut, RunnerOut, TeamOut, TeamWithUsage
 from .schemas.tokens import TokenCreated, TokenOut
-from .schemas.trials import MetricOut, TrialOut
+from .schemas.trials import MetricOut, TrialLogOut, TrialOut
 from .schemas.webhooks import DeliveryOut, WebhookCreated, WebhookOut
 
 _COMPARISONS = TypeAdapter(list[ComparisonOut])
@@ -233,6 +233,12 @@ class Client(Connection):
         """A webhook's delivery log, newest first."""
         return self._pages(DeliveryOut, f"/webhooks/{webhook_id}/deliveries")
 
+    def log(self, trial_id: str, *, attempt: int | None = None, after: int | None = None) -> TrialLogOut:
+        """A stretch of what an attempt (by default the last) printed, from ``after`` on (by default its end)."""
+        asked = {"attempt": attempt, "after": after}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return self._get(TrialLogOut, f"/trials/{trial_id}/logs", **given)
+
     # The workers' side.
 
     def lease(self, runner: str, cpus: float, gpus: float, warm: Sequence[str] = (), wanted: int = 1) -> list[LeaseOut]:
@@ -250,6 +256,15 @@ class Client(Connection):
         """
         body = {"reports": [{"step": s, "metrics": dict(m)} for s, m in reports], "checkpoint": checkpoint}
         return DirectiveOut.model_validate(self._call("POST", f"{API}/leases/{lease_id}/reports", body=body))
+
+    def append_log(self, lease_id: str, start: int, text: str) -> int:
+        """Add to an attempt's log; returns where it ends now.
+
+        Raises:
+            LeaseLost: the trial is another's now.
+        """
+        body = {"start": start, "text": text}
+        return LogTaken.model_validate(self._call("POST", f"{API}/leases/{lease_id}/logs", body=body)).next
 
     def finish(self, lease_id: str, result: Mapping[str, Any]) -> ResultOut:
         """End an attempt; may be repeated.

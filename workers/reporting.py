@@ -27,6 +27,22 @@ class LeaseCalls(Protocol):
         """Send reports; none is a heartbeat."""
         ...
 
+    def append_log(self, lease_id: str, start: int, text: str) -> int:
+        """Add to the attempt's log."""
+        ...
+
+
+class Output(Protocol):
+    """What a trial has printed and nobody has been sent yet."""
+
+    def waiting(self) -> tuple[int, str]:
+        """The next piece, and its place in the whole."""
+        ...
+
+    def sent(self, upto: int) -> None:
+        """Forget what lies before a place."""
+        ...
+
 
 class Reporter:
     """A thread that sends reports as they come and heartbeats between them.
@@ -36,8 +52,11 @@ class Reporter:
     While the server cannot be reached, reports wait (coalesced by step) and training goes on.
     """
 
-    def __init__(self, client: LeaseCalls, lease_id: str, heartbeat_seconds: float) -> None:
+    def __init__(
+        self, client: LeaseCalls, lease_id: str, heartbeat_seconds: float, output: Output | None = None
+    ) -> None:
         self._client = client
+        self._output = output
         self._lease_id = lease_id
         self._heartbeat = heartbeat_seconds
         self._waiting: dict[int, dict[str, float]] = {}
@@ -98,6 +117,16 @@ class Reporter:
             if self._closed and (not (self._waiting or self._checkpoint) or self._failures):
                 return
 
+    def _send_log(self) -> None:
+        """Send what was printed, with every report; what does not arrive is sent with the next."""
+        if self._output is None:
+            return
+        try:
+            while (piece := self._output.waiting())[1]:
+                self._output.sent(self._client.append_log(self._lease_id, *piece))
+        except ServiceError as error:
+            _log.debug("the log was not taken: %s", error.detail)
+
     def _send(self) -> float:
         """Send what waits; returns the seconds until the next heartbeat or try."""
         with self._lock:
@@ -119,6 +148,7 @@ class Reporter:
                 self._checkpoint = self._checkpoint or checkpoint
             return min(LONGEST_WAIT, self._heartbeat, 0.5 * 2.0 ** min(self._failures, 5))
         self._failures = 0
+        self._send_log()
         self.known_checkpoint = checkpoint or self.known_checkpoint
         if said.directive == "stop":
             self.stop_reason = said.reason or "stopped"

@@ -21,6 +21,7 @@ from service.settings import Settings
 from .adapters import adapter_config
 from .artifacts import size_of, store_adapter
 from .cache import TokenisedCache
+from .capture import CapturedOutput
 from .checkpoints import StoredCheckpoints
 from .data import load_splits
 from .failures import Rejected, classify, poisons_process
@@ -119,21 +120,23 @@ class Runner:
         Raises:
             Poisoned: the trial's failure makes this process unfit for another.
         """
-        reporter = Reporter(self.client, lease.id, lease.heartbeat_seconds)
-        stored = StoredCheckpoints(lease.trial, self.settings.artifacts_url, reporter)
-        reporter.start()
-        started = time.perf_counter()
-        poison: BaseException | None = None
-        try:
-            result = self._train(lease, reporter, stored)
-        except Exception as error:  # every failure of a trial is a result of it
-            _log.exception("trial %d failed", lease.trial.number)
-            kind, message = classify(error)
-            state = "infeasible" if kind in ("out_of_memory", "diverged") else "failed"
-            result = {"state": state, "failure": {"kind": kind, "message": message}}
-            poison = error if poisons_process(error) else None
-        result.setdefault("resources", {}).update(self._resources(started))
-        undelivered = reporter.close()
+        with CapturedOutput() as output:
+            reporter = Reporter(self.client, lease.id, lease.heartbeat_seconds, output)
+            stored = StoredCheckpoints(lease.trial, self.settings.artifacts_url, reporter)
+            reporter.start()
+            started = time.perf_counter()
+            poison: BaseException | None = None
+            try:
+                result = self._train(lease, reporter, stored)
+            except Exception as error:  # every failure of a trial is a result of it
+                _log.exception("trial %d failed", lease.trial.number)
+                kind, message = classify(error)
+                state = "infeasible" if kind in ("out_of_memory", "diverged") else "failed"
+                result = {"state": state, "failure": {"kind": kind, "message": message}}
+                poison = error if poisons_process(error) else None
+            result.setdefault("resources", {}).update(self._resources(started))
+            output.stop()
+            undelivered = reporter.close()
         checkpoint = reporter.unsent_checkpoint
         stored.drop_old()
         self.trials_done += 1
@@ -180,6 +183,7 @@ class Runner:
 
     def _train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> dict[str, Any]:
         trial = lease.trial
+        _log.info("trial %d, attempt %d: %s %s", trial.number, trial.attempt, trial.method, trial.params)
         task = find_task(trial.study.task, self.settings.tasks)
         prepare_started = time.perf_counter()
         warm, prepared = self._prepare(lease, task)

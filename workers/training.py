@@ -226,6 +226,7 @@ def train_trial(
                 f"{bad[0]} became {metrics[bad[0]]} at step {step}; a lower learning_rate would keep it finite"
             )
         last.update(metrics=metrics, step=step)
+        _log.info("step %d: %s", step, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
         reports.report(step, metrics)
 
     tf32 = torch.backends.cuda.matmul.allow_tf32

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from ..domain.records import Failure
 from ..scheduling import demand as demands
-from ..scheduling import leasing, reporting, results
+from ..scheduling import leasing, reporting, results, trial_logs
 from ..schemas.leases import (
     DemandItem,
     DemandOut,
@@ -15,6 +15,8 @@ from ..schemas.leases import (
     LeaseOut,
     LeaseRequest,
     LeasesOut,
+    LogIn,
+    LogTaken,
     ReportsIn,
     ResultIn,
     ResultOut,
@@ -66,6 +68,14 @@ def report(
     said = reporting.report(ctx, lease_id, principal.scope, reports, body.checkpoint)
     directive = "continue" if said.reason is None else "stop"
     return DirectiveOut(directive=directive, reason=said.reason, expires_at=said.expires_at)
+
+
+@router.post("/leases/{lease_id}/logs", responses=problems(404, 409))
+def append_log(
+    ctx: ContextDep, principal: Worker, lease_id: Id, body: LogIn, idempotency_key: IdempotencyKey = None
+) -> LogTaken:
+    """Add to the attempt's log. Text that was sent before changes nothing; the newest million characters are kept."""
+    return LogTaken(next=trial_logs.append_log(ctx, lease_id, principal.scope, body.start, body.text))
 
 
 @router.put("/leases/{lease_id}/result", responses=problems(404, 409))

@@ -10,9 +10,9 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from ..domain.states import TrialPhase, TrialState
-from ..scheduling import reading, trials
+from ..scheduling import reading, trial_logs, trials
 from ..schemas.common import Page
-from ..schemas.trials import MetricOut, TrialOut, TrialRequest
+from ..schemas.trials import MetricOut, TrialLogOut, TrialOut, TrialRequest
 from .dependencies import ContextDep, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute
 from .studies import remove_file
@@ -91,6 +91,19 @@ def get_metrics(ctx: ContextDep, principal: Reader, trial_id: Id) -> Page[Metric
     """Every value that a trial reported, by step."""
     found = trials.get_metrics(ctx, trial_id, principal.scope)
     return Page(items=[MetricOut.model_validate(m) for m in found])
+
+
+@router.get("/trials/{trial_id}/logs", responses=problems(404))
+def get_log(
+    ctx: ContextDep,
+    principal: Reader,
+    trial_id: Id,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="By default the last.")] = None,
+    after: Annotated[int | None, Query(ge=0, le=2**53, description="By default the end of it.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1_000_000, description="Most characters.")] = 65_536,
+) -> TrialLogOut:
+    """What an attempt printed. To follow it, ask again with ``after`` set to the answer's ``next``."""
+    return TrialLogOut.model_validate(trial_logs.read_log(ctx, trial_id, principal.scope, attempt, after, limit))
 
 
 _ZIP: dict[int | str, dict[str, Any]] = {

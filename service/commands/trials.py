@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from . import session
 from .session import AsJson, StudyId, TrialId
 
+FOLLOW_SECONDS = 2.0
 app = typer.Typer(help="Read and steer single trials.", no_args_is_help=True)
 
 
@@ -40,6 +42,26 @@ def metrics(trial_id: TrialId, as_json: AsJson = False) -> None:
     """Show every value that a trial reported."""
     with session.connect() as client:
         session.show(client.metrics(trial_id), ["step", "name", "value", "reported_at"], as_json)
+
+
+@app.command()
+def logs(
+    trial_id: TrialId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the attempt is over.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, help="By default the last.")] = None,
+) -> None:
+    """Show what a trial printed: all that is kept of it with --attempt, else the end."""
+    with session.connect() as client:
+        after = None if attempt is None else 0
+        while True:
+            found = client.log(trial_id, attempt=attempt, after=after)
+            print(found.text, end="", flush=True)
+            after, attempt = found.next, found.attempt
+            if found.text:
+                continue
+            if not (follow and found.running):
+                return
+            time.sleep(FOLLOW_SECONDS)
 
 
 @app.command()

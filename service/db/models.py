@@ -223,6 +223,16 @@ class MetricRow(Base):
     reported_at: Mapped[datetime]
 
 
+class LogRow(Base):
+    """A piece of what an attempt printed, at its place (in characters) in the whole."""
+
+    __tablename__ = "trial_logs"
+    trial_id: Mapped[str] = mapped_column(ForeignKey("trials.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    text: Mapped[str] = mapped_column(Text)
+
+
 class RunnerRow(Base):
     __tablename__ = "runners"
     name: Mapped[str] = mapped_column(String(200), primary_key=True)

@@ -65,6 +65,17 @@ class DirectiveOut(Wire):
     expires_at: Time
 
 
+class LogIn(Sent):
+    """Output of the attempt since the last call; ``start`` is its place, in characters, in the whole."""
+
+    start: Annotated[int, Field(strict=True, ge=0, le=2**53)]
+    text: Annotated[str, Field(max_length=262_144), AfterValidator(without_control)]
+
+
+class LogTaken(Wire):
+    next: int = Field(description="Where the log ends now: what is sent next begins there.")
+
+
 class FailureIn(Sent):
     kind: FailureKind
     message: Annotated[str, Field(max_length=20_000), AfterValidator(without_control)]

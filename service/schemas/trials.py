@@ -46,6 +46,17 @@ class MetricOut(Wire):
     reported_at: Time
 
 
+class TrialLogOut(Wire):
+    """A stretch of an attempt's output. Ask again with ``after`` = ``next`` for what came since."""
+
+    attempt: int
+    attempts: int
+    start: int = Field(description="Where the text begins in the attempt's whole output, in characters.")
+    next: int
+    text: str
+    running: bool = Field(description="Whether more may come.")
+
+
 class Configuration(Sent):
     """A configuration made by hand."""
 

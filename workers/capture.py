@@ -1,0 +1,86 @@
+"""Catches what a process prints while a trial runs, whoever prints it: Python, libraries, native code."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+MOST_WAITING = 1_000_000
+_PIECE = 100_000
+
+
+class CapturedOutput:
+    """Standard output and standard error, from entering to leaving; both still go where they went before.
+
+    What has been caught waits, at most ``MOST_WAITING`` characters of it, until :meth:`sent` says that it arrived.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._text = ""
+        self._start = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def __enter__(self) -> Self:
+        _flush()
+        self._saved = (os.dup(1), os.dup(2))
+        reader, writer = os.pipe()
+        for number in (1, 2):
+            os.dup2(writer, number)
+        os.close(writer)
+        self._thread = threading.Thread(target=self._read, args=(reader, self._saved[1]), name="output", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        for number in self._saved:
+            os.close(number)
+
+    def stop(self) -> None:
+        """Let output go its own way again; what was caught stays to be sent. May be called twice."""
+        _flush()
+        for number, saved in zip((1, 2), self._saved, strict=True):
+            os.dup2(saved, number)
+        # A child that outlives the trial may still hold the other end.
+        self._thread.join(timeout=2.0)
+
+    def _read(self, reader: int, onward: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(reader, 65_536):
+                os.write(onward, data)
+                self._add(self._decoder.decode(data))
+        os.close(reader)
+
+    def _add(self, text: str) -> None:
+        # Progress bars go back to the start of their line; in a log every state of one is a line.
+        plain = "".join(c for c in text.replace("\r\n", "\n").replace("\r", "\n") if c >= " " or c in "\n\t")
+        with self._lock:
+            self._text += plain
+            surplus = len(self._text) - MOST_WAITING
+            if surplus > 0:
+                self._text, self._start = self._text[surplus:], self._start + surplus
+
+    def waiting(self) -> tuple[int, str]:
+        """The next piece to be sent, and its place in the whole output."""
+        with self._lock:
+            return self._start, self._text[:_PIECE]
+
+    def sent(self, upto: int) -> None:
+        """Forget what lies before a place: it has arrived."""
+        with self._lock:
+            self._text = self._text[max(0, upto - self._start) :]
+            self._start = max(self._start, upto)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
