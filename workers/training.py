@@ -154,6 +154,11 @@ class _TrialTrainer(Trainer):
             )
         return loss
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The adapter alone: no pickled arguments, and no search for a vocabulary that never changes.
+        model: Any = self.model
+        model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         split = dataloader.dataset
         model: Any = self.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -32,6 +33,31 @@ def test_a_killed_runners_trial_is_taken_up_again_and_ends_once(system: System) 
     assert again.failure is None
     # Ray put fresh processes in place of the dead ones.
     assert set(system.runner_pids()).isdisjoint(pids)
+
+
+def test_a_preempted_runner_leaves_a_checkpoint_from_which_its_trial_goes_on(system: System) -> None:
+    study = system.create(training={"epochs": 6}, search={**PLAIN, "trials": 1}, compare={"seeds": 0})
+    victim = system.running_trial(study.id)
+    until(lambda: list(system.client.metrics(victim.id)), 120, "a first evaluation")
+    pids = system.runner_pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    gone = time.monotonic()
+    until(lambda: set(system.runner_pids()).isdisjoint(pids), 30, "the runners to leave")
+    assert time.monotonic() - gone < 20
+    ended = system.ended(study.id)
+    assert ended.state == "completed"
+    (trial,) = system.client.trials(study.id)
+    assert (trial.state, trial.attempts) == ("completed", 2)
+    # It went on where it was told to end: no evaluation is there twice, and none was made again.
+    assert "/checkpoints/001-" in trial.resources["resumed_from"]
+    first, second = (system.client.log(trial.id, attempt=k).text for k in (1, 2))
+    assert "SIGTERM" in first
+    assert "step 6:" in first
+    assert "step 6:" not in second
+    assert "step 36:" in second
+    home = system.server.settings.home
+    until(lambda: not list(home.rglob("checkpoints/*")), 150, "the checkpoints to be removed")
 
 
 def test_a_killed_server_goes_on_where_it_was(system: System) -> None:

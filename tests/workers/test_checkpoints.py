@@ -152,7 +152,15 @@ def test_checkpoints_are_kept_while_they_are_needed(api: Api, runner: Runner, mo
     # Only the newest that the server knows of, and what came since.
     assert [f.name for f in folder.iterdir()] == ["001-00000009"]
     assert collect_checkpoints(api.ctx) == 0
-    assert folder.exists()
+    assert {f.name for f in (folder / "001-00000009").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+    }
     run(Runner(runner.client, runner.settings, "runner-2"))
     assert collect_checkpoints(api.ctx) == 1
     assert not folder.exists()

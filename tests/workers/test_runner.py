@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -163,6 +165,29 @@ def test_out_of_memory_is_infeasible_and_says_what_to_lower(
     (trial,) = trials(api, study)
     assert (trial["state"], trial["failure"]["kind"]) == ("infeasible", "out_of_memory")
     assert "training.batch_size" in trial["failure"]["message"]
+
+
+def test_a_host_without_memory_is_out_of_memory_too_and_the_runner_goes_on(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = api.create(search={"trials": 2, "sampler": "random"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = psutil.Process().memory_info().vms
+
+    def train_in_little_memory(*args: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, hard))
+        try:
+            torch.empty(2**33)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner_module, "train_trial", train_in_little_memory)
+        step(runner)
+    step(runner)
+    first, second = trials(api, study)
+    assert (first["state"], first["failure"]["kind"]) == ("infeasible", "out_of_memory")
+    assert second["state"] == "completed"
 
 
 def test_an_exception_in_user_code_is_retried_in_a_fresh_process(
