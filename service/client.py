@@ -23,7 +23,7 @@ from .schemas.studies import (
     StudyCreated,
     StudyOut,
 )
-from .schemas.teams import AuditOut, RunnerOut, TeamOut, TeamWithUsage
+from .schemas.teams import AuditOut, HostOut, RunnerOut, TeamOut, TeamWithUsage
 from .schemas.tokens import TokenCreated, TokenOut
 from .schemas.trials import MetricOut, TrialLogOut, TrialOut
 from .schemas.webhooks import DeliveryOut, WebhookCreated, WebhookOut
@@ -239,11 +239,27 @@ class Client(Connection):
         given = {name: value for name, value in asked.items() if value is not None}
         return self._get(TrialLogOut, f"/trials/{trial_id}/logs", **given)
 
+    def hosts(self) -> list[HostOut]:
+        """Hosts that failed trials which others could run, quarantined ones among them."""
+        return self._get(Page[HostOut], "/hosts").items
+
+    def release_host(self, name: str) -> HostOut:
+        """End a host's quarantine."""
+        return HostOut.model_validate(self._post("/hosts/release", {"host": name}))
+
     # The workers' side.
 
-    def lease(self, runner: str, cpus: float, gpus: float, warm: Sequence[str] = (), wanted: int = 1) -> list[LeaseOut]:
+    def lease(
+        self,
+        runner: str,
+        cpus: float,
+        gpus: float,
+        warm: Sequence[str] = (),
+        wanted: int = 1,
+        host: str | None = None,
+    ) -> list[LeaseOut]:
         """Ask for trials to run."""
-        body = {"runner": runner, "cpus": cpus, "gpus": gpus, "warm": list(warm), "max": wanted}
+        body = {"runner": runner, "cpus": cpus, "gpus": gpus, "warm": list(warm), "max": wanted, "host": host}
         return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body)).leases
 
     def report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,12 @@ def locate(path: str, roots: Sequence[Path]) -> str:
     if not _HUB_ID.fullmatch(path):
         raise InvalidRequest(f"{path!r} is neither a folder inside the allowed data directories nor a hub id")
     return path
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether a path or URL of a store lies in ``root`` of that store, dots and all."""
+    normal, base = posixpath.normpath(path), posixpath.normpath(root)
+    return normal == base or normal.startswith(base + "/")
 
 
 def gguf_file(path: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from service.paths import is_inside
 from service.schemas.leases import LeasedTrial
 
 from .artifacts import fetch, remove, store_checkpoint
@@ -26,6 +27,9 @@ class StoredCheckpoints:
         """The checkpoint that the trial goes on from, copied into ``folder``; ``None`` where it starts anew."""
         checkpoint = self._trial.checkpoint
         if checkpoint is None:
+            return None
+        if not is_inside(checkpoint, f"{self._artifacts_url.rstrip('/')}/studies/{self._trial.study_id}"):
+            _log.warning("trial %d starts anew, its checkpoint lies elsewhere: %s", self._trial.number, checkpoint)
             return None
         try:
             fetch(checkpoint, folder)

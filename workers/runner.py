@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import socket
 import tempfile
 import threading
 import time
@@ -108,7 +109,7 @@ class Runner:
     def _next_lease(self) -> LeaseOut | None:
         warm = [self._warm.model_key] if self._warm.model_key else []
         try:
-            leases = self.client.lease(self.name, self.cpus, self.gpus, warm)
+            leases = self.client.lease(self.name, self.cpus, self.gpus, warm, host=socket.gethostname())
         except ServiceError as error:
             _log.warning("no lease: %s", error.detail)
             return None

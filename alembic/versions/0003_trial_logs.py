@@ -1,4 +1,4 @@
-"""trial logs
+"""trial logs, hosts
 
 Revision: 0003
 Follows: 0002
@@ -24,5 +24,17 @@ def upgrade() -> None:
     )
 
 
+    op.create_table('hosts',
+    sa.Column('name', sa.String(length=200), nullable=False),
+    sa.Column('failures', sa.Integer(), nullable=False),
+    sa.Column('reason', sa.Text(), nullable=True),
+    sa.Column('quarantined_at', sa.DateTime(timezone=True), nullable=True),
+    sa.PrimaryKeyConstraint('name', name=op.f('pk_hosts'))
+    )
+    op.add_column('runners', sa.Column('host', sa.String(length=200), nullable=True))
+
+
 def downgrade() -> None:
+    op.drop_column('runners', 'host')
+    op.drop_table('hosts')
     op.drop_table('trial_logs')

@@ -32,7 +32,7 @@ def acquire(
     ctx: ContextDep, principal: Worker, body: LeaseRequest, idempotency_key: IdempotencyKey = None
 ) -> LeasesOut:
     """Lease trials to a runner; an empty list when there is nothing for it to do."""
-    runner = leasing.Runner(body.runner, body.cpus, body.gpus, principal.scope, tuple(body.warm))
+    runner = leasing.Runner(body.runner, body.cpus, body.gpus, principal.scope, tuple(body.warm), body.host)
     return LeasesOut(
         leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in leasing.acquire(ctx, runner, body.max)]
     )

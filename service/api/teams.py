@@ -6,9 +6,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ..scheduling import access, teams
+from ..scheduling import access, hosts, teams
 from ..schemas.common import Page
-from ..schemas.teams import AuditOut, Quotas, RunnerOut, TeamOut, TeamRequest, TeamWithUsage, UsageOut
+from ..schemas.teams import (
+    AuditOut,
+    HostOut,
+    HostRelease,
+    Quotas,
+    RunnerOut,
+    TeamOut,
+    TeamRequest,
+    TeamWithUsage,
+    UsageOut,
+)
 from .dependencies import Admin, ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, problems
 from .idempotency import IdempotentRoute
 
@@ -53,12 +63,27 @@ def list_workers(ctx: ContextDep, principal: Reader) -> Page[RunnerOut]:
                 gpus=r.gpus,
                 warm=r.warm,
                 busy=r.lease_id is not None,
+                host=r.host,
                 first_seen_at=r.first_seen_at,
                 last_seen_at=r.last_seen_at,
             )
             for r in teams.list_runners(ctx, principal.scope)
         ]
     )
+
+
+@router.get("/hosts", responses=problems())
+def list_hosts(ctx: ContextDep, principal: Reader) -> Page[HostOut]:
+    """Hosts that failed trials which others could run; a quarantined one is given no more until it is released."""
+    return Page(items=[HostOut.model_validate(h) for h in hosts.list_hosts(ctx)])
+
+
+@router.post("/hosts/release", responses=problems(404))
+def release_host(
+    ctx: ContextDep, principal: Admin, body: HostRelease, idempotency_key: IdempotencyKey = None
+) -> HostOut:
+    """End a host's quarantine: it was mended."""
+    return HostOut.model_validate(hosts.release_host(ctx, principal, body.host))
 
 
 @router.get("/audit", responses=problems())

@@ -154,7 +154,17 @@ def delete_webhook(webhook_id: Annotated[str, typer.Argument()]) -> None:
 def workers(as_json: AsJson = False) -> None:
     """List runners with when they were last heard of."""
     with session.connect() as client:
-        session.show(client.workers(), ["name", "cpus", "gpus", "busy", "warm", "last_seen_at"], as_json)
+        session.show(client.workers(), ["name", "host", "cpus", "gpus", "busy", "warm", "last_seen_at"], as_json)
+
+
+@app.command()
+def hosts(
+    release: Annotated[str | None, typer.Option(help="End this host's quarantine.")] = None, as_json: AsJson = False
+) -> None:
+    """List hosts that failed trials which others could run."""
+    with session.connect() as client:
+        found = client.hosts() if release is None else [client.release_host(release)]
+        session.show(found, ["name", "failures", "quarantined_at", "reason"], as_json)
 
 
 @app.command()

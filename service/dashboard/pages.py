@@ -22,7 +22,7 @@ from ..domain.records import Principal, Role, Study, Trial
 from ..domain.states import STUDY_ENDED
 from ..domain.statistics import Estimate
 from ..errors import Forbidden, NotFound, ServiceError, Unauthorized
-from ..scheduling import access, comparing, reading, studies, teams, trials
+from ..scheduling import access, comparing, hosts, reading, studies, teams, trials
 from ..scheduling.context import Context
 from ..scheduling.predicting import get_predictions
 from ..schemas.studies import RankingOut, StudyOut, rankings
@@ -263,6 +263,7 @@ def operation_page(request: Request, ctx: ContextDep) -> Response:
             "principal": principal,
             "teams": teams.list_teams(ctx, principal.scope),
             "runners": teams.list_runners(ctx, principal.scope),
+            "quarantined": [h for h in hosts.list_hosts(ctx) if h.quarantined_at is not None],
             "entries": entries,
         },
     )

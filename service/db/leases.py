@@ -24,11 +24,15 @@ _PLACE = (
     .join(TrialRow, TrialRow.id == LeaseRow.trial_id)
     .where(LeaseRow.id == bindparam("lease"))
 )
+_SAID = ("team_id", "cpus", "gpus", "warm", "lease_id", "last_seen_at", "host")
 _SEE = Upsert(
     RunnerRow,
     lambda rows: rows.on_conflict_do_update(
         index_elements=["name"],
-        set_={name: rows.excluded[name] for name in ("team_id", "cpus", "gpus", "warm", "lease_id", "last_seen_at")},
+        set_={
+            name: rows.excluded[name]
+            for name in ("team_id", "cpus", "gpus", "warm", "lease_id", "last_seen_at", "host")
+        },
     ),
 )
 _IDLE = (
@@ -177,5 +181,5 @@ class Leases:
 
 def _seen(row: RunnerRow) -> RunnerSeen:
     return RunnerSeen(
-        row.name, row.team_id, row.cpus, row.gpus, row.warm, row.lease_id, row.first_seen_at, row.last_seen_at
+        row.name, row.team_id, row.cpus, row.gpus, row.warm, row.lease_id, row.first_seen_at, row.last_seen_at, row.host
     )

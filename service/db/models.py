@@ -243,6 +243,17 @@ class RunnerRow(Base):
     lease_id: Mapped[str | None] = mapped_column(String(64))
     first_seen_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
+    host: Mapped[str | None] = mapped_column(String(200))
+
+
+class HostRow(Base):
+    """A machine that runners are on, and what speaks against it."""
+
+    __tablename__ = "hosts"
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    failures: Mapped[int] = mapped_column(default=0)
+    reason: Mapped[str | None] = mapped_column(Text)
+    quarantined_at: Mapped[datetime | None]
 
 
 class IdempotencyRow(Base):

@@ -186,20 +186,20 @@ class Trials:
             query = query.where(TrialRow.phase.in_(phases))
         return [_record(row) for row in self._session.scalars(query)]
 
-    def needless_checkpoints(self, most: int) -> list[tuple[str, str]]:
-        """Trials that have a checkpoint which nothing will go on from, with its place.
+    def needless_checkpoints(self, most: int) -> list[tuple[str, str, str]]:
+        """Trials that have a checkpoint which nothing will go on from: trial, study, and the checkpoint's place.
 
         A failed trial may be retried for as long as its study is open.
         """
         over = [s for s in TRIAL_ENDED if s is not TrialState.FAILED]
         query = (
-            select(TrialRow.id, TrialRow.checkpoint)
+            select(TrialRow.id, TrialRow.study_id, TrialRow.checkpoint)
             .join(StudyRow, StudyRow.id == TrialRow.study_id)
             .where(TrialRow.checkpoint.is_not(None), TrialRow.state.in_(TRIAL_ENDED))
             .where(TrialRow.state.in_(over) | StudyRow.state.in_([StudyState.CANCELLED, StudyState.FAILED]))
             .limit(most)
         )
-        return [(row.id, str(row.checkpoint)) for row in self._session.execute(query)]
+        return [(row.id, row.study_id, str(row.checkpoint)) for row in self._session.execute(query)]
 
     def scores(self, study_id: str) -> dict[str, list[float]]:
         """The objective's value on every example of the test split, by confirmation trial that sent them."""

@@ -67,6 +67,17 @@ class RunnerSeen:
     lease_id: str | None
     first_seen_at: datetime
     last_seen_at: datetime
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine that runners are on; a quarantined one is given no trial."""
+
+    name: str
+    failures: int
+    reason: str | None
+    quarantined_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

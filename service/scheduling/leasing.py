@@ -23,6 +23,7 @@ from ..search.policy import Problem, Proposal
 from .advancing import Counts, advance, search_trials
 from .context import Context
 from .demand import open_slots, running_trials
+from .hosts import is_quarantined
 from .quotas import in_turn, may_start
 from .results import requeue_lost
 from .retrying import retried
@@ -56,12 +57,15 @@ class Runner:
     gpus: float
     team_id: str | None = None
     warm: tuple[str, ...] = ()
+    host: str | None = None
 
 
 def acquire(ctx: Context, runner: Runner, wanted: int) -> list[Grant]:
     """Lease up to ``wanted`` trials to a runner; an empty list when there is nothing for it to do."""
     expire_leases(ctx)
     grants: list[Grant] = []
+    if is_quarantined(ctx, runner.host):
+        wanted = 0
     while len(grants) < wanted and (grant := _acquire_one(ctx, runner)) is not None:
         grants.append(grant)
     if not grants:
@@ -75,12 +79,12 @@ def _note_idle(ctx: Context, runner: Runner) -> None:
     now = ctx.clock()
     with ctx.db.read() as session:
         seen = Leases(session).runner(runner.name)
-    offer = (runner.cpus, runner.gpus, list(runner.warm), runner.team_id)
+    offer = (runner.cpus, runner.gpus, list(runner.warm), runner.team_id, runner.host)
     if (
         seen is not None
         and seen.lease_id is None
         and timedelta(0) <= now - seen.last_seen_at < SEEN_RESOLUTION
-        and (seen.cpus, seen.gpus, seen.warm, seen.team_id) == offer
+        and (seen.cpus, seen.gpus, seen.warm, seen.team_id, seen.host) == offer
     ):
         return
     with ctx.db.write() as session:
@@ -97,6 +101,7 @@ def _see(session: Session, runner: Runner, now: datetime, lease_id: str | None) 
         lease_id,
         first_seen_at=now,
         last_seen_at=now,
+        host=runner.host,
     )
     Leases(session).see_runner(seen)
 

@@ -17,6 +17,7 @@ from ..db.webhooks import Webhooks
 from ..domain.records import Lease, Study
 from ..domain.states import StudyState
 from ..errors import NotFound, ServiceError
+from ..paths import is_inside
 from .advancing import end_at_limit
 from .context import Context
 from .leasing import expire_leases
@@ -116,11 +117,13 @@ def collect_checkpoints(ctx: Context) -> int:
     with ctx.db.read() as session:
         over = Trials(session).needless_checkpoints(MOST_COLLECTED)
     removed = 0
-    for trial_id, checkpoint in over:
-        # All of a trial's lie in one folder.
+    for trial_id, study_id, checkpoint in over:
+        # All of a trial's lie in one folder. What a worker says of them removes nothing outside of its study.
+        folder = checkpoint.rsplit("/", 1)[0]
+        root = f"{ctx.settings.artifacts_url.rstrip('/')}/studies/{study_id}/trials"
         try:
-            files, path = fsspec.url_to_fs(checkpoint.rsplit("/", 1)[0])
-            if path.rstrip("/").endswith("/checkpoints") and files.exists(path):
+            files, path = fsspec.url_to_fs(folder)
+            if is_inside(folder, root) and folder.endswith("/checkpoints") and files.exists(path):
                 files.rm(path, recursive=True)
         except OSError:
             _log.exception("the checkpoints of trial %s cannot be removed; they are tried again later", trial_id)

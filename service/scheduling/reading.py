@@ -20,6 +20,7 @@ from ..domain.records import Study, Trial
 from ..domain.states import STUDY_ENDED, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import Direction, Objective
 from ..errors import NotFound, Unavailable
+from ..paths import is_inside
 from .advancing import Counts, search_trials
 from .context import Context
 from .quotas import trial_fault
@@ -90,14 +91,14 @@ def adapter_archive(ctx: Context, trial_id: str, team_id: str | None) -> tuple[P
     if trial.artifact is None:
         raise NotFound(f"trial {trial.number} has no adapter: only trials that ran to their end leave one")
     root = f"{ctx.settings.artifacts_url.rstrip('/')}/studies/{trial.study_id}"
-    if not _is_inside(trial.artifact, root):
+    if not is_inside(trial.artifact, root):
         # What a worker says of its artifacts opens nothing outside of where they are kept.
         raise NotFound(f"trial {trial.number}'s adapter does not lie where artifacts are kept")
     handle = tempfile.NamedTemporaryFile(prefix="cdka-adapter-", suffix=".zip", delete=False)  # noqa: SIM115
     try:
         with handle, zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
             files, folder = fsspec.url_to_fs(trial.artifact)
-            names = [name for name in files.find(folder) if _is_inside(name, folder)]
+            names = [name for name in files.find(folder) if is_inside(name, folder)]
             if not names:
                 raise NotFound(f"trial {trial.number}'s adapter is not there any more")
             if sum(files.size(name) or 0 for name in names) > LARGEST_ADAPTER:
@@ -112,8 +113,3 @@ def adapter_archive(ctx: Context, trial_id: str, team_id: str | None) -> tuple[P
             raise Unavailable(f"the store of artifacts does not answer: {type(error).__name__}") from error
         raise
     return Path(handle.name), f"trial-{trial.number:05d}-adapter.zip"
-
-
-def _is_inside(path: str, root: str) -> bool:
-    normal, base = posixpath.normpath(path), posixpath.normpath(root)
-    return normal == base or normal.startswith(base + "/")

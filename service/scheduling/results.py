@@ -27,10 +27,13 @@ from ..errors import Fault, InvalidRequest, LeaseLost, NotFound
 from .advancing import advance
 from .context import Context
 from .fencing import held, reclaim
+from .hosts import blame, clear
 from .retrying import retried
 
 # Losses of a worker or node in a row, without a new checkpoint between them, that end a trial.
 MOST_LOSSES = 5
+# Failures that may be the machine's.
+_BLAMED = frozenset({FailureKind.ERROR, FailureKind.PREEMPTED, FailureKind.LOST})
 _RETRIED = frozenset({FailureKind.ERROR, FailureKind.STALLED})
 
 ResultState = Literal["completed", "pruned", "infeasible", "failed", "cancelled", "released"]
@@ -74,6 +77,10 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         Leases(session).set_idle(lease.runner, now)
         account(session, study, lease, now, _artifact_bytes(result))
         state = _apply(session, study, trial, result, now)
+        if result.failure is not None and result.failure.kind in _BLAMED:
+            blame(session, study, lease, now, result.failure.message)
+        elif result.state in ("completed", "pruned"):
+            clear(session, lease)
         if result.failure is not None:
             # A rejected model or dataset has ended the study.
             study = Studies(session).get(study.id, lock=True)
@@ -244,4 +251,5 @@ def requeue_lost(session: Session, lease_id: str, now: datetime) -> None:
         Trials(session).set_state(trial, TrialState.CANCELLED, now)
     else:
         _requeue_or_lose(session, trial, now, f"nothing was heard of {lease.runner}")
+        blame(session, study, lease, now, f"nothing was heard of {lease.runner}")
     advance(session, Studies(session).get(study.id, lock=True), now)

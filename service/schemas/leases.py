@@ -19,6 +19,7 @@ class LeaseRequest(Sent):
     runner: Name
     cpus: Annotated[float, Field(strict=True, ge=0, le=4096)] = 1.0
     gpus: Annotated[float, Field(strict=True, ge=0, le=1024)] = 0.0
+    host: Name | None = Field(default=None, description="The machine that the runner is on.")
     warm: Annotated[list[Annotated[str, Field(max_length=4200, pattern=PLAIN)]], Field(max_length=100)] = []
     max: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
 

@@ -62,8 +62,22 @@ class RunnerOut(Wire):
     gpus: float
     warm: list[str]
     busy: bool
+    host: str | None
     first_seen_at: Time
     last_seen_at: Time
+
+
+class HostOut(Wire):
+    name: str
+    failures: int = Field(description="Failed attempts in a row, of studies that have finished trials.")
+    reason: str | None = Field(description="The last of them.")
+    quarantined_at: Time | None = Field(description="Since then its runners are given nothing.")
+
+
+class HostRelease(Sent):
+    """A host whose quarantine is to end."""
+
+    host: Name
 
 
 class AuditOut(Wire):

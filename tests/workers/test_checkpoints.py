@@ -167,3 +167,18 @@ def test_checkpoints_are_kept_while_they_are_needed(api: Api, runner: Runner, mo
     assert checkpoint_of(api, study) is None
     assert collect_checkpoints(api.ctx) == 0
     assert Path(only_trial(api, study)["artifact"]).exists()
+
+
+def test_what_a_worker_says_of_its_checkpoint_removes_nothing_elsewhere(api: Api, tmp_path: Path) -> None:
+    study = api.create(search={"trials": 1})
+    precious = tmp_path / "precious" / "checkpoints" / "001"
+    precious.mkdir(parents=True)
+    lease = api.lease()
+    assert lease is not None
+    body = {"reports": [], "checkpoint": str(precious)}
+    api.call("POST", f"/leases/{lease['id']}/reports", "worker", json=body)
+    api.finish(lease)
+    assert checkpoint_of(api, study) == str(precious)
+    assert collect_checkpoints(api.ctx) == 1
+    assert checkpoint_of(api, study) is None
+    assert precious.exists()

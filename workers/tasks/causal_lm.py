@@ -19,7 +19,7 @@ from ..models import WarmModel, load_warm
 from .answers import extract
 from .batches import batches, device_of, token_losses
 from .task import Prepared, Scores
-from .texts import load_tokenizer, text_of
+from .texts import load_tokenizer, reading_of, text_of, tokenizer_parts
 
 INPUTS = ("input_ids", "attention_mask", "labels")
 IGNORED = -100
@@ -41,11 +41,7 @@ class CausalLM:
         task, most = study.task, study.training.max_length
 
         def tokenised(name: str, split: Any) -> Any:
-            evaluated = name != "train" and "carved" not in splits.origins[name]
-            roles = task.evaluation_roles if evaluated else task.roles
-            template = task.template
-            if evaluated and task.evaluation is not None:
-                template = task.evaluation.template or template
+            roles, template = reading_of(task, splits, name)
             packed = study.training.packing and name == "train"
 
             def encode(row: dict[str, Any]) -> dict[str, Any]:
@@ -68,15 +64,11 @@ class CausalLM:
                 return _packed(kept, most, tokenizer.pad_token_id) if packed else kept
 
             parts = {
+                **tokenizer_parts(study, model_path, tokenizer),
                 "data": split._fingerprint,
-                "model": [study.model_key, model_path],
-                "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
-                "chat_template": tokenizer.chat_template,
                 "roles": roles,
                 "template": template,
-                "max_length": most,
                 "packed": packed,
-                "kind": task.kind,
             }
             return cache.get(parts, make)
 

@@ -20,6 +20,7 @@ from ..models import WarmModel, load_warm
 from .classification import class_index, classes_of
 from .sequence_classification import judge_logits
 from .task import Prepared, Scores
+from .texts import reading_of
 
 INPUTS = ("pixel_values", "labels")
 
@@ -38,17 +39,19 @@ class ImageClassification:
             )
         except (OSError, ValueError, ImportError) as error:
             raise Rejected(f"no image processor in {model_path!r}: {str(error).splitlines()[0]}") from error
-        roles = study.task.roles
-        classes = classes_of(splits.train, roles["label"])
+        classes = classes_of(splits.train, study.task.roles["label"])
         index = {label: k for k, label in enumerate(classes)}
 
-        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            images = [_image(value) for value in batch[roles["image"]]]
-            pixels = processor(images, return_tensors="np")["pixel_values"].astype(np.float32)
-            labels = [class_index(index, label) for label in batch[roles["label"]]]
-            return {"pixel_values": list(pixels), "labels": labels}
+        def made(name: str) -> Any:
+            split = getattr(splits, name)
+            roles, _ = reading_of(study.task, splits, name)
 
-        def made(split: Any) -> Any:
+            def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+                images = [_image(value) for value in batch[roles["image"]]]
+                pixels = processor(images, return_tensors="np")["pixel_values"].astype(np.float32)
+                labels = [class_index(index, label) for label in batch[roles["label"]]]
+                return {"pixel_values": list(pixels), "labels": labels}
+
             parts = {
                 "data": split._fingerprint,
                 "model": [study.model_key, model_path],
@@ -60,9 +63,9 @@ class ImageClassification:
             return cache.get(parts, lambda: split.map(encode, batched=True, remove_columns=split.column_names))
 
         return Prepared(
-            train=made(splits.train),
-            validation=made(splits.validation),
-            test=made(splits.test),
+            train=made("train"),
+            validation=made("validation"),
+            test=made("test"),
             collator=_collate,
             tokenizer=None,
             origins=splits.origins,

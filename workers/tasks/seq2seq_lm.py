@@ -19,7 +19,7 @@ from .answers import extract
 from .batches import batches, token_losses
 from .classification import classification_scores
 from .task import Prepared, Scores
-from .texts import load_tokenizer, text_of
+from .texts import load_tokenizer, reading_of, text_of, tokenizer_parts
 
 INPUTS = ("input_ids", "attention_mask", "labels")
 IGNORED = -100
@@ -45,11 +45,7 @@ class Seq2SeqLM:
             raise Rejected(f"{', '.join(sorted(_SCORED & study.metrics_wanted))} needs task.label_words")
 
         def tokenised(name: str, split: Any) -> Any:
-            evaluated = name != "train" and "carved" not in splits.origins[name]
-            roles = task.evaluation_roles if evaluated else task.roles
-            template = task.template
-            if evaluated and task.evaluation is not None:
-                template = task.evaluation.template or template
+            roles, template = reading_of(task, splits, name)
 
             def encode(row: dict[str, Any]) -> dict[str, Any]:
                 target = _target(row[roles["target"]], words, split.features[roles["target"]])
@@ -64,14 +60,11 @@ class Seq2SeqLM:
                 }
 
             parts = {
+                **tokenizer_parts(study, model_path, tokenizer),
                 "data": split._fingerprint,
-                "model": [study.model_key, model_path],
-                "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
                 "roles": roles,
                 "template": template,
                 "words": words,
-                "max_length": study.training.max_length,
-                "kind": task.kind,
             }
             return cache.get(parts, lambda: split.map(encode, remove_columns=split.column_names))
 

@@ -18,7 +18,7 @@ from ..models import WarmModel, load_warm
 from .batches import batches
 from .classification import class_index, classes_of, classification_scores
 from .task import Prepared, Scores
-from .texts import load_tokenizer
+from .texts import load_tokenizer, reading_of, tokenizer_parts
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
@@ -37,30 +37,22 @@ def prepare_texts(
             return dict(encoded)
 
         parts = {
+            **tokenizer_parts(study, model_path, tokenizer),
             "data": split._fingerprint,
-            "model": [study.model_key, model_path],
-            "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
             "roles": roles,
-            "max_length": study.training.max_length,
             "facts": facts,
-            "kind": study.task.kind,
         }
         return cache.get(parts, lambda: split.map(encode, batched=True, remove_columns=split.column_names))
 
-    roles, evaluated = study.task.roles, study.task.evaluation_roles
     return Prepared(
-        train=tokenised(splits.train, roles),
-        validation=tokenised(splits.validation, roles if _carved(splits, "validation") else evaluated),
-        test=tokenised(splits.test, roles if _carved(splits, "test") else evaluated),
+        train=tokenised(splits.train, reading_of(study.task, splits, "train")[0]),
+        validation=tokenised(splits.validation, reading_of(study.task, splits, "validation")[0]),
+        test=tokenised(splits.test, reading_of(study.task, splits, "test")[0]),
         collator=DataCollatorWithPadding(tokenizer),
         tokenizer=tokenizer,
         origins=splits.origins,
         facts=facts,
     )
-
-
-def _carved(splits: Splits, name: str) -> bool:
-    return "carved" in splits.origins[name]
 
 
 class SequenceClassification:

@@ -7,8 +7,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from service.paths import gguf_file
-from service.schemas.specs import StudySpec, template_fields
+from service.schemas.specs import StudySpec, TaskSpec, template_fields
 
+from ..data import Splits
 from ..failures import Rejected
 
 
@@ -29,6 +30,25 @@ def load_tokenizer(study: StudySpec, model_path: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_parts(study: StudySpec, model_path: str, tokenizer: Any) -> dict[str, Any]:
+    """What tokenised text depends on, as far as the tokenizer goes: its whole definition, not its name."""
+    whole = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
+    return {
+        "model": [study.model_key, model_path],
+        "tokenizer": whole,
+        "chat_template": tokenizer.chat_template,
+        "max_length": study.training.max_length,
+        "kind": study.task.kind,
+    }
+
+
+def reading_of(task: TaskSpec, splits: Splits, name: str) -> tuple[dict[str, str], str | None]:
+    """Roles and template by which a split is read: its own source's, or the training data's where it was carved out."""
+    if task.evaluation is None or name == "train" or "carved" in splits.origins[name]:
+        return task.roles, task.template
+    return task.evaluation_roles, task.evaluation.template or task.template
 
 
 def text_of(row: dict[str, Any], column: str, template: str | None) -> str:

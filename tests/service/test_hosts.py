@@ -1,0 +1,101 @@
+"""A machine that fails what others can run is noticed, left out, shown and taken back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import Api, FakeClock
+
+ERROR = {"kind": "error", "message": "RuntimeError: CUDA error: unspecified launch failure"}
+
+
+@pytest.fixture
+def study(api: Api) -> dict[str, Any]:
+    """A study that is known to work: a good host has finished a trial of it."""
+    made = api.create(search={"trials": 40, "concurrency": 10, "retries": 9, "sampler": "random"})
+    succeed(api, "good")
+    return made
+
+
+def succeed(api: Api, host: str) -> None:
+    lease = api.lease(f"runner-{host}", host=host)
+    assert lease is not None
+    assert api.finish(lease).status_code == 200
+
+
+def fail(api: Api, host: str, failure: dict[str, str] = ERROR) -> None:
+    lease = api.lease(f"runner-{host}", host=host)
+    assert lease is not None
+    assert api.finish(lease, "failed", None, failure=failure).status_code == 200
+
+
+def hosts(api: Api) -> dict[str, Any]:
+    return {h["name"]: h for h in api.call("GET", "/hosts").json()["items"]}
+
+
+def test_the_third_failure_in_a_row_quarantines(api: Api, study: dict[str, Any]) -> None:
+    for _ in range(3):
+        fail(api, "bad")
+    assert api.lease("runner-bad", host="bad") is None
+    assert api.lease("another-runner-there", host="bad") is None
+    assert api.lease("runner-good", host="good") is not None
+    shown = hosts(api)["bad"]
+    assert shown["failures"] == 3
+    assert shown["quarantined_at"] is not None
+    assert "CUDA error" in shown["reason"]
+
+
+def test_a_success_between_starts_the_count_anew(api: Api, study: dict[str, Any]) -> None:
+    for _ in range(2):
+        fail(api, "bad")
+    succeed(api, "bad")
+    for _ in range(2):
+        fail(api, "bad")
+    assert hosts(api)["bad"]["quarantined_at"] is None
+
+
+def test_a_study_that_never_worked_speaks_against_no_host(api: Api) -> None:
+    api.create(search={"trials": 9, "concurrency": 9, "retries": 9})
+    for _ in range(5):
+        fail(api, "bad")
+    assert hosts(api) == {}
+
+
+def test_what_a_configuration_does_speaks_against_no_host(api: Api, study: dict[str, Any]) -> None:
+    for kind in ("out_of_memory", "diverged", "out_of_memory"):
+        lease = api.lease("runner-bad", host="bad")
+        assert lease is not None
+        api.finish(lease, "infeasible", None, failure={"kind": kind, "message": "so"})
+    assert hosts(api) == {}
+
+
+def test_the_last_host_is_not_taken_away(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
+    clock.advance(3600)
+    for _ in range(4):
+        fail(api, "bad")
+    shown = hosts(api)["bad"]
+    assert (shown["failures"], shown["quarantined_at"]) == (4, None)
+
+
+def test_runners_that_vanish_count_too(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
+    for _ in range(3):
+        assert api.lease("runner-bad", host="bad") is not None
+        clock.advance(61)
+        # The good host asks, which is when expired leases are looked for.
+        succeed(api, "good")
+    assert hosts(api)["bad"]["quarantined_at"] is not None
+    assert "nothing was heard of runner-bad" in hosts(api)["bad"]["reason"]
+
+
+def test_an_admin_takes_it_back(api: Api, study: dict[str, Any]) -> None:
+    for _ in range(3):
+        fail(api, "bad")
+    assert api.call("POST", "/hosts/release", "member", json={"host": "bad"}).status_code == 403
+    released = api.call("POST", "/hosts/release", "admin", json={"host": "bad"})
+    assert released.status_code == 200
+    assert (released.json()["failures"], released.json()["quarantined_at"]) == (0, None)
+    assert api.lease("runner-bad", host="bad") is not None
+    assert api.call("POST", "/hosts/release", "admin", json={"host": "nobody"}).status_code == 404
+    assert api.call("GET", "/audit", "admin").json()["items"][0]["action"] == "host.release"
