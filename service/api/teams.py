@@ -73,7 +73,7 @@ def list_workers(ctx: ContextDep, principal: Reader) -> Page[RunnerOut]:
 
 
 @router.get("/hosts", responses=problems())
-def list_hosts(ctx: ContextDep, principal: Reader) -> Page[HostOut]:
+def list_hosts(ctx: ContextDep, principal: Admin) -> Page[HostOut]:
     """Hosts that failed trials which others could run; a quarantined one is given no more until it is released."""
     return Page(items=[HostOut.model_validate(h) for h in hosts.list_hosts(ctx)])
 

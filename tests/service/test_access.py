@@ -40,12 +40,14 @@ ROUTES: dict[tuple[str, str], set[str]] = {
     ("POST", "/api/v1/trials/{trial_id}/stop"): WRITERS,
     ("POST", "/api/v1/trials/{trial_id}/retry"): WRITERS,
     ("GET", "/api/v1/trials/{trial_id}/metrics"): READERS,
+    ("GET", "/api/v1/trials/{trial_id}/logs"): READERS,
     ("GET", "/api/v1/trials/{trial_id}/adapter"): READERS,
     ("POST", "/api/v1/predictions"): READERS,
     ("GET", "/api/v1/samplers"): READERS,
     ("GET", "/api/v1/pruners"): READERS,
     ("POST", "/api/v1/leases"): {"admin", "worker"},
     ("POST", "/api/v1/leases/{lease_id}/reports"): {"admin", "worker"},
+    ("POST", "/api/v1/leases/{lease_id}/logs"): {"admin", "worker"},
     ("PUT", "/api/v1/leases/{lease_id}/result"): {"admin", "worker"},
     ("GET", "/api/v1/demand"): {"admin", "worker"},
     ("POST", "/api/v1/tokens"): {"admin"},
@@ -56,6 +58,8 @@ ROUTES: dict[tuple[str, str], set[str]] = {
     ("POST", "/api/v1/teams"): {"admin"},
     ("PATCH", "/api/v1/teams/{team_id}"): {"admin"},
     ("GET", "/api/v1/workers"): READERS,
+    ("GET", "/api/v1/hosts"): {"admin"},
+    ("POST", "/api/v1/hosts/release"): {"admin"},
     ("GET", "/api/v1/audit"): READERS,
     ("POST", "/api/v1/webhooks"): WRITERS,
     ("GET", "/api/v1/webhooks"): READERS,
@@ -63,8 +67,8 @@ ROUTES: dict[tuple[str, str], set[str]] = {
     ("GET", "/api/v1/webhooks/{webhook_id}/deliveries"): READERS,
 }
 # What a caller who is let in gets where that is not plain success: the state of the study forbids it, or there is no
-# adapter yet.
-OTHERWISE = {"/resume": 409, "/retry": 409, "/adapter": 404}
+# adapter or host yet.
+OTHERWISE = {"/resume": 409, "/retry": 409, "/adapter": 404, "/hosts/release": 404}
 # Health, the API's own description, login and pages (which send to the login) take no token.
 OPEN = {
     "/healthz",
@@ -136,6 +140,8 @@ def request(api: Api, route: tuple[str, str], ids: dict[str, str], headers: dict
         "/webhooks": {"url": "https://203.0.113.9/"},
         "/leases/{lease_id}/result": {"state": "released"},
         "/leases/{lease_id}/reports": {"reports": []},
+        "/leases/{lease_id}/logs": {"start": 0, "text": "a line"},
+        "/hosts/release": {"host": "nobody"},
     }
     body = bodies.get(template.removeprefix("/api/v1")) if method != "GET" else None
     query = {"study": ids["study_id"]} if template.endswith("/compare") else None

@@ -32,7 +32,7 @@ def fail(api: Api, host: str, failure: dict[str, str] = ERROR) -> None:
 
 
 def hosts(api: Api) -> dict[str, Any]:
-    return {h["name"]: h for h in api.call("GET", "/hosts").json()["items"]}
+    return {h["name"]: h for h in api.call("GET", "/hosts", "admin").json()["items"]}
 
 
 def test_the_third_failure_in_a_row_quarantines(api: Api, study: dict[str, Any]) -> None:
@@ -98,4 +98,5 @@ def test_an_admin_takes_it_back(api: Api, study: dict[str, Any]) -> None:
     assert (released.json()["failures"], released.json()["quarantined_at"]) == (0, None)
     assert api.lease("runner-bad", host="bad") is not None
     assert api.call("POST", "/hosts/release", "admin", json={"host": "nobody"}).status_code == 404
-    assert api.call("GET", "/audit", "admin").json()["items"][0]["action"] == "host.release"
+    actions = [entry["action"] for entry in api.call("GET", "/audit", "admin").json()["items"]]
+    assert "host.release" in actions
