@@ -64,12 +64,12 @@ test-peft: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.adapter
-	$(BIN)/python -m benchmarks.runners
+	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.service
 
 bench-full: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.adapter --full
-	$(BIN)/python -m benchmarks.runners --full
+	$(BIN)/python -m benchmarks.workers --full
 
 clean:
 	rm -rf $(VENV) .cdka dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
