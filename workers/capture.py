@@ -33,7 +33,9 @@ class CapturedOutput:
         for number in (1, 2):
             os.dup2(writer, number)
         os.close(writer)
-        self._thread = threading.Thread(target=self._read, args=(reader, self._saved[1]), name="output", daemon=True)
+        # A descriptor of its own: the thread may outlive this context, where a child keeps the pipe open.
+        onward = os.dup(self._saved[1])
+        self._thread = threading.Thread(target=self._read, args=(reader, onward), name="output", daemon=True)
         self._thread.start()
         return self
 
@@ -58,6 +60,7 @@ class CapturedOutput:
                 os.write(onward, data)
                 self._add(self._decoder.decode(data))
         os.close(reader)
+        os.close(onward)
 
     def _add(self, text: str) -> None:
         # Progress bars go back to the start of their line; in a log every state of one is a line.

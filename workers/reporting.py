@@ -112,7 +112,8 @@ class Reporter:
             self._wake.clear()
             if self.stop_reason == LOST:
                 return
-            if self._waiting or self._checkpoint or time.monotonic() >= due:
+            last_words = self._closed and self._output is not None and bool(self._output.waiting()[1])
+            if self._waiting or self._checkpoint or last_words or time.monotonic() >= due:
                 due = time.monotonic() + self._send()
             if self._closed and (not (self._waiting or self._checkpoint) or self._failures):
                 return

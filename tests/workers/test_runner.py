@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import threading
 from collections.abc import Iterator
@@ -205,6 +206,25 @@ def test_an_exception_in_user_code_is_retried_in_a_fresh_process(
     assert trials(api, study)[0]["state"] == "queued"
     step(Runner(runner.client, runner.settings, "runner-2"))
     assert trials(api, study)[0]["state"] == "completed"
+
+
+def test_the_last_words_of_a_trial_that_fails_are_in_its_log(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = api.create(search={"trials": 1, "retries": 0})
+
+    def explode(*args: Any) -> None:
+        os.write(2, b"these are the last words\n")
+        raise KeyError("loss")
+
+    monkeypatch.setattr(runner_module, "train_trial", explode)
+    with pytest.raises(Poisoned):
+        step(runner)
+    (trial,) = trials(api, study)
+    assert trial["state"] == "failed"
+    log = api.call("GET", f"/trials/{trial['id']}/logs").json()
+    assert "these are the last words\n" in log["text"]
+    assert log["running"] is False
 
 
 def test_changed_base_weights_are_noticed(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
