@@ -21,6 +21,7 @@ from .hotswap import hotswap_adapter
 from .initializers import initialize_from_gradients
 from .kronecker import kron_delta, kron_linear
 from .layer import CdkaLayer
+from .memory import MemoryEstimate, estimate_memory
 from .model import CdkaModel
 from .modules import CdkaConv2d, CdkaLinear
 from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
@@ -43,6 +44,7 @@ __all__ = [
     "CdkaModel",
     "Configuration",
     "IndivisibleError",
+    "MemoryEstimate",
     "ModuleShape",
     "Prediction",
     "Spectra",
@@ -50,6 +52,7 @@ __all__ = [
     "collect_spectra",
     "count_lora_parameters",
     "count_parameters",
+    "estimate_memory",
     "feasible",
     "from_reference",
     "hotswap_adapter",

@@ -14,6 +14,7 @@ from .errors import ServiceError
 from .schemas.common import Page
 from .schemas.comparison import ComparisonOut
 from .schemas.leases import DemandOut, DirectiveOut, LeaseOut, LeasesOut, LogTaken, ResultOut
+from .schemas.specs import Shape
 from .schemas.studies import (
     EventOut,
     ParetoOut,
@@ -252,14 +253,13 @@ class Client(Connection):
     def lease(
         self,
         runner: str,
-        cpus: float,
-        gpus: float,
+        shape: Shape,
         warm: Sequence[str] = (),
         wanted: int = 1,
         host: str | None = None,
     ) -> list[LeaseOut]:
-        """Ask for trials to run."""
-        body = {"runner": runner, "cpus": cpus, "gpus": gpus, "warm": list(warm), "max": wanted, "host": host}
+        """Ask for trials that a runner of this shape can run."""
+        body = {"runner": runner, **shape.as_dict(), "warm": list(warm), "max": wanted, "host": host}
         return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body)).leases
 
     def report(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import secrets
 import signal
 import threading
@@ -20,6 +21,8 @@ from service.settings import Settings
 _log = logging.getLogger("workers")
 TICK_SECONDS = 1.0
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
+# Whoever supervises this process starts it again; so it joins a head that was restarted.
+CLUSTER_LOST = 75
 
 
 def own_cluster_environment(settings: Settings) -> None:
@@ -57,10 +60,42 @@ def main() -> None:
 
     import ray
 
-    from .actor import NAMESPACE
     from .pool import Pool
 
+    connect(settings.ray_address)
+    # After ray.init, which installs handlers of its own.
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    pool = Pool(Client(settings.server_url, token), settings)
+    while not stopping.is_set():
+        try:
+            pool.tick()
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            _log.warning("the Ray cluster does not answer (%s); joining it again", str(error).splitlines()[0])
+            ray.shutdown()
+            # A driver that has lost its cluster cannot be trusted to join another: a new process does.
+            raise SystemExit(CLUSTER_LOST) from None
+        stopping.wait(TICK_SECONDS)
     if own:
+        pool.stop()
+    ray.shutdown()
+
+
+def connect(address: str | None) -> None:
+    """Start a cluster of our own, or join the one at ``address``.
+
+    ``HOST:PORT`` is for a machine that ``ray start`` has made a node of the cluster, ``ray://HOST:PORT`` for any other
+    (a container beside it, a pod next to KubeRay's head service).
+
+    Raises:
+        SystemExit: the cluster cannot be joined; the message says what would be right.
+    """
+    import ray
+
+    from .actor import NAMESPACE
+
+    if address is None or not address:
         ray.init(
             address="local",
             namespace=NAMESPACE,
@@ -69,20 +104,29 @@ def main() -> None:
             logging_level=logging.WARNING,
             object_store_memory=OBJECT_STORE_BYTES,
         )
-    else:
-        ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)
-    # After ray.init, which installs handlers of its own.
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    pool = Pool(Client(settings.server_url, token), settings)
-    _log.info("on Ray %s with %s", ray.__version__, ray.cluster_resources())
-    while not stopping.is_set():
-        pool.tick()
-        stopping.wait(TICK_SECONDS)
-    if own:
-        pool.stop()
-    ray.shutdown()
+        return
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        if "mismatch" in words.lower() or "version" in words.lower():
+            raise SystemExit(
+                f"The Ray cluster at {address} runs another version of Ray or Python than this pool ({ours()}): use "
+                f"the same on all of its nodes. Ray says: {words}"
+            ) from None
+        raise SystemExit(
+            f"The Ray cluster at {address} cannot be joined: {words}\n"
+            "RAY_ADDRESS is HOST:PORT on a node of the cluster (ray start --address=HOST:PORT), or "
+            "ray://HOST:10001 from elsewhere; RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH must be the cluster's."
+        ) from None
+    _log.info("joined the Ray cluster at %s (%s) with %s", address, ours(), ray.cluster_resources())
+
+
+def ours() -> str:
+    """The versions that all nodes of a cluster must share."""
+    import ray
+
+    return f"Ray {ray.__version__}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import ray
 import transformers
 
 from service.client import Client
+from service.schemas.specs import Shape
 from service.settings import Settings
 
 from .runner import Runner
@@ -26,7 +27,7 @@ NAME_PREFIX = "cdka-runner-"
 class RunnerActor:
     """Starts its loop in a thread at construction, so that a process that Ray restarts goes on by itself."""
 
-    def __init__(self, settings: dict[str, Any], name: str, cpus: float, gpus: float) -> None:
+    def __init__(self, settings: dict[str, Any], name: str, shape: Shape) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
         # Progress bars are for terminals; these lines go to a file.
@@ -36,7 +37,13 @@ class RunnerActor:
         made = Settings(**settings)
         client = Client(made.server_url, made.read_token())
         # A restarted process is another runner to the server: its former lease is not its own.
-        self._runner = Runner(client, made, f"{name}:{os.getpid()}", cpus, gpus)
+        self._runner = Runner(client, made, f"{name}:{os.getpid()}", shape)
+        self._given: dict[str, Any] = {}
+        if shape.processes > 1:
+            from .distributed import launch
+
+            namespace = ray.get_runtime_context().namespace
+            self._runner.launch = lambda lease: launch(lease, made, shape, name, namespace)
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._preempted)
@@ -64,6 +71,18 @@ class RunnerActor:
         """Whether it is busy, for how long it has been idle, its process."""
         idle = 0.0 if self._runner.busy else time.monotonic() - self._runner.idle_since
         return {"busy": self._runner.busy, "idle_seconds": idle, "pid": os.getpid()}
+
+    def take(self, result: dict[str, Any]) -> None:
+        """Take the result of a trial from the first of its processes."""
+        self._given = result
+
+    def taken(self) -> dict[str, Any]:
+        """The result that was given last."""
+        return self._given
+
+    def is_released(self) -> bool:
+        """Whether the present trial is to be given back."""
+        return self._runner.released
 
     def release(self) -> None:
         """Give the present trial back to the queue, and be done."""

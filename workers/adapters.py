@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from peft import LoraConfig, TaskType
@@ -17,7 +17,7 @@ def adapter_config(
     params: dict[str, Any],
     adapter: AdapterSpec,
     task_type: TaskType | None,
-    heads: Sequence[str] = (),
+    heads: Collection[str] = (),
 ) -> PeftConfig:
     """The adapter of a trial.
 
@@ -28,7 +28,7 @@ def adapter_config(
     """
     common: dict[str, Any] = {"target_modules": adapter.target_modules, "task_type": task_type}
     if heads:
-        common["modules_to_save"] = list(heads)
+        common["modules_to_save"] = sorted(heads)
     if method in ("cdka", "krona"):
         return cdka.CdkaConfig(
             r1=params["r1"],

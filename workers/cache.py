@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ import datasets
 import tokenizers
 import transformers
 
+_PARTIAL = ".partial-"
+# What a runner that was killed left half made goes after a day.
+ABANDONED_SECONDS = 86_400.0
 # Versions whose change may change what tokenising gives.
 _VERSIONS = (transformers.__version__, tokenizers.__version__, datasets.__version__)
 
@@ -30,29 +35,53 @@ class TokenisedCache:
         self._root = root
         self._most_bytes = most_bytes
 
-    def get(self, parts: dict[str, Any], make: Callable[[], Any]) -> Any:
-        """The data set that ``make`` returns, made now or at an earlier time under the same ``parts``."""
+    def get(self, parts: dict[str, Any], make: Callable[[Path], Any]) -> Any:
+        """The data set that ``make`` returns, made now or at an earlier time under the same ``parts``.
+
+        ``make`` is given a folder for what it needs on the way, which is gone afterwards.
+        """
         said = json.dumps([parts, _VERSIONS], sort_keys=True, default=str)
         folder = self._root / hashlib.sha256(said.encode()).hexdigest()[:40]
-        if not folder.exists():
-            self._root.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._root))
+        for last in (False, True):
+            if not folder.exists():
+                self._make(folder, make)
             try:
-                make().save_to_disk(str(partial / "data"))
-                try:
-                    os.rename(partial / "data", folder)
-                except OSError:
-                    # Another runner was first; its folder holds the same.
-                    if not folder.exists():
-                        raise
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        loaded = datasets.load_from_disk(str(folder))
-        os.utime(folder)
+                loaded = datasets.load_from_disk(str(folder))
+                os.utime(folder)
+                break
+            except (OSError, ValueError):
+                # Damaged, or another runner has just removed it to make room: it is made again.
+                if last:
+                    raise
+                self._drop(folder)
         self._trim(folder)
         return loaded
 
+    def _make(self, folder: Path, make: Callable[[Path], Any]) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._root))
+        try:
+            make(partial).save_to_disk(str(partial / "data"))
+            try:
+                os.rename(partial / "data", folder)
+            except OSError:
+                # Another runner was first; its folder holds the same.
+                if not folder.exists():
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _drop(self, folder: Path) -> None:
+        """Remove a folder; whoever dies meanwhile leaves nothing that looks whole."""
+        gone = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._root))
+        with contextlib.suppress(OSError):
+            os.rename(folder, gone / "data")
+        shutil.rmtree(gone, ignore_errors=True)
+
     def _trim(self, kept: Path) -> None:
+        for left in self._root.glob(f"{_PARTIAL}*"):
+            if time.time() - _used_at(left) > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         folders = [f for f in self._root.iterdir() if f.is_dir() and not f.name.startswith(".")]
         sizes = {f: _size(f) for f in folders}
         total = sum(sizes.values())
@@ -60,8 +89,19 @@ class TokenisedCache:
             if total <= self._most_bytes:
                 return
             if folder != kept:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._drop(folder)
                 total -= sizes[folder]
+
+
+def mapped(split: Any, encode: Callable[..., Any], folder: Path, name: str = "mapped", **options: Any) -> Any:
+    """``split.map`` that replaces all columns and leaves nothing on disk outside of ``folder``."""
+    return split.map(
+        encode,
+        remove_columns=split.column_names,
+        load_from_cache_file=False,
+        cache_file_name=str(folder / f"{name}.arrow"),
+        **options,
+    )
 
 
 def _size(folder: Path) -> int:

@@ -57,7 +57,9 @@ class CapturedOutput:
     def _read(self, reader: int, onward: int) -> None:
         with contextlib.suppress(OSError):
             while data := os.read(reader, 65_536):
-                os.write(onward, data)
+                # Where it went before may be a full disk; the trial goes on.
+                with contextlib.suppress(OSError):
+                    os.write(onward, data)
                 self._add(self._decoder.decode(data))
         os.close(reader)
         os.close(onward)

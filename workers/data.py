@@ -81,7 +81,8 @@ def _read(source: DataSource, roots: Sequence[Path]) -> tuple[dict[str, Any], di
         split, wanted = loaded[name], sample.get(name)
         try:
             if source.streaming:
-                assert wanted is not None, "streaming without sample is refused by the schema"
+                if wanted is None:
+                    raise Rejected(f"the stream has a {name} split: say in sample how many examples of it to take")
                 window = split.shuffle(seed=source.seed, buffer_size=STREAM_WINDOW).take(wanted)
                 split = datasets.Dataset.from_list(list(window), features=window.features)
                 origins[name] = f"{len(split)} examples of a stream (seed {source.seed})"

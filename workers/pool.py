@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from service.client import Client
 from service.errors import ServiceError
+from service.schemas.specs import Shape
 from service.settings import Settings
 
 from .actor import NAME_PREFIX, NAMESPACE, RunnerActor
@@ -20,6 +22,7 @@ _log = logging.getLogger("workers.pool")
 TICK_SECONDS = 1.0
 STATUS_TIMEOUT = 5.0
 RELEASE_TIMEOUT = 15.0
+GIB = 2**30
 # What runners need of the settings; the token travels as the name of a file, never as itself.
 PASSED = (
     "home",
@@ -34,21 +37,34 @@ PASSED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Resources of one runner."""
+def prefix_of(shape: Shape) -> str:
+    """How the names of runners of this shape begin, so that a pool that starts anew knows whose they are."""
+    rest = json.dumps([shape.memory_gib, shape.accelerator_type, shape.custom, shape.processes])
+    return f"{NAME_PREFIX}c{shape.cpus:g}-g{shape.gpus:g}-{hashlib.sha256(rest.encode()).hexdigest()[:8]}-"
 
-    cpus: float
-    gpus: float
 
-    @property
-    def prefix(self) -> str:
-        """Names of runners of this shape begin with it, so that a pool that starts anew knows them."""
-        return f"{NAME_PREFIX}c{self.cpus:g}-g{self.gpus:g}-"
+def actor_resources(shape: Shape) -> dict[str, Any]:
+    """What Ray sets aside for a runner.
+
+    One that has its trials run in several processes holds nothing itself: those processes hold it all.
+    """
+    if shape.processes > 1:
+        return {"num_cpus": 0, "num_gpus": 0}
+    options: dict[str, Any] = {"num_cpus": shape.cpus, "num_gpus": shape.gpus}
+    if shape.memory_gib:
+        options["memory"] = int(shape.memory_gib * GIB)
+    if shape.accelerator_type:
+        options["accelerator_type"] = shape.accelerator_type
+    if shape.custom:
+        options["resources"] = dict(shape.custom)
+    return options
 
 
 class Pool:
-    """Adjusts the runners to the demand, once a tick. Holds no state that the cluster does not: names say it all."""
+    """Adjusts the runners to the demand, once a tick. Holds no state that the cluster does not: names say it all.
+
+    Runners that the cluster has no room for stay pending, which is what Ray's autoscaler looks at.
+    """
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self._client = client
@@ -59,18 +75,19 @@ class Pool:
     def tick(self) -> None:
         """Look at demand and runners; start what is missing, retire what has been idle for long."""
         try:
-            demand = {Shape(d.cpus, d.gpus): d.slots for d in self._client.demand().items}
+            demand = {prefix_of(d.shape): (d.shape, d.slots) for d in self._client.demand().items}
         except ServiceError as error:
             # Runners go on without us and without the server; nothing is taken from them.
             _log.warning("demand is not known: %s", error.detail)
             return
-        names = self._names()
-        shapes = set(demand) | {shape for name in names if (shape := parse_shape(name)) is not None}
-        for shape in shapes:
-            mine = sorted(name for name in names if name.startswith(shape.prefix))
-            wanted = demand.get(shape, 0)
-            for _ in range(wanted - len(mine)):
-                self._start(shape)
+        by_prefix: dict[str, list[str]] = {prefix: [] for prefix in demand}
+        for name in sorted(self._names()):
+            by_prefix.setdefault(name[: name.rindex("-") + 1], []).append(name)
+        for prefix, mine in by_prefix.items():
+            shape, wanted = demand.get(prefix, (None, 0))
+            if shape is not None:
+                for _ in range(wanted - len(mine)):
+                    self._start(shape)
             if len(mine) > wanted:
                 self._retire_idle(mine, len(mine) - wanted)
 
@@ -78,19 +95,18 @@ class Pool:
         return [name for name in ray.util.list_named_actors() if name.startswith(NAME_PREFIX)]
 
     def _start(self, shape: Shape) -> None:
-        name = shape.prefix + secrets.token_hex(4)
+        name = prefix_of(shape) + secrets.token_hex(4)
         passed = self._settings.model_dump(include=set(PASSED))
         actor = self._actor.options(
             name=name,
             namespace=NAMESPACE,
             lifetime="detached",
-            num_cpus=shape.cpus,
-            num_gpus=shape.gpus,
             max_restarts=-1,
             max_concurrency=4,
+            **actor_resources(shape),
         )
-        actor.remote(passed, name, shape.cpus, shape.gpus)
-        _log.info("started %s", name)
+        actor.remote(passed, name, shape)
+        _log.info("started %s for %s", name, shape)
 
     def _retire_idle(self, names: Iterable[str], surplus: int) -> None:
         for name in names:
@@ -118,12 +134,3 @@ class Pool:
             ray.wait([a.release.remote() for a in actors], num_returns=len(actors), timeout=RELEASE_TIMEOUT)
         for actor in actors:
             ray.kill(actor, no_restart=True)
-
-
-def parse_shape(name: str) -> Shape | None:
-    """The shape that a runner's name tells."""
-    try:
-        cpus, gpus, _ = name.removeprefix(NAME_PREFIX).split("-")
-        return Shape(float(cpus.removeprefix("c")), float(gpus.removeprefix("g")))
-    except ValueError:
-        return None

@@ -14,6 +14,8 @@ _log = logging.getLogger(__name__)
 LOST = "lost"
 # Reports kept while the server is away. Beyond it the oldest go: the newest decide.
 MOST_BUFFERED = 1000
+# Pieces of a trial's output that are sent between two reports.
+MOST_PIECES = 4
 # A server that is back is found within this time, however long it was away.
 LONGEST_WAIT = 5.0
 
@@ -123,7 +125,11 @@ class Reporter:
         if self._output is None:
             return
         try:
-            while (piece := self._output.waiting())[1]:
+            # However much a trial prints, its heartbeat goes on.
+            for _ in range(MOST_PIECES):
+                piece = self._output.waiting()
+                if not piece[1]:
+                    return
                 self._output.sent(self._client.append_log(self._lease_id, *piece))
         except ServiceError as error:
             _log.debug("the log was not taken: %s", error.detail)

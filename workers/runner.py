@@ -8,6 +8,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from service.client import Client
 from service.errors import LeaseLost, NotFound, ServiceError
 from service.paths import locate
 from service.schemas.leases import LeaseOut
+from service.schemas.specs import FailureKind, Shape, TrialPhase
 from service.settings import Settings
 
 from .adapters import adapter_config
@@ -26,6 +28,7 @@ from .capture import CapturedOutput
 from .checkpoints import StoredCheckpoints
 from .data import load_splits
 from .failures import Rejected, classify, poisons_process
+from .measuring import measure
 from .models import BaseWeightsChanged, WarmModel
 from .reporting import LOST, Reporter
 from .tasks import Task, find_task
@@ -61,21 +64,29 @@ class Runner:
         client: the SDK, with a worker's token.
         settings: data directories and where artifacts go.
         name: how the server knows this runner.
-        cpus: CPUs it holds; torch gets as many threads.
-        gpus: GPUs it holds.
+        shape: what its trials hold; torch gets as many threads as it has CPUs.
+        launch: runs a leased trial in processes of its own and returns its result, where one trial takes several.
     """
 
     client: Client
     settings: Settings
     name: str
-    cpus: float = 1.0
-    gpus: float = 0.0
+    shape: Shape = field(default_factory=Shape)
+    launch: Callable[[LeaseOut], dict[str, Any]] | None = None
+    # Of the processes that share a trial one leads: it stores what is left of it. All stop for the reason agreed on.
+    leads: bool = field(default=True, init=False)
+    agree: Callable[[str | None], str | None] = field(default_factory=lambda: _itself, init=False)
     trials_done: int = field(default=0, init=False)
     busy: bool = field(default=False, init=False)
     idle_since: float = field(default_factory=time.monotonic, init=False)
     _warm: _Warm = field(default_factory=_Warm, init=False)
     _retired: threading.Event = field(default_factory=threading.Event, init=False)
     _released: threading.Event = field(default_factory=threading.Event, init=False)
+
+    @property
+    def released(self) -> bool:
+        """Whether it was told to give its trial back."""
+        return self._released.is_set()
 
     def retire(self) -> None:
         """Take no further trial."""
@@ -92,7 +103,10 @@ class Runner:
         Raises:
             Poisoned: this process must be replaced.
         """
-        torch.set_num_threads(max(1, int(self.cpus)))
+        torch.set_num_threads(max(1, int(self.shape.cpus)))
+        if 0 < self.shape.gpus < 1 and torch.cuda.is_available():
+            # Neighbours on the same device keep what is theirs.
+            torch.cuda.set_per_process_memory_fraction(self.shape.gpus)
         while not self._retired.is_set():
             lease = self._next_lease()
             if lease is None:
@@ -109,7 +123,7 @@ class Runner:
     def _next_lease(self) -> LeaseOut | None:
         warm = [self._warm.model_key] if self._warm.model_key else []
         try:
-            leases = self.client.lease(self.name, self.cpus, self.gpus, warm, host=socket.gethostname())
+            leases = self.client.lease(self.name, self.shape, warm, host=socket.gethostname())
         except ServiceError as error:
             _log.warning("no lease: %s", error.detail)
             return None
@@ -128,14 +142,14 @@ class Runner:
             started = time.perf_counter()
             poison: BaseException | None = None
             try:
-                result = self._train(lease, reporter, stored)
+                result = self.launch(lease) if self.launch is not None else self.train(lease, reporter, stored)
             except Exception as error:  # every failure of a trial is a result of it
                 _log.exception("trial %d failed", lease.trial.number)
                 kind, message = classify(error)
                 state = "infeasible" if kind in ("out_of_memory", "diverged") else "failed"
                 result = {"state": state, "failure": {"kind": kind, "message": message}}
                 poison = error if poisons_process(error) else None
-            result.setdefault("resources", {}).update(self._resources(started))
+            result["resources"] = {**self._resources(started), **result.get("resources", {})}
             output.stop()
             undelivered = reporter.close()
         checkpoint = reporter.unsent_checkpoint
@@ -150,9 +164,9 @@ class Runner:
         seconds = time.perf_counter() - started
         return {
             "seconds": round(seconds, 3),
-            "gpu_seconds": round(seconds * self.gpus, 3),
+            "gpu_seconds": round(seconds * self.shape.gpus, 3),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() and self.gpus else "cpu",
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() and self.shape.gpus else "cpu",
             "threads": torch.get_num_threads(),
             "runner": self.name,
         }
@@ -177,18 +191,28 @@ class Runner:
                 _log.warning("trial %d is another's now: %s", lease.trial.number, error.detail)
                 return
             except ServiceError as error:
+                if error.status == 422 and result["state"] != "failed":
+                    # Better a failure that says why than a result that nobody hears of.
+                    failure = {"kind": FailureKind.ERROR, "message": f"its result was refused: {error.detail}"}
+                    result = {"state": "failed", "failure": failure, "resources": result["resources"]}
+                    continue
                 if error.status < 500 or time.monotonic() > deadline:
                     _log.error("the result of trial %d was not taken: %s", lease.trial.number, error.detail)
                     return
                 time.sleep(RETRY_SECONDS)
 
-    def _train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> dict[str, Any]:
+    def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> dict[str, Any]:
+        """Run one leased trial here, and return what its result says."""
         trial = lease.trial
         _log.info("trial %d, attempt %d: %s %s", trial.number, trial.attempt, trial.method, trial.params)
         task = find_task(trial.study.task, self.settings.tasks)
         prepare_started = time.perf_counter()
         warm, prepared = self._prepare(lease, task)
-        config = adapter_config(trial.method, trial.params, trial.study.adapter, task.task_type, task.heads)
+        if trial.phase is TrialPhase.MEASUREMENT:
+            return {"state": "completed", "predictions": measure(trial, warm, prepared)}
+        config = adapter_config(
+            trial.method, trial.params, trial.study.adapter, task.task_type, {*task.heads, *warm.new_modules}
+        )
         model = warm.lend(config, trial.seed)
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
@@ -196,9 +220,9 @@ class Runner:
             with tempfile.TemporaryDirectory(prefix="cdka-resume-") as scratch:
                 checkpoints = Checkpoints(stored.bring(scratch), stored.keep, self.settings.checkpoint_seconds)
                 outcome = train_trial(
-                    trial, task, model, prepared, reporter, lambda: self._stop_reason(reporter), checkpoints
+                    trial, task, model, prepared, reporter, lambda: self.agree(self._stop_reason(reporter)), checkpoints
                 )
-            if outcome.stop_reason is None:
+            if outcome.stop_reason is None and self.leads:
                 artifact = store_adapter(
                     model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
                 )
@@ -212,7 +236,7 @@ class Runner:
             self._warm = _Warm()
             raise
         resources: dict[str, Any] = {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins}
-        resources["train_seconds"] = round(outcome.train_seconds, 3)
+        resources |= {"train_seconds": round(outcome.train_seconds, 3), **outcome.use}
         if checkpoints.resume_from is not None:
             resources["resumed_from"] = trial.checkpoint
         if artifact is not None:
@@ -241,6 +265,10 @@ class Runner:
             self._warm.model = task.load_model(study, path, self._warm.prepared)
             self._warm.model_key = study.model_key
         return self._warm.model, self._warm.prepared
+
+
+def _itself(reason: str | None) -> str | None:
+    return reason
 
 
 def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def acquire(
     ctx: ContextDep, principal: Worker, body: LeaseRequest, idempotency_key: IdempotencyKey = None
 ) -> LeasesOut:
     """Lease trials to a runner; an empty list when there is nothing for it to do."""
-    runner = leasing.Runner(body.runner, body.cpus, body.gpus, principal.scope, tuple(body.warm), body.host)
+    runner = leasing.Runner(body.runner, body.shape, principal.scope, tuple(body.warm), body.host)
     return LeasesOut(
         leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in leasing.acquire(ctx, runner, body.max)]
     )
@@ -82,7 +82,8 @@ def append_log(
 def finish(ctx: ContextDep, principal: Worker, lease_id: Id, body: ResultIn) -> ResultOut:
     """End the attempt. The same result repeated under its own lease answers 200 and changes nothing."""
     failure = None if body.failure is None else Failure(body.failure.kind, body.failure.message)
-    result = results.Result(body.state, body.metrics, body.artifact, body.resources, failure, body.scores)
+    measured = [entry.model_dump() for entry in body.predictions]
+    result = results.Result(body.state, body.metrics, body.artifact, body.resources, failure, body.scores, measured)
     return ResultOut(trial_state=results.finish(ctx, lease_id, principal.scope, result))
 
 
@@ -90,4 +91,6 @@ def finish(ctx: ContextDep, principal: Worker, lease_id: Id, body: ResultIn) -> 
 def demand(ctx: ContextDep, principal: Worker) -> DemandOut:
     """How many runners of each shape have something to do."""
     leasing.expire_leases(ctx)
-    return DemandOut(items=[DemandItem.model_validate(d) for d in demands.demand(ctx, principal.scope)])
+    return DemandOut(
+        items=[DemandItem(**d.shape.as_dict(), slots=d.slots) for d in demands.demand(ctx, principal.scope)]
+    )

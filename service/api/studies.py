@@ -12,12 +12,11 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..domain.metrics import METRICS
-from ..domain.records import Study
+from ..domain.records import Ranking, RankingState, Study
 from ..domain.states import StudyState
 from ..errors import Changed, Fault, InvalidRequest
-from ..scheduling import comparing, exporting, reading, studies
+from ..scheduling import comparing, exporting, predicting, reading, studies
 from ..scheduling.planning import plan_prediction
-from ..scheduling.predicting import get_predictions
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
@@ -92,7 +91,7 @@ def create_study(
     response.headers["ETag"] = etag(study)
     return StudyCreated(
         **dict(StudyOut.of(study, {}, reading.waiting_for(ctx, study, {}))),
-        predictions=rankings(planned.predictions),
+        predictions=rankings(predicting.rankings(planned.spec, planned.predictions)),
         layers=list(study.plan.shapes),
     )
 
@@ -187,7 +186,7 @@ def cancel_study(
 @router.get("/studies/{study_id}/predictions", responses=problems(404))
 def study_predictions(ctx: ContextDep, principal: Reader, study_id: Id) -> list[RankingOut]:
     """What the predictors said of the study's budget before it began."""
-    return rankings(get_predictions(ctx, study_id, principal.scope))
+    return rankings(predicting.get_predictions(ctx, study_id, principal.scope))
 
 
 @router.get("/studies/{study_id}/comparison", responses=problems(404))
@@ -261,8 +260,13 @@ def predictions(
     if body.task.kind not in METRICS:
         fault = Fault("#/task/kind", f"unknown task {body.task.kind!r}; there are: {', '.join(METRICS)}")
         raise InvalidRequest("no prediction can be made", [fault])
+    if predicting.MEASURED in body.predictors:
+        message = "measured needs a study: a runner looks at the model's gradients; name it in compare.predictors"
+        fault = Fault(f"#/predictors/{body.predictors.index(predicting.MEASURED)}", message)
+        raise InvalidRequest("no prediction can be made", [fault])
     plan, ranked = plan_prediction(body.model, body.task.kind, body.adapter, body.budget, ctx.settings.data_dirs)
+    found = [Ranking(name, RankingState.READY, None, ranked[name]) for name in dict.fromkeys(body.predictors)]
     budget = BudgetOut(
         max_parameters=plan.max_parameters, base_parameters=plan.base_parameters, adapted_layers=len(plan.shapes)
     )
-    return PredictionsOut(budget=budget, predictions=rankings(ranked))
+    return PredictionsOut(budget=budget, predictions=rankings(found))

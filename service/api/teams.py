@@ -59,8 +59,7 @@ def list_workers(ctx: ContextDep, principal: Reader) -> Page[RunnerOut]:
             RunnerOut(
                 name=r.name,
                 team_id=r.team_id,
-                cpus=r.cpus,
-                gpus=r.gpus,
+                **r.shape.as_dict(),
                 warm=r.warm,
                 busy=r.lease_id is not None,
                 host=r.host,

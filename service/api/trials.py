@@ -33,7 +33,7 @@ def list_trials(
     principal: Reader,
     study_id: Id,
     limit: Limit = 50,
-    cursor: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    cursor: Annotated[int | None, Query(ge=-1, le=2**31 - 1)] = None,
     state: Annotated[list[TrialState], Query(max_length=7)] = [],  # noqa: B006  # FastAPI copies it
     phase: TrialPhase | None = None,
     order: TrialOrder = TrialOrder.ASCENDING,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.operation import Host
@@ -19,31 +19,45 @@ class Hosts:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def get(self, name: str, *, lock: bool = False) -> Host | None:
-        """The host of that name."""
-        query = select(HostRow).where(HostRow.name == name).execution_options(populate_existing=True)
+    def get(self, team_id: str | None, name: str, *, lock: bool = False) -> Host | None:
+        """A team's host of that name (``None``: that of workers who serve all teams)."""
+        query = select(HostRow).where(*_of(team_id, name)).execution_options(populate_existing=True)
         row = self._session.scalars(query.with_for_update() if lock else query).one_or_none()
-        return None if row is None else Host(row.name, row.failures, row.reason, row.quarantined_at)
+        return None if row is None else _record(row)
 
     def list(self) -> list[Host]:
         """Every host that is known, by name."""
-        rows = self._session.scalars(select(HostRow).order_by(HostRow.name))
-        return [Host(row.name, row.failures, row.reason, row.quarantined_at) for row in rows]
+        return [_record(row) for row in self._session.scalars(select(HostRow).order_by(HostRow.name, HostRow.team_id))]
 
-    def know(self, name: str) -> None:
+    def know(self, team_id: str | None, name: str) -> None:
         """Have a row for a host."""
-        self._session.execute(insert_ignoring(self._session, HostRow).values(name=name, failures=0))
+        values = {"team_id": team_id or "", "name": name, "failures": 0}
+        self._session.execute(insert_ignoring(self._session, HostRow).values(**values))
 
-    def write(self, name: str, **values: Any) -> None:
+    def write(self, team_id: str | None, name: str, **values: Any) -> None:
         """Change what is known of a host."""
-        self._session.execute(update(HostRow).where(HostRow.name == name).values(**values))
+        self._session.execute(update(HostRow).where(*_of(team_id, name)).values(**values))
 
-    def is_last(self, name: str, since: datetime) -> bool:
+    def is_last(self, team_id: str | None, name: str, since: datetime) -> bool:
         """Whether no runner on another host that may work was heard of since then."""
+        theirs = func.coalesce(RunnerRow.team_id, "")
         other = (
             select(RunnerRow.name)
-            .outerjoin(HostRow, HostRow.name == RunnerRow.host)
-            .where(RunnerRow.last_seen_at >= since, RunnerRow.host.is_not(None), RunnerRow.host != name)
+            .outerjoin(HostRow, and_(HostRow.name == RunnerRow.host, HostRow.team_id == theirs))
+            .where(
+                theirs == (team_id or ""),
+                RunnerRow.last_seen_at >= since,
+                RunnerRow.host.is_not(None),
+                RunnerRow.host != name,
+            )
             .where(or_(HostRow.name.is_(None), HostRow.quarantined_at.is_(None)))
         )
         return not self._session.scalar(select(exists(other)))
+
+
+def _of(team_id: str | None, name: str) -> tuple[ColumnElement[bool], ...]:
+    return HostRow.team_id == (team_id or ""), HostRow.name == name
+
+
+def _record(row: HostRow) -> Host:
+    return Host(row.team_id, row.name, row.failures, row.reason, row.failed_at, row.quarantined_at)

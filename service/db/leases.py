@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..domain.operation import RunnerSeen
 from ..domain.records import Lease
+from ..domain.shape import Shape
 from ..domain.states import LeaseState
 from ..errors import NotFound
 from .models import LeaseRow, RunnerRow, TrialRow
@@ -24,15 +25,12 @@ _PLACE = (
     .join(TrialRow, TrialRow.id == LeaseRow.trial_id)
     .where(LeaseRow.id == bindparam("lease"))
 )
-_SAID = ("team_id", "cpus", "gpus", "warm", "lease_id", "last_seen_at", "host")
+_SAID = ("team_id", "cpus", "gpus", "shape", "warm", "lease_id", "last_seen_at", "host")
 _SEE = Upsert(
     RunnerRow,
     lambda rows: rows.on_conflict_do_update(
         index_elements=["name"],
-        set_={
-            name: rows.excluded[name]
-            for name in ("team_id", "cpus", "gpus", "warm", "lease_id", "last_seen_at", "host")
-        },
+        set_={name: rows.excluded[name] for name in _SAID},
     ),
 )
 _IDLE = (
@@ -152,6 +150,7 @@ class Leases:
     def see_runner(self, seen: RunnerSeen) -> None:
         """Remember that a runner asked for work."""
         row = {name: getattr(seen, name) for name in RunnerSeen.__slots__}
+        row |= {"cpus": seen.shape.cpus, "gpus": seen.shape.gpus, "shape": seen.shape.as_dict()}
         _SEE.run(self._session, [row])
 
     def set_idle(self, name: str, now: datetime) -> None:
@@ -181,5 +180,12 @@ class Leases:
 
 def _seen(row: RunnerRow) -> RunnerSeen:
     return RunnerSeen(
-        row.name, row.team_id, row.cpus, row.gpus, row.warm, row.lease_id, row.first_seen_at, row.last_seen_at, row.host
+        name=row.name,
+        team_id=row.team_id,
+        shape=Shape.of(row.shape) if row.shape else Shape(row.cpus, row.gpus),
+        warm=row.warm,
+        lease_id=row.lease_id,
+        first_seen_at=row.first_seen_at,
+        last_seen_at=row.last_seen_at,
+        host=row.host,
     )

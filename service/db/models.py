@@ -115,6 +115,8 @@ class StudyRow(Base):
     planned: Mapped[int]
     cpus: Mapped[float]
     gpus: Mapped[float]
+    # All that a trial holds; studies of earlier revisions had CPUs and GPUs alone.
+    shape: Mapped[dict[str, Any] | None]
     model_key: Mapped[str] = mapped_column(Text)
     storage_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     gpu_seconds: Mapped[float] = mapped_column(default=0.0)
@@ -239,6 +241,7 @@ class RunnerRow(Base):
     team_id: Mapped[str | None] = mapped_column(String(32))
     cpus: Mapped[float]
     gpus: Mapped[float]
+    shape: Mapped[dict[str, Any] | None]
     warm: Mapped[list[Any]]
     lease_id: Mapped[str | None] = mapped_column(String(64))
     first_seen_at: Mapped[datetime]
@@ -250,9 +253,12 @@ class HostRow(Base):
     """A machine that runners are on, and what speaks against it."""
 
     __tablename__ = "hosts"
+    # Whose workers say its name: one team's speak against no other's machines. Empty: workers of all teams.
+    team_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     failures: Mapped[int] = mapped_column(default=0)
     reason: Mapped[str | None] = mapped_column(Text)
+    failed_at: Mapped[datetime | None]
     quarantined_at: Mapped[datetime | None]
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from ..domain.plan import Plan
 from ..domain.records import Candidate, StoredPrediction, Study, StudyLoad
+from ..domain.shape import Shape
 from ..domain.states import STUDY_ENDED, EventKind, StudyPhase, StudyState, check_study_transition
 from ..domain.study_spec import StudySpec
 from ..errors import NotFound
@@ -85,14 +86,16 @@ def _record(row: StudyRow) -> Study:
 
 def _scheduled(spec: StudySpec) -> dict[str, Any]:
     """The columns that say what scheduling needs to know of a spec."""
+    shape = spec.resources.shape
     return {
         "name": spec.name,
         "spec": spec.model_dump(mode="json"),
         "priority": spec.priority,
         "concurrency": spec.search.concurrency,
         "planned": spec.search.trials,
-        "cpus": spec.resources.cpus,
-        "gpus": spec.resources.gpus,
+        "cpus": shape.cpus,
+        "gpus": shape.gpus,
+        "shape": shape.as_dict(),
         "model_key": spec.model_key,
     }
 
@@ -162,6 +165,7 @@ class Studies:
                 StudyRow.planned,
                 StudyRow.cpus,
                 StudyRow.gpus,
+                StudyRow.shape,
                 StudyRow.model_key,
                 or_(TeamRow.max_running_trials.is_not(None), TeamRow.max_gpus.is_not(None)),
             )
@@ -174,7 +178,18 @@ class Studies:
             .order_by(StudyRow.id)
         )
         return [
-            StudyLoad(r[0], r[1], StudyState(r[2]), StudyPhase(r[3]), r[4], r[5], r[6], r[7], r[8], r[9], bool(r[10]))
+            StudyLoad(
+                id=r[0],
+                team_id=r[1],
+                state=StudyState(r[2]),
+                phase=StudyPhase(r[3]),
+                priority=r[4],
+                concurrency=r[5],
+                planned=r[6],
+                shape=Shape.of(r[9]) if r[9] else Shape(r[7], r[8]),
+                model_key=r[10],
+                limited=bool(r[11]),
+            )
             for r in self._session.execute(query)
         ]
 
@@ -269,10 +284,13 @@ class Studies:
         query = select(StudyRow.id, StudyRow.version).where(StudyRow.id.in_(study_ids))
         return {row.id: row.version for row in self._session.execute(query)}
 
-    def add_predictions(self, study_id: str, rankings: Mapping[str, Sequence[StoredPrediction]]) -> None:
-        """Record the rankings by predictor, each best first."""
-        for position, (predictor, ranking) in enumerate(rankings.items()):
+    def add_predictions(
+        self, study_id: str, rankings: Mapping[str, Sequence[StoredPrediction]], order: Sequence[str]
+    ) -> None:
+        """Record the rankings by predictor, each best first; ``order`` is that of all the study's predictors."""
+        for predictor, ranking in rankings.items():
             entries = [asdict(p) for p in ranking]
+            position = order.index(predictor)
             row = PredictionRow(study_id=study_id, predictor=predictor, position=position, ranking=entries)
             self._session.add(row)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from .shape import Shape
+
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
@@ -61,8 +63,7 @@ class RunnerSeen:
 
     name: str
     team_id: str | None
-    cpus: float
-    gpus: float
+    shape: Shape
     warm: list[str]
     lease_id: str | None
     first_seen_at: datetime
@@ -72,11 +73,16 @@ class RunnerSeen:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine that runners are on; a quarantined one is given no trial."""
+    """A machine that runners are on; a quarantined one is given no trial.
 
+    ``team_id`` is the team whose workers are on it, empty where they serve all teams.
+    """
+
+    team_id: str
     name: str
     failures: int
     reason: str | None
+    failed_at: datetime | None
     quarantined_at: datetime | None
 
 

@@ -5,7 +5,7 @@ Computed once, when the study is created, and stored with it, so that nothing la
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from .search_space import Structure
 
@@ -19,6 +19,24 @@ class LayerShape(BaseModel):
     d_out: int
 
 
+class MemoryNeed(BaseModel):
+    """Bytes that one process of a trial is estimated to hold at its peak, by what they are for.
+
+    ``training`` is the adapter with gradients and optimizer. A device's context and fragmentation come on top.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    weights: int
+    training: int
+    activations: int
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.weights + self.training + self.activations
+
+
 class Plan(BaseModel):
     """The resolved side of a study."""
 
@@ -28,6 +46,8 @@ class Plan(BaseModel):
     min_fill: float
     base_parameters: int
     structures: tuple[Structure, ...] = Field(description="In the order of ``Structure.order``.")
+
+    memory: MemoryNeed | None = Field(default=None, description="Null where the model cannot be estimated.")
 
     def structure(self, r1: int, r2: int) -> Structure | None:
         """The admitted structure with these sizes, if it is one."""

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from .plan import Plan
+from .shape import Shape
 from .states import FailureKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from .study_spec import StudySpec
 
@@ -103,8 +104,7 @@ class StudyLoad:
     priority: int
     concurrency: int
     planned: int
-    cpus: float
-    gpus: float
+    shape: Shape
     model_key: str
     # Whether its team's running trials are limited.
     limited: bool = False
@@ -214,6 +214,14 @@ class MetricPoint:
     reported_at: datetime
 
 
+class RankingState(StrEnum):
+    """Whether a predictor has spoken: ``pending`` ones wait for a runner to measure."""
+
+    READY = "ready"
+    PENDING = "pending"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPrediction:
     """One line of a predictor's ranking."""
@@ -227,4 +235,15 @@ class StoredPrediction:
 
     @property
     def structure(self) -> tuple[int, int, int]:
+        """The component sizes."""
         return self.r1, self.r2, self.r
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What a predictor says, best first, or why it says nothing."""
+
+    predictor: str
+    state: RankingState
+    reason: str | None
+    predictions: list[StoredPrediction]

@@ -33,8 +33,13 @@ class TrialState(StrEnum):
 
 
 class TrialPhase(StrEnum):
-    """What a trial is for. ``tuning`` is the small learning-rate search that each candidate gets before its seeds."""
+    """What a trial is for.
 
+    ``measurement`` looks at gradients and trains nothing; it is numbered -1, before trial 0. ``tuning`` is the small
+    learning-rate search that each candidate gets before its seeds.
+    """
+
+    MEASUREMENT = "measurement"
     SEARCH = "search"
     TUNING = "tuning"
     CONFIRMATION = "confirmation"

@@ -26,6 +26,7 @@ __all__ = [
     "ModelSpec",
     "Name",
     "Objective",
+    "Predictor",
     "ResourcesSpec",
     "SearchSpec",
     "StudySpec",
@@ -33,6 +34,9 @@ __all__ = [
     "Text",
     "TrainingSpec",
 ]
+
+
+Predictor = Literal["guideline", "alignment", "measured"]
 
 
 class ModelSpec(BaseModel):
@@ -119,10 +123,13 @@ class LimitsSpec(BaseModel):
 
 
 class CompareSpec(BaseModel):
-    """What is trained again with fresh seeds on the test split, and how learning rates are made fair."""
+    """What is trained again with fresh seeds on the test split, and how learning rates are made fair.
+
+    ``measured`` looks at the gradients of full fine-tuning on a few batches: a runner does so before the search.
+    """
 
     model_config = STRICT
-    predictors: list[Literal["guideline", "alignment"]] = ["guideline", "alignment"]
+    predictors: list[Predictor] = ["guideline", "alignment"]
     baselines: list[Literal["lora", "rslora", "krona"]] = ["lora"]
     seeds: Annotated[int, Field(ge=0, le=100)] = 5
     learning_rate: Literal["tuned", "shared"] = "tuned"
@@ -164,8 +171,10 @@ class StudySpec(BaseModel):
 
     @property
     def model_key(self) -> str:
-        """What a warm runner holds for this study: base model and revision."""
+        """What a warm runner holds for this study: base model and revision, as the training's precision loads it."""
         key = f"{PurePosixPath(self.model.path)}@{self.model.revision or 'main'}"
+        if self.training.precision != "fp32":
+            key += f"#{self.training.precision}"
         return key if self.training.quantization == "none" else f"{key}#{self.training.quantization}"
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -144,6 +145,10 @@ class GenerationSpec(BaseModel):
     def _pattern_for_regex(self) -> GenerationSpec:
         if (self.extractor == "regex") != (self.pattern is not None):
             raise ValueError("extractor: regex takes a pattern (its first group is the answer), and only it does")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise ValueError(f"pattern is no regular expression: {error}") from None
         return self
 
 

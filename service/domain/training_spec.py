@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from .search_space import STRICT
+from .shape import Shape
+from .vocabulary import Name
 
 
 class TrainingSpec(BaseModel):
@@ -46,8 +48,45 @@ class TrainingSpec(BaseModel):
 
 
 class ResourcesSpec(BaseModel):
-    """What one trial holds while it runs."""
+    """What one trial holds while it runs, all its processes together.
+
+    More than one GPU is that many ``processes``, which share every batch. ``gpus: fit`` is the share of a GPU of
+    ``gpu_memory_gib`` that a trial is estimated to need. ``accelerator_type`` and ``custom`` are Ray's.
+    """
 
     model_config = STRICT
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1
-    gpus: Annotated[float, Field(ge=0, le=64)] = 0
+    gpus: Annotated[float, Field(ge=0, le=64)] | Literal["fit"] = 0.0
+    gpu_memory_gib: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    memory_gib: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    accelerator_type: Name | None = None
+    custom: Annotated[dict[Name, Annotated[float, Field(gt=0, le=1e9)]], Field(max_length=20)] = {}
+    processes: Annotated[int, Field(ge=1, le=64)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ResourcesSpec:
+        if self.gpus == "fit":
+            if self.gpu_memory_gib is None:
+                raise ValueError("gpus: fit needs gpu_memory_gib, the memory of one GPU")
+            if self.processes not in (None, 1):
+                raise ValueError("gpus: fit is a share of one GPU; several processes hold whole ones")
+        elif self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"more than one GPU are whole ones; got {self.gpus:g}")
+        elif self.gpus > 0 and self.processes is not None and self.processes != max(1, self.gpus):
+            raise ValueError(
+                f"{self.gpus:g} GPUs are {max(1, int(self.gpus))} processes, one for each; got {self.processes}"
+            )
+        return self
+
+    @property
+    def shape(self) -> Shape:
+        """These resources as scheduling compares them."""
+        gpus = 1.0 if self.gpus == "fit" else self.gpus
+        return Shape(
+            cpus=self.cpus,
+            gpus=gpus,
+            memory_gib=self.memory_gib or 0.0,
+            accelerator_type=self.accelerator_type or "",
+            custom=tuple(sorted(self.custom.items())),
+            processes=self.processes or max(1, int(gpus)),
+        )

@@ -27,6 +27,11 @@ def advance(session: Session, study: Study, now: datetime) -> None:
     if study.state is not StudyState.RUNNING:
         return
     counts = Trials(session).counts([study.id])[study.id]
+    if study.phase is StudyPhase.MEASUREMENT:
+        # Whatever it came to: a predictor that could not be measured stops no search.
+        if not any(phase is TrialPhase.MEASUREMENT and state not in TRIAL_ENDED for phase, state in counts):
+            Studies(session).set_phase(study.id, StudyPhase.SEARCH, now)
+        return
     if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED):
         return
     if study.phase is StudyPhase.SEARCH:

@@ -72,7 +72,7 @@ def build_comparison(
         best_trial=None if best is None else _best(best, objective.metric),
         candidates=results,
         predictors=predictors,
-        notes=_notes(study, results),
+        notes=[*_notes(study, results), *_unmeasured(study, predictions)],
     )
 
 
@@ -209,6 +209,13 @@ def verdict(predictor: str, regret: Estimate | None, study: Study) -> str:
     if regret.high < 0:
         return f"{who} beat what the search found{rate}: {number}, {interval}"
     return f"no evidence that searching beat {who}{rate}: {number}, {interval}"
+
+
+def _unmeasured(study: Study, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[str]:
+    missing = [name for name in study.spec.compare.predictors if name not in predictions]
+    if study.phase is StudyPhase.MEASUREMENT:
+        return [f"The predictor {name} is being measured." for name in missing]
+    return [f"The predictor {name} could not be measured and is left out; its predictions say why." for name in missing]
 
 
 def _notes(study: Study, results: Sequence[CandidateResult]) -> list[str]:

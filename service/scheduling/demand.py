@@ -8,6 +8,7 @@ from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
 from ..domain.records import StudyLoad
+from ..domain.shape import Shape
 from ..domain.states import StudyPhase, TrialState
 from .advancing import Counts, search_trials
 from .context import Context
@@ -29,8 +30,7 @@ def open_slots(study: StudyLoad, counts: Counts) -> int:
 class Demand:
     """How many runners of one shape could work right now, those that already do included."""
 
-    cpus: float
-    gpus: float
+    shape: Shape
     slots: int
 
 
@@ -43,7 +43,7 @@ def demand(ctx: Context, team_id: str | None = None) -> list[Demand]:
         loads = Studies(session).loads(team_id)
         counts = Trials(session).counts([s.id for s in loads])
         teams = {team.id: team for team in Teams(session).list()} if loads else {}
-    slots: dict[tuple[float, float], int] = {}
+    slots: dict[Shape, int] = {}
     left = {t.id: (t.max_running_trials, t.max_gpus) for t in teams.values()}
     for study in loads:
         mine = counts[study.id]
@@ -51,12 +51,12 @@ def demand(ctx: Context, team_id: str | None = None) -> list[Demand]:
         trials_left, gpus_left = left[study.team_id]
         if trials_left is not None:
             wanted = min(wanted, trials_left)
-        if gpus_left is not None and study.gpus > 0:
-            wanted = min(wanted, int(gpus_left / study.gpus + 1e-9))
+        gpus = study.shape.gpus
+        if gpus_left is not None and gpus > 0:
+            wanted = min(wanted, int(gpus_left / gpus + 1e-9))
         left[study.team_id] = (
             None if trials_left is None else trials_left - wanted,
-            None if gpus_left is None else gpus_left - wanted * study.gpus,
+            None if gpus_left is None else gpus_left - wanted * gpus,
         )
-        shape = (study.cpus, study.gpus)
-        slots[shape] = slots.get(shape, 0) + wanted
-    return [Demand(cpus, gpus, n) for (cpus, gpus), n in sorted(slots.items()) if n > 0]
+        slots[study.shape] = slots.get(study.shape, 0) + wanted
+    return [Demand(shape, n) for shape, n in sorted(slots.items()) if n > 0]

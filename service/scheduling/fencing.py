@@ -13,6 +13,7 @@ from ..db.trials import Trials
 from ..domain.records import Lease, Study, Trial
 from ..domain.states import EventKind, LeaseState, TrialState
 from ..errors import LeaseLost
+from .hosts import clear
 
 
 def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, Trial, Study]:
@@ -41,5 +42,8 @@ def reclaim(session: Session, trial: Trial, now: datetime) -> Trial:
     if trial.state is not TrialState.QUEUED:
         return trial
     losses = max(0, trial.losses - 1)
+    if trial.lease_id is not None:
+        # Nor does the silence of its runner speak against a host any more.
+        clear(session, Leases(session).get(trial.lease_id))
     Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, losses=losses)
     return replace(trial, state=TrialState.RUNNING, losses=losses)

@@ -18,6 +18,7 @@ from ..db.teams import Teams
 from ..db.trials import Trials
 from ..domain.operation import RunnerSeen, Team, Usage
 from ..domain.records import Lease, NewTrial, Study, StudyLoad, Trial
+from ..domain.shape import Shape
 from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from ..search.policy import Problem, Proposal
 from .advancing import Counts, advance, search_trials
@@ -53,8 +54,7 @@ class Runner:
     """Who asks for work, for which team (``None``: all), what it offers and which base models it holds."""
 
     name: str
-    cpus: float
-    gpus: float
+    shape: Shape
     team_id: str | None = None
     warm: tuple[str, ...] = ()
     host: str | None = None
@@ -64,7 +64,7 @@ def acquire(ctx: Context, runner: Runner, wanted: int) -> list[Grant]:
     """Lease up to ``wanted`` trials to a runner; an empty list when there is nothing for it to do."""
     expire_leases(ctx)
     grants: list[Grant] = []
-    if is_quarantined(ctx, runner.host):
+    if is_quarantined(ctx, runner.team_id, runner.host):
         wanted = 0
     while len(grants) < wanted and (grant := _acquire_one(ctx, runner)) is not None:
         grants.append(grant)
@@ -79,12 +79,12 @@ def _note_idle(ctx: Context, runner: Runner) -> None:
     now = ctx.clock()
     with ctx.db.read() as session:
         seen = Leases(session).runner(runner.name)
-    offer = (runner.cpus, runner.gpus, list(runner.warm), runner.team_id, runner.host)
+    offer = (runner.shape, list(runner.warm), runner.team_id, runner.host)
     if (
         seen is not None
         and seen.lease_id is None
         and timedelta(0) <= now - seen.last_seen_at < SEEN_RESOLUTION
-        and (seen.cpus, seen.gpus, seen.warm, seen.team_id, seen.host) == offer
+        and (seen.shape, seen.warm, seen.team_id, seen.host) == offer
     ):
         return
     with ctx.db.write() as session:
@@ -95,8 +95,7 @@ def _see(session: Session, runner: Runner, now: datetime, lease_id: str | None) 
     seen = RunnerSeen(
         runner.name,
         runner.team_id,
-        runner.cpus,
-        runner.gpus,
+        runner.shape,
         list(runner.warm),
         lease_id,
         first_seen_at=now,
@@ -146,7 +145,7 @@ def _in_order(ctx: Context, runner: Runner) -> list[tuple[StudyLoad, bool]]:
     With each, whether a trial of it waits in the queue.
     """
     with ctx.db.read() as session:
-        loads = [s for s in Studies(session).loads(runner.team_id) if fits(s, runner.cpus, runner.gpus)]
+        loads = [s for s in Studies(session).loads(runner.team_id) if runner.shape.holds(s.shape)]
         if not loads:
             return []
         counts = Trials(session).counts([s.id for s in loads])
@@ -159,11 +158,6 @@ def _in_order(ctx: Context, runner: Runner) -> list[tuple[StudyLoad, bool]]:
     with_work = [s for s in loads if running[s.id] < s.concurrency and open_slots(s, counts[s.id]) > 0]
     queued = {s.id: any(state is TrialState.QUEUED for _, state in counts[s.id]) for s in with_work}
     return [(s, queued[s.id]) for s in in_turn(with_work, running, teams, usage, runner.warm)]
-
-
-def fits(study: StudyLoad, cpus: float, gpus: float) -> bool:
-    """Whether a runner's resources are enough for one trial of the study."""
-    return study.cpus <= cpus and study.gpus <= gpus
 
 
 def _from_study(ctx: Context, load: StudyLoad, runner: Runner, queued: bool) -> Grant | None:

@@ -60,7 +60,7 @@ def _limit_reached(study: Study, leases: list[Lease], now: datetime) -> str | No
         if hours >= limits.hours:
             return f"limits.hours ({limits.hours:g}) reached"
     if limits.gpu_hours is not None:
-        running = sum((now - lease.acquired_at).total_seconds() for lease in leases) * study.spec.resources.gpus
+        running = sum((now - lease.acquired_at).total_seconds() for lease in leases) * study.spec.resources.shape.gpus
         if (study.gpu_seconds + running) / 3600 >= limits.gpu_hours:
             return f"limits.gpu_hours ({limits.gpu_hours:g}) used up"
     return None
@@ -122,10 +122,11 @@ def collect_checkpoints(ctx: Context) -> int:
         folder = checkpoint.rsplit("/", 1)[0]
         root = f"{ctx.settings.artifacts_url.rstrip('/')}/studies/{study_id}/trials"
         try:
-            files, path = fsspec.url_to_fs(folder)
-            if is_inside(folder, root) and folder.endswith("/checkpoints") and files.exists(path):
-                files.rm(path, recursive=True)
-        except OSError:
+            if is_inside(folder, root) and folder.endswith("/checkpoints"):
+                files, path = fsspec.url_to_fs(folder)
+                if files.exists(path):
+                    files.rm(path, recursive=True)
+        except Exception:  # a store answers with errors of its own; one trial's stop no other's
             _log.exception("the checkpoints of trial %s cannot be removed; they are tried again later", trial_id)
             continue
         _forget_checkpoint(ctx, trial_id)

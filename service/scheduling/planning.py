@@ -30,6 +30,7 @@ from ..domain.study_spec import (
 )
 from ..errors import Fault, InvalidRequest, InvalidStudy
 from ..paths import gguf_file, locate
+from .admission import admit
 from .datasets import check_dataset
 from .strategies import grid_faults, search_faults
 
@@ -67,15 +68,18 @@ def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
         faults += _compare_faults(compare, space)
     plan = None
     model, adapter, budget = (sections.get(name) for name in ("model", "adapter", "budget"))
+    config = None
     if model is not None and adapter is not None:
         kind = task.architecture if task is not None else None
-        shapes, base, found = _read_model(model, adapter, kind, roots, sections.get("training"))
+        config, shapes, base, found = _read_model(model, adapter, kind, roots, sections.get("training"))
         faults += found
         if shapes and budget is not None:
             plan, found = _resolve(shapes, base, budget, sections.get("search_space"))
             faults += found
     if spec is not None and plan is not None and not faults:
         faults += grid_faults(spec, plan)
+        spec, plan, found = admit(spec, plan, config)
+        faults += found
     if faults or spec is None or plan is None:
         unique = list(dict.fromkeys(faults))
         raise InvalidStudy(f"the study has {len(unique)} fault{'s' * (len(unique) != 1)}; nothing was stored", unique)
@@ -90,7 +94,7 @@ def plan_prediction(
     Raises:
         InvalidRequest: with every fault, each at its place.
     """
-    shapes, base, faults = _read_model(model, adapter, kind, roots)
+    _, shapes, base, faults = _read_model(model, adapter, kind, roots)
     plan = None
     if shapes:
         plan, found = _resolve(shapes, base, budget, None)
@@ -153,8 +157,8 @@ def _read_model(
     kind: str | None,
     roots: Sequence[Path],
     training: TrainingSpec | None = None,
-) -> tuple[list[cdka.ModuleShape], int, list[Fault]]:
-    """Shapes of the adapted layers and the base model's parameters."""
+) -> tuple[Any, list[cdka.ModuleShape], int, list[Fault]]:
+    """The model's config, the shapes of the adapted layers and the base model's parameters."""
     try:
         where = locate(model.path, roots)
         file = gguf_file(where)
@@ -162,12 +166,12 @@ def _read_model(
         config = AutoConfig.from_pretrained(where, revision=model.revision, trust_remote_code=False, **form)
         built = cdka.meta_model(config, kind)
     except InvalidRequest as error:
-        return [], 0, [Fault("#/model/path", error.detail)]
+        return None, [], 0, [Fault("#/model/path", error.detail)]
     except cdka.CdkaError as error:
-        return [], 0, [Fault("#/model/path", str(error))]
+        return None, [], 0, [Fault("#/model/path", str(error))]
     except Exception as error:  # a config is the user's, and transformers answers a wrong one with any error
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        return [], 0, [Fault("#/model/path", f"no model can be read from {model.path!r}: {reason}")]
+        return None, [], 0, [Fault("#/model/path", f"no model can be read from {model.path!r}: {reason}")]
     base = sum(p.numel() for p in built.parameters())
     faults = []
     positions = getattr(config, "max_position_embeddings", None)
@@ -176,9 +180,9 @@ def _read_model(
         faults.append(Fault("#/training/max_length", message))
     targets = adapter.target_modules
     try:
-        return cdka.module_shapes(built, targets, kind), base, faults
+        return config, cdka.module_shapes(built, targets, kind), base, faults
     except cdka.CdkaError as error:
-        return [], base, [*faults, Fault("#/adapter/target_modules", str(error))]
+        return config, [], base, [*faults, Fault("#/adapter/target_modules", str(error))]
 
 
 def _resolve(
@@ -268,16 +272,24 @@ def _empty_space(shapes: list[cdka.ModuleShape], limit: int, min_fill: float, sp
 
 
 def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> dict[str, list[StoredPrediction]]:
-    """Every predictor's ranking of what the budget admits: powers of two, and the sizes that the study names."""
+    """The rankings of those predictors that need the budget alone."""
+    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
+    candidates = candidates_for(plan, space)
+    return {
+        name: [
+            StoredPrediction(*p.configuration.structure, p.configuration.parameters, p.score, p.reason)
+            for p in cdka.predict(shapes, plan.max_parameters, name, candidates=candidates)
+        ]
+        for name in predictors
+        if name in cdka.FROM_BUDGET
+    }
+
+
+def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configuration]:
+    """What predictors rank: all that the budget admits of powers of two, and of the sizes that the study names."""
     shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
     candidates = set(cdka.feasible(shapes, plan.max_parameters))
     if space is not None:
         named = cdka.feasible(shapes, plan.max_parameters, r1=space.r1_sizes(), r2=space.r2_sizes())
         candidates.update(named)
-    return {
-        name: [
-            StoredPrediction(*p.configuration.structure, p.configuration.parameters, p.score, p.reason)
-            for p in cdka.predict(shapes, plan.max_parameters, name, candidates=sorted(candidates))
-        ]
-        for name in predictors
-    }
+    return sorted(candidates)

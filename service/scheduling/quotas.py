@@ -50,7 +50,7 @@ def may_start(session: Session, load: StudyLoad) -> bool:
     if team.max_running_trials is None and team.max_gpus is None:
         return True
     team = Teams(session).get(load.team_id, lock=True)
-    return trial_fault(team, Teams(session).usage([team.id])[team.id], load.gpus) is None
+    return trial_fault(team, Teams(session).usage([team.id])[team.id], load.shape.gpus) is None
 
 
 def in_turn(
@@ -73,7 +73,9 @@ def in_turn(
         used = usage.get(team_id, Usage())
         return (used.cpus + CPUS_PER_GPU * used.gpus) / teams[team_id].weight if team_id in teams else 0.0
 
-    allowed = [s for s in loads if not s.limited or trial_fault(teams[s.team_id], usage[s.team_id], s.gpus) is None]
+    allowed = [
+        s for s in loads if not s.limited or trial_fault(teams[s.team_id], usage[s.team_id], s.shape.gpus) is None
+    ]
     return sorted(
         allowed,
         key=lambda s: (share(s.team_id), -s.priority, running.get(s.id, 0) > 0, s.model_key not in warm, s.id),

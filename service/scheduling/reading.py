@@ -59,7 +59,7 @@ def waiting_for(ctx: Context, study: Study, counts: Counts) -> str | None:
     queued = any(state is TrialState.QUEUED for _, state in counts)
     if not queued and search_trials(counts) >= study.planned:
         return None
-    needs = study.spec.resources
+    needs = study.spec.resources.shape
     with ctx.db.read() as session:
         team = Teams(session).get(study.team_id)
         fault = trial_fault(team, Teams(session).usage([team.id])[team.id], needs.gpus)
@@ -70,12 +70,9 @@ def waiting_for(ctx: Context, study: Study, counts: Counts) -> str | None:
     alive = [r for r in runners if r.last_seen_at >= since and r.team_id in (None, study.team_id)]
     if not alive:
         return "a runner: none has asked for work within the last two minutes (see: cdka work)"
-    if not any(r.cpus >= needs.cpus and r.gpus >= needs.gpus for r in alive):
-        most = max((r.gpus, r.cpus) for r in alive)
-        return (
-            f"a runner with {needs.cpus:g} CPUs and {needs.gpus:g} GPUs; "
-            f"the largest of {len(alive)} that asked lately has {most[1]:g} and {most[0]:g}"
-        )
+    if not any(r.shape.holds(needs) for r in alive):
+        most = max((r.shape for r in alive), key=lambda shape: (shape.gpus, shape.cpus))
+        return f"a runner with {needs}; the largest of {len(alive)} that asked lately has {most}"
     return "a runner: those that could take its trials are busy"
 
 

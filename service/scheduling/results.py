@@ -21,6 +21,7 @@ from ..domain.states import (
     LeaseState,
     StopReason,
     StudyState,
+    TrialPhase,
     TrialState,
 )
 from ..errors import Fault, InvalidRequest, LeaseLost, NotFound
@@ -28,6 +29,7 @@ from .advancing import advance
 from .context import Context
 from .fencing import held, reclaim
 from .hosts import blame, clear
+from .predicting import MEASURED, measured_ranking
 from .retrying import retried
 
 # Losses of a worker or node in a row, without a new checkpoint between them, that end a trial.
@@ -49,6 +51,7 @@ class Result:
     resources: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     scores: list[float] | None = None
+    predictions: list[dict[str, Any]] = field(default_factory=list)
 
 
 @retried
@@ -70,7 +73,10 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
             if lease.state in (LeaseState.FINISHED, LeaseState.RELEASED) and lease.result == said:
                 return Trials(session).get(lease.trial_id, team_id).state
             raise
-        _check(study, result)
+        _check(study, trial, result)
+        if trial.phase is TrialPhase.MEASUREMENT and result.state == "completed":
+            ranking = measured_ranking(study, trial, result.predictions)
+            Studies(session).add_predictions(study.id, {MEASURED: ranking}, study.spec.compare.predictors)
         trial = reclaim(session, trial, now)
         released = result.state == "released"
         Leases(session).end(lease.id, LeaseState.RELEASED if released else LeaseState.FINISHED, now, said)
@@ -90,7 +96,7 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
 
 def account(session: Session, study: Study, lease: Lease, now: datetime, storage_bytes: int = 0) -> None:
     """Count the GPU time of an attempt that is over, and the bytes that it left."""
-    seconds = max(0.0, (now - lease.acquired_at).total_seconds()) * study.spec.resources.gpus
+    seconds = max(0.0, (now - lease.acquired_at).total_seconds()) * study.spec.resources.shape.gpus
     if seconds or storage_bytes:
         Studies(session).spend(study.id, seconds, storage_bytes)
 
@@ -105,11 +111,13 @@ def _comparable(result: Result) -> dict[str, Any]:
     # Resources are measurements of the attempt, not part of what it came to.
     said.pop("resources")
     said.pop("scores")
+    said.pop("predictions")
     return said
 
 
-def _check(study: Study, result: Result) -> None:
-    for metric in (o.metric for o in study.spec.all_objectives if o.metric not in COMPUTED):
+def _check(study: Study, trial: Trial, result: Result) -> None:
+    measurement = trial.phase is TrialPhase.MEASUREMENT
+    for metric in () if measurement else (o.metric for o in study.spec.all_objectives if o.metric not in COMPUTED):
         if result.state == "completed" and not math.isfinite(result.metrics.get(metric, math.nan)):
             raise InvalidRequest(
                 f"a completed trial reports the study's objective {metric!r}",

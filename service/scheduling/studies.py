@@ -21,6 +21,7 @@ from .advancing import advance, search_trials
 from .context import Context
 from .maintenance import purge
 from .planning import Planned, plan_study
+from .predicting import measurement
 from .quotas import require_room_for_study
 from .retrying import retried
 
@@ -41,12 +42,13 @@ def create_study(ctx: Context, caller: Principal, body: Any) -> tuple[Study, Pla
 @retried
 def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
     now = ctx.clock()
+    measure = measurement(planned.spec, planned.plan)
     study = Study(
         id=new_id(now),
         team_id=caller.team_id,
         name=planned.spec.name,
         state=StudyState.QUEUED,
-        phase=StudyPhase.SEARCH,
+        phase=StudyPhase.SEARCH if measure is None else StudyPhase.MEASUREMENT,
         reason=None,
         spec=planned.spec,
         plan=planned.plan,
@@ -62,7 +64,10 @@ def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
         require_room_for_study(session, caller.team_id)
         studies = Studies(session)
         studies.add(study)
-        studies.add_predictions(study.id, planned.predictions)
+        studies.add_predictions(study.id, planned.predictions, planned.spec.compare.predictors)
+        if measure is not None:
+            session.flush()
+            Trials(session).add(study.id, [measure], now)
         Audit(session).record(caller, now, "study.create", study.id, name=study.name)
         return studies.get(study.id)
 
@@ -224,7 +229,7 @@ def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:
     studies = Studies(session)
     if study.planned <= there:
         return
-    if study.phase is not StudyPhase.SEARCH:
+    if study.phase is StudyPhase.CONFIRMATION:
         studies.set_phase(study.id, StudyPhase.SEARCH, now)
     if study.state is StudyState.COMPLETED:
         studies.set_state(study, StudyState.RUNNING, now)

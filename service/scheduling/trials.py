@@ -76,7 +76,7 @@ def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[s
     now = ctx.clock()
     with ctx.db.write() as session:
         study = Studies(session).get(study_id, caller.scope, lock=True)
-        if study.state in STUDY_ENDED or study.phase is not StudyPhase.SEARCH:
+        if study.state in STUDY_ENDED or study.phase is StudyPhase.CONFIRMATION:
             raise Conflict(f"the study is {study.state} in its {study.phase}; extend it (PATCH trials), then enqueue")
         if search_trials(Trials(session).counts([study_id])[study_id]) >= study.planned:
             raise Conflict(f"all {study.planned} trials of the study are taken; extend it (PATCH trials), then enqueue")
@@ -174,6 +174,6 @@ def retry_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
         Audit(session).record(caller, now, "trial.retry", trial_id, study_id=study_id)
         if study.state is StudyState.COMPLETED:
             studies.set_state(studies.get(study_id, lock=True), StudyState.RUNNING, now)
-        if trial.phase is TrialPhase.SEARCH and study.phase is not StudyPhase.SEARCH:
+        if trial.phase is TrialPhase.SEARCH and study.phase is StudyPhase.CONFIRMATION:
             studies.set_phase(study_id, StudyPhase.SEARCH, now)
         return trials.get(trial_id)

@@ -7,6 +7,9 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from ..domain.shape import Shape
+from ..domain.vocabulary import PLAIN, Name
+
 Item = TypeVar("Item")
 
 
@@ -33,6 +36,22 @@ class Sent(BaseModel):
 def without_control(value: str) -> str:
     """Text without control characters but line breaks and tabs, which databases and terminals would stumble over."""
     return "".join(c for c in value if c >= " " or c in "\n\t")
+
+
+class ShapeFields(BaseModel):
+    """What a trial holds, all its processes together."""
+
+    cpus: Annotated[float, Field(strict=True, ge=0, le=4096)] = 1.0
+    gpus: Annotated[float, Field(strict=True, ge=0, le=1024)] = 0.0
+    memory_gib: Annotated[float, Field(strict=True, ge=0, le=1e6)] = 0.0
+    accelerator_type: Annotated[str, Field(max_length=200, pattern=PLAIN)] = ""
+    custom: Annotated[dict[Name, Annotated[float, Field(strict=True, ge=0, le=1e9)]], Field(max_length=100)] = {}
+    processes: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
+
+    @property
+    def shape(self) -> Shape:
+        """These fields as scheduling compares them."""
+        return Shape.of({name: getattr(self, name) for name in ShapeFields.model_fields})
 
 
 class Page(Wire, Generic[Item]):

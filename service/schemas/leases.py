@@ -8,17 +8,15 @@ from pydantic import AfterValidator, Field
 
 from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.study_spec import PLAIN, Name, StudySpec
-from .common import Sent, Time, Wire, without_control
+from .common import Sent, ShapeFields, Time, Wire, without_control
 
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 MetricName = Annotated[str, Field(min_length=1, max_length=100, pattern=PLAIN)]
 Address = Annotated[str, Field(max_length=4096, pattern=PLAIN)]
 
 
-class LeaseRequest(Sent):
+class LeaseRequest(ShapeFields, Sent):
     runner: Name
-    cpus: Annotated[float, Field(strict=True, ge=0, le=4096)] = 1.0
-    gpus: Annotated[float, Field(strict=True, ge=0, le=1024)] = 0.0
     host: Name | None = Field(default=None, description="The machine that the runner is on.")
     warm: Annotated[list[Annotated[str, Field(max_length=4200, pattern=PLAIN)]], Field(max_length=100)] = []
     max: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
@@ -82,6 +80,14 @@ class FailureIn(Sent):
     message: Annotated[str, Field(max_length=20_000), AfterValidator(without_control)]
 
 
+class MeasuredIn(Sent):
+    r1: Annotated[int, Field(strict=True, ge=1)]
+    r2: Annotated[int, Field(strict=True, ge=1)]
+    r: Annotated[int, Field(strict=True, ge=1)]
+    score: Finite
+    reason: Annotated[str, Field(max_length=2000), AfterValidator(without_control)]
+
+
 class ResultIn(Sent):
     state: Literal["completed", "pruned", "infeasible", "failed", "cancelled", "released"]
     metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)] = {}
@@ -91,15 +97,16 @@ class ResultIn(Sent):
     scores: Annotated[list[Finite], Field(max_length=1_000_000)] | None = Field(
         default=None, description="The objective's value on every example of the split, where it is a mean over them."
     )
+    predictions: Annotated[list[MeasuredIn], Field(max_length=20_000)] = Field(
+        default=[], description="Of a measurement: every configuration in its params, best first."
+    )
 
 
 class ResultOut(Wire):
     trial_state: TrialState
 
 
-class DemandItem(Wire):
-    cpus: float
-    gpus: float
+class DemandItem(ShapeFields, Wire):
     slots: int
 
 

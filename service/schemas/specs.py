@@ -1,6 +1,8 @@
 """What a study says, for those who run it."""
 
-from ..domain.states import FailureKind
+from ..domain.metrics import PARAMETERS
+from ..domain.shape import Shape
+from ..domain.states import FailureKind, TrialPhase
 from ..domain.study_spec import AdapterSpec, StudySpec
 from ..domain.task_spec import (
     CustomSpec,
@@ -14,15 +16,18 @@ from ..domain.task_spec import (
 from ..domain.training_spec import TrainingSpec
 
 __all__ = [
+    "PARAMETERS",
     "AdapterSpec",
     "CustomSpec",
     "DataSource",
     "DatasetSpec",
     "FailureKind",
     "GenerationSpec",
+    "Shape",
     "StudySpec",
     "TaskKind",
     "TaskSpec",
     "TrainingSpec",
+    "TrialPhase",
     "template_fields",
 ]

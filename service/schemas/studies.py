@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..domain.plan import LayerShape
-from ..domain.records import StoredPrediction, Study
+from ..domain.plan import LayerShape, MemoryNeed
+from ..domain.records import Ranking, RankingState, Study
 from ..domain.search_space import Structure
 from ..domain.states import EventKind, StudyPhase, StudyState, TrialPhase, TrialState
-from ..domain.study_spec import AdapterSpec, BudgetSpec, LimitsSpec, ModelSpec, Name, Objective, StudySpec
+from ..domain.study_spec import AdapterSpec, BudgetSpec, LimitsSpec, ModelSpec, Name, Objective, Predictor, StudySpec
 from .common import Sent, Time, Wire
 from .trials import TrialOut
 
@@ -40,6 +40,8 @@ class RankingOut(Wire):
     """A predictor's ranking, best first."""
 
     predictor: str
+    state: RankingState = RankingState.READY
+    reason: str | None = Field(default=None, description="Why the predictor has not spoken.")
     ranked: int = Field(description="How many configurations the predictor ranked.")
     best: list[PredictionOut]
 
@@ -69,6 +71,7 @@ class StudyOut(Wire):
     finished_at: Time | None
     gpu_seconds: float = Field(description="GPU time of attempts that are over.")
     storage_bytes: int = Field(description="Bytes of adapters that its trials have left.")
+    memory: MemoryNeed | None = Field(default=None, description="Estimated peak of one process of a trial, in bytes.")
 
     @classmethod
     def of(
@@ -99,6 +102,7 @@ class StudyOut(Wire):
             finished_at=study.finished_at,
             gpu_seconds=study.gpu_seconds,
             storage_bytes=study.storage_bytes,
+            memory=plan.memory,
         )
 
 
@@ -124,15 +128,17 @@ class StudyCreated(StudyOut):
     layers: list[LayerShape]
 
 
-def rankings(predictions: Mapping[str, Sequence[StoredPrediction]], shown: int = SHOWN_PREDICTIONS) -> list[RankingOut]:
+def rankings(found: Sequence[Ranking], shown: int = SHOWN_PREDICTIONS) -> list[RankingOut]:
     """The head of every ranking."""
     return [
         RankingOut(
-            predictor=name,
-            ranked=len(ranking),
-            best=[PredictionOut.model_validate(p) for p in ranking[:shown]],
+            predictor=ranking.predictor,
+            state=ranking.state,
+            reason=ranking.reason,
+            ranked=len(ranking.predictions),
+            best=[PredictionOut.model_validate(p) for p in ranking.predictions[:shown]],
         )
-        for name, ranking in predictions.items()
+        for ranking in found
     ]
 
 
@@ -175,8 +181,12 @@ class PredictionTask(Sent):
 
 
 class PredictionRequest(Sent):
-    """A model, a task and a budget to predict for; nothing is stored."""
+    """A model, a task and a budget to predict for; nothing is stored.
 
+    ``measured`` is refused: it needs a study, whose runners look at the model's gradients.
+    """
+
+    predictors: Annotated[list[Predictor], Field(min_length=1, max_length=3)] = ["guideline", "alignment"]
     model: ModelSpec
     task: PredictionTask = PredictionTask()
     adapter: AdapterSpec = AdapterSpec()

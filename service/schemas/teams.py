@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..domain.records import Role
 from ..domain.study_spec import Name
-from .common import Sent, Time, Wire
+from .common import Sent, ShapeFields, Time, Wire
 
 Weight = Annotated[float, Field(strict=True, gt=0, le=1_000_000)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
@@ -55,11 +55,9 @@ class TeamWithUsage(TeamOut):
     usage: UsageOut
 
 
-class RunnerOut(Wire):
+class RunnerOut(ShapeFields, Wire):
     name: str
     team_id: str | None
-    cpus: float
-    gpus: float
     warm: list[str]
     busy: bool
     host: str | None

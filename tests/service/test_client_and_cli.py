@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from service import cli, errors
 from service.client import Client
 from service.commands import session
+from service.schemas.specs import Shape
 from service.schemas.studies import StudyOut
 from service.study_file import StudyFile
 from tests.conftest import Api, make_study
@@ -67,10 +68,10 @@ def test_the_sdk_speaks_the_whole_loop(client: Client) -> None:
     study = client.create_study(make_study(search={"trials": 2}))
     assert client.demand().items[0].slots == 2
     for _ in range(2):
-        (lease,) = client.lease("runner", 1, 0)
+        (lease,) = client.lease("runner", Shape())
         assert client.report(lease.id, [(1, {"accuracy": 0.5})]).directive == "continue"
         assert client.finish(lease.id, {"state": "completed", "metrics": {"accuracy": 0.5}}).trial_state == "completed"
-    assert client.lease("runner", 1, 0) == []
+    assert client.lease("runner", Shape()) == []
     trials = list(client.trials(study.id))
     assert [t.number for t in trials] == [0, 1]
     assert client.trial(trials[0].id) == trials[0]
@@ -100,7 +101,7 @@ def test_the_sdk_raises_the_servers_errors(client: Client) -> None:
     client.cancel_study(study.id)
     with pytest.raises(errors.Conflict):
         client.cancel_study(study.id)
-    (lease,) = client.lease("r", 1, 0) or [None]
+    (lease,) = client.lease("r", Shape()) or [None]
     assert lease is None
 
 
@@ -120,7 +121,7 @@ def test_a_server_that_is_away_is_unavailable_after_retries() -> None:
     keys = {call.headers["idempotency-key"] for call in calls[3:]}
     assert (len(calls), len(keys)) == (6, 1)  # sent again under its key: never two studies
     with pytest.raises(errors.Unavailable):
-        client.lease("r", 1, 0)  # asking twice would be two leases: not repeated
+        client.lease("r", Shape())  # asking twice would be two leases: not repeated
     assert len(calls) == 7
 
 

@@ -112,7 +112,8 @@ def test_operation_from_the_command_line(command: Any, api: Api) -> None:
     assert read(command, "webhook", "deliveries", hook["id"]) == []
     said(command, "webhook", "delete", hook["id"])
     api.create(search={"trials": 2})
-    assert read(command, "demand") == [{"cpus": 1.0, "gpus": 0.0, "slots": 2}]
+    (item,) = read(command, "demand")
+    assert (item["cpus"], item["gpus"], item["slots"]) == (1.0, 0.0, 2)
     api.lease("runner-9")
     assert read(command, "workers")[0]["name"] == "runner-9"
     assert "token.revoke" in [e["action"] for e in read(command, "audit")]

@@ -20,6 +20,7 @@ from service.app import create_app, make_context
 from service.db.checks import check
 from service.db.studies import Studies
 from service.domain.records import Principal, Role
+from service.domain.shape import Shape
 from service.errors import Contention
 from service.scheduling import leasing, reporting, results, studies
 from service.scheduling.context import Context
@@ -118,7 +119,7 @@ WORKER = Principal("", "", "default", Role.ADMIN, "test")
 
 def _loop(ctx: Context, study_id: str, trials: int) -> None:
     """What a server does for one runner: ask, lease, report, finish, until there is nothing to do."""
-    runner = leasing.Runner("runner", 1, 0)
+    runner = leasing.Runner("runner", Shape(1, 0))
     while grants := leasing.acquire(ctx, runner, 1):
         (grant,) = grants
         at = 1 - abs(grant.trial.params["learning_rate"] - 1e-3)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Api, FakeClock
+from tests.conftest import Api, FakeClock, make_study
 
 ERROR = {"kind": "error", "message": "RuntimeError: CUDA error: unspecified launch failure"}
 
@@ -29,6 +29,8 @@ def fail(api: Api, host: str, failure: dict[str, str] = ERROR) -> None:
     lease = api.lease(f"runner-{host}", host=host)
     assert lease is not None
     assert api.finish(lease, "failed", None, failure=failure).status_code == 200
+    # What fails at one time is one failure of the machine.
+    api.ctx.clock.advance(21)
 
 
 def hosts(api: Api) -> dict[str, Any]:
@@ -100,3 +102,45 @@ def test_an_admin_takes_it_back(api: Api, study: dict[str, Any]) -> None:
     assert api.call("POST", "/hosts/release", "admin", json={"host": "nobody"}).status_code == 404
     actions = [entry["action"] for entry in api.call("GET", "/audit", "admin").json()["items"]]
     assert "host.release" in actions
+
+
+def test_a_machine_that_is_started_again_has_failed_once(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
+    held = [api.lease(f"gpu-{k}", host="eight-gpus") for k in range(8)]
+    assert all(held)
+    clock.advance(61)
+    succeed(api, "good")
+    assert hosts(api)["eight-gpus"]["failures"] == 1
+    assert api.lease("gpu-0", host="eight-gpus") is not None
+
+
+def test_runners_that_are_heard_of_again_speak_for_their_host(
+    api: Api, clock: FakeClock, study: dict[str, Any]
+) -> None:
+    for _ in range(2):
+        fail(api, "cut-off")
+    held = api.lease("runner-cut-off", host="cut-off")
+    assert held is not None
+    clock.advance(61)
+    assert api.call("GET", "/demand", "worker").status_code == 200
+    assert hosts(api)["cut-off"]["quarantined_at"] is not None
+    assert api.finish(held).status_code == 200
+    assert hosts(api)["cut-off"]["quarantined_at"] is None
+
+
+def test_a_teams_workers_speak_against_no_other_teams_host(api: Api, study: dict[str, Any]) -> None:
+    """Whoever names a machine names it for its own team."""
+    theirs = {"name": "theirs", "search": {"trials": 40, "concurrency": 10, "retries": 9, "sampler": "random"}}
+    api.token("member", "evil")
+    assert api.call("POST", "/studies", "member", "evil", json=make_study(**theirs)).status_code == 201
+
+    def lease(host: str) -> str:
+        found = api.call("POST", "/leases", "worker", "evil", json={"runner": f"evil-{host}", "host": host}).json()
+        return str(found["leases"][0]["id"])
+
+    done = {"state": "completed", "metrics": {"accuracy": 0.5}}
+    assert api.call("PUT", f"/leases/{lease('own')}/result", "worker", "evil", json=done).status_code == 200
+    for _ in range(3):
+        failed = {"state": "failed", "failure": ERROR}
+        assert api.call("PUT", f"/leases/{lease('good')}/result", "worker", "evil", json=failed).status_code == 200
+        api.ctx.clock.advance(21)
+    assert api.lease("runner-good", host="good") is not None

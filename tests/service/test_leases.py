@@ -243,8 +243,32 @@ def test_resources_decide_who_gets_a_trial(api: Api) -> None:
     api.create(search={"trials": 2}, resources={"cpus": 2, "gpus": 0.5})
     assert api.lease(cpus=1) is None
     assert api.lease(cpus=2) is None
-    assert api.call("GET", "/demand", "worker").json()["items"] == [{"cpus": 2.0, "gpus": 0.5, "slots": 2}]
+    (item,) = api.call("GET", "/demand", "worker").json()["items"]
+    assert (item["cpus"], item["gpus"], item["slots"]) == (2.0, 0.5, 2)
     assert api.lease(cpus=2, gpus=1) is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "less", "enough"),
+    [
+        ({"memory_gib": 24}, {"memory_gib": 16}, {"memory_gib": 32}),
+        ({"accelerator_type": "H100"}, {"accelerator_type": "A100"}, {"accelerator_type": "H100"}),
+        ({"custom": {"nvme": 1}}, {"custom": {"nvme": 0.5}}, {"custom": {"nvme": 2, "other": 1}}),
+        ({"gpus": 2}, {"gpus": 2}, {"gpus": 2, "processes": 2}),
+        ({"processes": 2, "cpus": 2}, {"cpus": 2}, {"cpus": 2, "processes": 2}),
+    ],
+)
+def test_every_resource_decides(api: Api, asked: dict[str, Any], less: Any, enough: Any) -> None:
+    study = api.create(search={"trials": 2, "concurrency": 2}, resources=asked)
+    assert api.lease("none") is None
+    assert api.lease("less", **less) is None
+    assert "a runner with" in api.call("GET", f"/studies/{study['id']}").json()["waiting_for"]
+    (item,) = api.call("GET", "/demand", "worker").json()["items"]
+    shape = {k: v for k, v in item.items() if k != "slots"}
+    assert api.lease("exact", **shape) is not None
+    assert api.lease("enough", **enough) is not None
+    shown = {w["name"]: w for w in api.call("GET", "/workers", "admin").json()["items"]}
+    assert {k: shown["exact"][k] for k in shape} == shape
 
 
 def test_a_warm_runner_gets_its_model_but_nobody_starves(api: Api) -> None:

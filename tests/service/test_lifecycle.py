@@ -333,11 +333,11 @@ def test_gpu_hours_are_counted_over_attempts_that_are_over_and_that_run(
     study = api.create(
         search={"trials": 9, "concurrency": 1}, resources={"gpus": 2}, limits={"gpu_hours": 0.05}
     )  # 180 GPU seconds
-    first = lease_of(api, gpus=2)
+    first = lease_of(api, gpus=2, processes=2)
     clock.advance(45)
     api.finish(first, value=0.5)
     assert study_of(api, study)["gpu_seconds"] == 90
-    second = lease_of(api, gpus=2)
+    second = lease_of(api, gpus=2, processes=2)
     clock.advance(40)
     api.report(second)
     maintain(ctx)
@@ -414,7 +414,8 @@ def test_a_team_runs_no_more_than_its_quota_and_the_study_says_why_it_waits(api:
     held = [lease_of(api, f"r{k}") for k in range(2)]
     second = api.create(name="second")
     assert api.lease() is None
-    assert api.call("GET", "/demand", "worker").json()["items"] == [{"cpus": 1.0, "gpus": 0.0, "slots": 2}]
+    (item,) = api.call("GET", "/demand", "worker").json()["items"]
+    assert (item["cpus"], item["gpus"], item["slots"]) == (1.0, 0.0, 2)
     assert "runs 2 of 2 trials" in study_of(api, second)["waiting_for"]
     team = api.call("GET", "/teams").json()["items"][0]
     assert team["usage"]["running_trials"] == 2
@@ -479,8 +480,8 @@ def test_what_a_study_waits_for_is_said(api: Api) -> None:
     study = api.create(resources={"cpus": 4, "gpus": 2})
     assert "none has asked for work" in study_of(api, study)["waiting_for"]
     assert api.lease("small", cpus=2, gpus=1) is None
-    assert "a runner with 4 CPUs and 2 GPUs; the largest of 1" in study_of(api, study)["waiting_for"]
-    lease_of(api, "large", cpus=4, gpus=2)
+    assert "a runner with 4 CPUs, 2 GPUs, in 2 processes; the largest of 1" in study_of(api, study)["waiting_for"]
+    lease_of(api, "large", cpus=4, gpus=2, processes=2)
     assert study_of(api, study)["waiting_for"] is None
 
 

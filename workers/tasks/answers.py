@@ -23,7 +23,7 @@ def extract(text: str, generation: GenerationSpec) -> str | None:
         if not matches:
             return None
         found = matches[-1]
-        return (found.group(1) if found.re.groups else found.group(0) or "").strip()
+        return ((found.group(1) if found.re.groups else found.group(0)) or "").strip()
     pattern = rf"####\s*({_NUMBER})" if generation.extractor == "gsm8k" else rf"({_NUMBER})"
     numbers = re.findall(pattern, text)
     return _normal(numbers[-1]) if numbers else None

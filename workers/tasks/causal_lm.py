@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache
+from ..cache import TokenisedCache, mapped
 from ..data import Splits
 from ..failures import Rejected
 from ..models import WarmModel, load_warm
@@ -39,6 +41,7 @@ class CausalLM:
         """Tokenise prompt and completion; an example whose completion lies beyond ``max_length`` is left out."""
         tokenizer = load_tokenizer(study, model_path)
         task, most = study.task, study.training.max_length
+        shared = tokenizer_parts(study, model_path, tokenizer)
 
         def tokenised(name: str, split: Any) -> Any:
             roles, template = reading_of(task, splits, name)
@@ -56,15 +59,17 @@ class CausalLM:
                     "reference": reference,
                 }
 
-            def make() -> Any:
-                encoded = split.map(encode, remove_columns=split.column_names)
-                kept = encoded.filter(lambda row: row["prompt_length"] < most)
+            def make(folder: Path) -> Any:
+                encoded = mapped(split, encode, folder)
+                kept = encoded.filter(
+                    lambda row: row["prompt_length"] < most, cache_file_name=str(folder / "kept.arrow")
+                )
                 if len(kept) == 0:
                     raise Rejected(f"every prompt of the {name} split has {most} tokens (training.max_length) or more")
-                return _packed(kept, most, tokenizer.pad_token_id) if packed else kept
+                return _packed(kept, most, tokenizer.pad_token_id, folder) if packed else kept
 
             parts = {
-                **tokenizer_parts(study, model_path, tokenizer),
+                **shared,
                 "data": split._fingerprint,
                 "roles": roles,
                 "template": template,
@@ -88,7 +93,12 @@ class CausalLM:
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The decoder with its own language-modelling head."""
-        return load_warm(AutoModelForCausalLM, model_path, study)
+        warm = load_warm(AutoModelForCausalLM, model_path, study)
+        if study.training.packing:
+            # A cache of keys, of no use in training, would hide from attention where examples begin.
+            warm.model.config.use_cache = False
+            _require_separation(warm.model)
+        return warm
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
         """Loss and perplexity; exact match of generated answers where it is wanted."""
@@ -162,7 +172,7 @@ def _texts(
     return prompt, [*completion, tokenizer.eos_token_id], reference
 
 
-def _packed(split: Any, most: int, pad: int) -> Any:
+def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:
     """Put whole examples one after the other into rows of ``most`` tokens, in order.
 
     Positions begin anew with each example, which is how attention tells them apart; what is left of a row is padding
@@ -193,7 +203,34 @@ def _packed(split: Any, most: int, pad: int) -> Any:
         close()
         return rows
 
-    return split.map(pack, batched=True, batch_size=1000, remove_columns=split.column_names)
+    return mapped(split, pack, folder, "packed", batched=True, batch_size=1000)
+
+
+def _require_separation(model: Any) -> None:
+    """See that two packed examples do not see each other: models differ in what positions mean to them.
+
+    Raises:
+        Rejected: the second example's logits move when the first one changes.
+    """
+    rows = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [4, 3, 2, 1, 5, 6, 7, 8]], device=device_of(model))
+    positions = torch.arange(4, device=rows.device).repeat(2, 2)
+    accepted = "position_ids" in inspect.signature(model.forward).parameters
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            # One row at a time, as training packs them: no mask is given that could tell them apart.
+            seen = [
+                model(input_ids=row[None], **({"position_ids": place[None]} if accepted else {})).logits[0, 4:]
+                for row, place in zip(rows, positions, strict=True)
+            ]
+    finally:
+        model.train(training)
+    if not torch.allclose(seen[0].float(), seen[1].float(), rtol=1e-3, atol=1e-3):
+        raise Rejected(
+            f"training.packing: examples in one row would see each other in {type(model).__name__}, which does not "
+            "tell them apart by their positions; leave packing out"
+        )
 
 
 class _PackedCollator:

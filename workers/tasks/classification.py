@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,32 @@ from ..failures import Rejected
 from .task import Scores
 
 
+def label_reader(split: Any, column: str) -> Callable[[Any], Any]:
+    """Reads a label of a split: by its name where the column declares names, whose numbers are the split's own.
+
+    The reader raises :class:`~workers.failures.Rejected` for a number without a name: the row has no label.
+    """
+    names = getattr(split.features[column], "names", None)
+    if names is None:
+        return lambda value: value
+
+    def named(value: Any) -> str:
+        if not isinstance(value, int) or not 0 <= value < len(names):
+            raise Rejected(f"label {value!r} of column {column!r} has no name: the split is not labelled")
+        return str(names[value])
+
+    return named
+
+
 def classes_of(train: Any, column: str) -> list[Any]:
-    """The classes of a column: as its feature declares them, else its values sorted by name.
+    """The classes of a column: as its feature names them, else its values sorted by name.
 
     Raises:
         Rejected: there are fewer than two.
     """
     feature = train.features[column]
     if hasattr(feature, "names"):
-        return list(range(len(feature.names)))
+        return list(feature.names)
     classes = sorted(set(train[column]), key=str)
     if len(classes) < 2:
         raise Rejected(f"the training split's column {column!r} holds {len(classes)} class; it takes two or more")

@@ -13,11 +13,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache
+from ..cache import TokenisedCache, mapped
 from ..data import Splits
 from ..failures import Rejected
 from ..models import WarmModel, load_warm
-from .classification import class_index, classes_of
+from .classification import class_index, classes_of, label_reader
 from .sequence_classification import judge_logits
 from .task import Prepared, Scores
 from .texts import reading_of
@@ -45,11 +45,12 @@ class ImageClassification:
         def made(name: str) -> Any:
             split = getattr(splits, name)
             roles, _ = reading_of(study.task, splits, name)
+            read = label_reader(split, roles["label"])
 
             def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
                 images = [_image(value) for value in batch[roles["image"]]]
                 pixels = processor(images, return_tensors="np")["pixel_values"].astype(np.float32)
-                labels = [class_index(index, label) for label in batch[roles["label"]]]
+                labels = [class_index(index, read(label)) for label in batch[roles["label"]]]
                 return {"pixel_values": list(pixels), "labels": labels}
 
             parts = {
@@ -60,7 +61,7 @@ class ImageClassification:
                 "classes": [str(c) for c in classes],
                 "kind": study.task.kind,
             }
-            return cache.get(parts, lambda: split.map(encode, batched=True, remove_columns=split.column_names))
+            return cache.get(parts, lambda folder: mapped(split, encode, folder, batched=True))
 
         return Prepared(
             train=made("train"),

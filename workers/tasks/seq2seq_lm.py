@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache
+from ..cache import TokenisedCache, mapped
 from ..data import Splits
 from ..failures import Rejected
 from ..models import WarmModel, load_warm
@@ -41,6 +41,7 @@ class Seq2SeqLM:
         tokenizer = load_tokenizer(study, model_path)
         task = study.task
         words = task.label_words
+        shared = tokenizer_parts(study, model_path, tokenizer)
         if words is None and _SCORED & study.metrics_wanted:
             raise Rejected(f"{', '.join(sorted(_SCORED & study.metrics_wanted))} needs task.label_words")
 
@@ -60,20 +61,20 @@ class Seq2SeqLM:
                 }
 
             parts = {
-                **tokenizer_parts(study, model_path, tokenizer),
+                **shared,
                 "data": split._fingerprint,
                 "roles": roles,
                 "template": template,
                 "words": words,
             }
-            return cache.get(parts, lambda: split.map(encode, remove_columns=split.column_names))
+            return cache.get(parts, lambda folder: mapped(split, encode, folder))
 
         return Prepared(
             **{name: tokenised(name, getattr(splits, name)) for name in ("train", "validation", "test")},
             collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
             tokenizer=tokenizer,
             origins=splits.origins,
-            facts={"words": list(words.values()) if words else None},
+            facts={"words": list(dict.fromkeys(words.values())) if words else None},
         )
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:

@@ -12,11 +12,11 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache
+from ..cache import TokenisedCache, mapped
 from ..data import Splits
 from ..models import WarmModel, load_warm
 from .batches import batches
-from .classification import class_index, classes_of, classification_scores
+from .classification import class_index, classes_of, classification_scores, label_reader
 from .task import Prepared, Scores
 from .texts import load_tokenizer, reading_of, tokenizer_parts
 
@@ -29,25 +29,30 @@ def prepare_texts(
     """Tokenise texts, or pairs of them, to at most ``training.max_length`` tokens; padding is left to each batch."""
     tokenizer = load_tokenizer(study, model_path)
 
-    def tokenised(split: Any, roles: dict[str, str]) -> Any:
+    shared = tokenizer_parts(study, model_path, tokenizer)
+
+    def tokenised(name: str) -> Any:
+        split, (roles, _) = getattr(splits, name), reading_of(study.task, splits, name)
+        read = label_reader(split, roles["label"])
+
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             pair = [batch[roles["text_pair"]]] if "text_pair" in roles else []
             encoded = tokenizer(batch[roles["text"]], *pair, truncation=True, max_length=study.training.max_length)
-            encoded["labels"] = [label_of(label) for label in batch[roles["label"]]]
+            encoded["labels"] = [label_of(read(label)) for label in batch[roles["label"]]]
             return dict(encoded)
 
         parts = {
-            **tokenizer_parts(study, model_path, tokenizer),
+            **shared,
             "data": split._fingerprint,
             "roles": roles,
             "facts": facts,
         }
-        return cache.get(parts, lambda: split.map(encode, batched=True, remove_columns=split.column_names))
+        return cache.get(parts, lambda folder: mapped(split, encode, folder, batched=True))
 
     return Prepared(
-        train=tokenised(splits.train, reading_of(study.task, splits, "train")[0]),
-        validation=tokenised(splits.validation, reading_of(study.task, splits, "validation")[0]),
-        test=tokenised(splits.test, reading_of(study.task, splits, "test")[0]),
+        train=tokenised("train"),
+        validation=tokenised("validation"),
+        test=tokenised("test"),
         collator=DataCollatorWithPadding(tokenizer),
         tokenizer=tokenizer,
         origins=splits.origins,

@@ -39,6 +39,7 @@ def tokenizer_parts(study: StudySpec, model_path: str, tokenizer: Any) -> dict[s
         "model": [study.model_key, model_path],
         "tokenizer": whole,
         "chat_template": tokenizer.chat_template,
+        "special": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
         "max_length": study.training.max_length,
         "kind": study.task.kind,
     }

@@ -1,0 +1,208 @@
+"""How much memory a training step takes, found without the memory: from the shapes of its tensors alone."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig
+
+from .config import CdkaConfig
+from .counts import Configuration
+from .shapes import meta_model, module_shapes
+
+# Bytes of a parameter in 4-bit NormalFloat with a constant for every 64 (arXiv 2305.14314, double quantisation off).
+NF4_BYTES = 0.5 + 4 / 64
+# States that an optimizer keeps for every trained parameter, in fp32.
+OPTIMIZER_STATES = {"adamw": 2, "adamw_fused": 2, "adafactor": 0, "sgd": 1}
+# Layers are alike: what one more takes is seen between these two depths, and extended to the model's own.
+_SHALLOW, _DEEP = 2, 3
+_DEPTHS = (
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "n_layer",
+    "n_layers",
+    "decoder_layers",
+    "encoder_layers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes that a training holds at its peak, by what they are for.
+
+    ``weights`` are the base model's, ``training`` the adapter's with their gradients and the optimizer's states,
+    ``activations`` everything that lives only within a step.
+    """
+
+    weights: int
+    training: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.training + self.activations
+
+
+def estimate_memory(
+    config: PretrainedConfig,
+    task_kind: str,
+    configuration: Configuration,
+    *,
+    target_modules: str | list[str],
+    batch_size: int,
+    length: int,
+    precision: str = "fp32",
+    quantization: str = "none",
+    optimizer: str = "adamw_fused",
+    gradient_checkpointing: bool = False,
+) -> MemoryEstimate:
+    """Estimate the peak memory of fine-tuning with a CDKA adapter.
+
+    One forward and backward pass is run on tensors that have shapes and no storage, and the bytes that would be alive
+    are counted. Two shallow copies of the model are tried; what a layer adds is extended to the model's depth. A
+    device's own context, its allocator's fragmentation and a library's work space come on top.
+
+    Args:
+        config: the base model's.
+        task_kind: which AutoModel class the config becomes.
+        configuration: component sizes of the adapter.
+        target_modules: where the adapter goes.
+        batch_size: examples that pass through the model at once.
+        length: tokens of an example.
+        precision: ``fp32`` or ``bf16`` (autocast).
+        quantization: ``none`` or ``4bit``, of the base model's linear layers.
+        optimizer: one of :data:`OPTIMIZER_STATES`.
+        gradient_checkpointing: whether activations within a layer are computed twice instead of kept.
+
+    Raises:
+        CdkaError: the config becomes no model of this kind, or has no layers to adapt.
+    """
+    full = meta_model(config, task_kind)
+    shapes = module_shapes(full, target_modules, task_kind)
+    weights = _weight_bytes(full, config, {s.name for s in shapes} if quantization == "4bit" else set())
+    trained = configuration.parameters * 4 * (2 + OPTIMIZER_STATES[optimizer])
+    deep = [name for name in _DEPTHS if isinstance(config.__dict__.get(name), int)]
+    depth = max((getattr(config, name) for name in deep), default=0)
+
+    def step(layers: int | None) -> int:
+        shallow = config
+        if layers is not None:
+            shallow = type(config).from_dict(config.to_dict() | dict.fromkeys(deep, layers))
+        return _step_bytes(
+            shallow, task_kind, configuration, target_modules, batch_size, length, precision, gradient_checkpointing
+        )
+
+    if depth <= _DEEP:
+        activations = step(None)
+    else:
+        first, second = step(_SHALLOW), step(_DEEP)
+        activations = first + max(0, second - first) * (depth - _SHALLOW)
+    return MemoryEstimate(weights, trained, activations)
+
+
+def _weight_bytes(model: nn.Module, config: PretrainedConfig, quantised: set[str]) -> int:
+    dtype = getattr(config, "dtype", None)
+    size = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel() * (NF4_BYTES if name.removesuffix(".weight") in quantised else size)
+    return int(total)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages that operations make and that are still referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._live = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._watch(leaf.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self._live += size
+        self.peak = max(self.peak, self._live)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self._live -= size
+
+
+def _step_bytes(
+    config: PretrainedConfig,
+    task_kind: str,
+    configuration: Configuration,
+    target_modules: str | list[str],
+    batch_size: int,
+    length: int,
+    precision: str,
+    gradient_checkpointing: bool,
+) -> int:
+    model: Any = meta_model(config, task_kind)
+    names = [s.name for s in module_shapes(model, target_modules, task_kind)]
+    sizes = CdkaConfig(r1=configuration.r1, r2=configuration.r2, r=configuration.r, target_modules=names)
+    dtype = getattr(config, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        model.to(dtype)
+    model.train()
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    adapted = get_peft_model(model, sizes, low_cpu_mem_usage=True)
+    with FakeTensorMode():
+        _place(adapted)
+        inputs = _inputs(config, task_kind, batch_size, length)
+        with _LiveBytes() as live:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = adapted(**inputs).loss
+            loss.backward()
+            del loss
+    gradients = sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
+    found: int = max(0, live.peak - gradients)
+    return found
+
+
+def _place(model: nn.Module) -> None:
+    """Move parameters and buffers from the meta device to where operations are chosen as on a CPU."""
+    moved: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in moved:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    moved[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = moved[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _inputs(config: PretrainedConfig, task_kind: str, batch_size: int, length: int) -> dict[str, Tensor]:
+    if task_kind == "image_classification":
+        size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        pixels = torch.empty(batch_size, channels, height, width)
+        return {"pixel_values": pixels, "labels": torch.zeros(batch_size, dtype=torch.long)}
+    tokens = torch.zeros(batch_size, length, dtype=torch.long)
+    if task_kind in ("causal_lm", "seq2seq_lm"):
+        return {"input_ids": tokens, "labels": tokens}
+    return {"input_ids": tokens, "labels": torch.zeros(batch_size, dtype=torch.long)}

@@ -1,0 +1,56 @@
+"""The resources that a trial holds while it runs, as studies ask for them and runners offer them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """What all processes of one trial hold together.
+
+    ``memory_gib`` is of the host, ``accelerator_type`` a Ray name such as ``H100`` (empty: any), ``custom`` are
+    resources that a cluster's administrators have named, and ``processes`` share the trial's batches.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_gib: float = 0.0
+    accelerator_type: str = ""
+    custom: tuple[tuple[str, float], ...] = ()
+    processes: int = 1
+
+    def holds(self, needs: Shape) -> bool:
+        """Whether a runner of this shape can run a trial that needs ``needs``."""
+        mine = dict(self.custom)
+        return (
+            needs.cpus <= self.cpus
+            and needs.gpus <= self.gpus
+            and needs.memory_gib <= self.memory_gib
+            and needs.accelerator_type in ("", self.accelerator_type)
+            and all(amount <= mine.get(name, 0.0) for name, amount in needs.custom)
+            and needs.processes == self.processes
+        )
+
+    def __str__(self) -> str:
+        words = [f"{self.cpus:g} CPUs", f"{self.gpus:g} GPUs"]
+        if self.accelerator_type:
+            words.append(f"of type {self.accelerator_type}")
+        if self.memory_gib:
+            words.append(f"{self.memory_gib:g} GiB of memory")
+        words += [f"{amount:g} {name}" for name, amount in self.custom]
+        if self.processes > 1:
+            words.append(f"in {self.processes} processes")
+        return ", ".join(words)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**asdict(self), "custom": dict(self.custom)}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Shape:
+        """From what :meth:`as_dict` made."""
+        custom = tuple(sorted((values.get("custom") or {}).items()))
+        return cls(**{**values, "custom": custom})
