@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 export HF_HUB_OFFLINE ?= 1
 ARGS ?=
 
-.PHONY: setup demo serve test test-slow test-peft lint bench bench-full clean
+.PHONY: setup demo serve test test-slow test-peft test-compose lint bench bench-full clean
 
 # torch comes first and by its exact pin, so that pip takes the build at hand instead of resolving a newer one.
 define install
@@ -56,6 +56,10 @@ test: lint
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow $(ARGS)
 	$(PYTEST) tests/service tests/workers -m "not slow" --database postgresql $(ARGS)
+
+# The whole stack on a Docker engine; installs and starts Debian's where none runs.
+test-compose: $(VENV)/.dev
+	$(BIN)/python -m docker.test.compose_test
 
 # PEFT's own tuner tests, from the source distribution of the installed version, with CDKA as the method.
 test-peft: $(VENV)/.dev

@@ -33,7 +33,7 @@ from .domain.records import Role
 from .domain.study_spec import StudySpec
 from .errors import ServiceError
 from .logs import set_up_logging
-from .scheduling.access import DEFAULT_TEAM, authenticate, create_token, ensure_team
+from .scheduling.access import DEFAULT_TEAM, adopt_token, authenticate, create_token, ensure_team
 from .scheduling.context import Clock, Context
 from .schemas.common import Problem
 from .search.optuna_policy import OptunaPolicy
@@ -168,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     token.add_argument("--name", required=True)
     token.add_argument("--role", choices=[r.value for r in Role], default=Role.MEMBER.value)
     token.add_argument("--team", default=DEFAULT_TEAM)
+    prepare = commands.add_parser("prepare", help="upgrade the schema and make the tokens in files valid")
+    prepare.add_argument("--token", action="append", default=[], metavar="ROLE=FILE", type=_role_and_file)
     options = parser.parse_args(argv)
     try:
         settings = Settings()
@@ -181,7 +183,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(error.detail) from None
 
 
+def _role_and_file(value: str) -> tuple[Role, Path]:
+    role, separator, file = value.partition("=")
+    if not separator or role not in list(Role):
+        raise argparse.ArgumentTypeError(f"ROLE=FILE, with a role out of {', '.join(Role)}")
+    return Role(role), Path(file)
+
+
+def _prepare(ctx: Context, tokens: Sequence[tuple[Role, Path]]) -> None:
+    before = ctx.db.revision()
+    ctx.db.upgrade()
+    print(f"the schema is at revision {ctx.db.revision()} (was: {before or 'none'})")
+    ensure_team(ctx, DEFAULT_TEAM)
+    for role, file in tokens:
+        is_new = adopt_token(ctx, DEFAULT_TEAM, f"deployed {role}", role, _secret(file))
+        print(f"the {role} token in {file} is valid {'now' if is_new else 'already'}")
+
+
+def _secret(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise SystemExit(f"The token file {file} cannot be read: {error.strerror}") from None
+
+
 def _run(options: argparse.Namespace, ctx: Context) -> None:
+    if options.command == "prepare":
+        _prepare(ctx, options.token)
+        return
     if options.command == "create-token":
         prepare_database(ctx)
         ensure_team(ctx, options.team)

@@ -6,6 +6,7 @@ import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,6 +23,9 @@ class Settings(BaseSettings):
 
     home: Path = Field(default=Path(".cdka"), description="Where the embedded server keeps what it makes.")
     database_url: str = Field(default="", description="SQLAlchemy URL; SQLite under CDKA_HOME by default.")
+    database_password_file: Path | None = Field(
+        default=None, description="A file that holds the password for CDKA_DATABASE_URL, which then need not."
+    )
     artifacts_url: str = Field(default="", description="A directory or an fsspec URL; under CDKA_HOME by default.")
     data_dirs: Annotated[list[Path], NoDecode] = Field(
         default_factory=lambda: [Path.cwd()],
@@ -71,6 +75,8 @@ class Settings(BaseSettings):
         self.home = home
         self.data_dirs = [d.resolve() for d in self.data_dirs]
         self.database_url = self.database_url or f"sqlite:///{home / 'cdka.db'}"
+        if self.database_password_file is not None:
+            self.database_url = _with_password(self.database_url, self.database_password_file)
         self.artifacts_url = self.artifacts_url or str(home / "artifacts")
         self.server_url = self.server_url or f"http://{self.host}:{self.port}"
         if self.auth == "off" and not is_loopback(self.host):
@@ -84,6 +90,22 @@ class Settings(BaseSettings):
         if self.token_file is not None:
             return self.token_file.read_text().strip()
         return None
+
+
+def _with_password(url: str, file: Path) -> str:
+    scheme, separator, rest = url.partition("://")
+    user, at, place = rest.rpartition("@")
+    if not separator or not at or not user:
+        raise ValueError(
+            "CDKA_DATABASE_PASSWORD_FILE is for a CDKA_DATABASE_URL such as postgresql+psycopg://user@host/db"
+        )
+    if ":" in user:
+        raise ValueError("the password is in CDKA_DATABASE_URL and in CDKA_DATABASE_PASSWORD_FILE: give it once")
+    try:
+        password = file.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"CDKA_DATABASE_PASSWORD_FILE cannot be read: {error.strerror}") from None
+    return f"{scheme}://{user}:{quote(password, safe='')}@{place}"
 
 
 def explain(error: ValidationError) -> str:

@@ -68,6 +68,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     pool = Pool(Client(settings.server_url, token), settings)
+    # Whoever supervises us looks at when it was last touched.
+    alive = Path(os.environ["CDKA_POOL_ALIVE"]) if "CDKA_POOL_ALIVE" in os.environ else None
     while not stopping.is_set():
         try:
             pool.tick()
@@ -76,6 +78,8 @@ def main() -> None:
             ray.shutdown()
             # A driver that has lost its cluster cannot be trusted to join another: a new process does.
             raise SystemExit(CLUSTER_LOST) from None
+        if alive is not None:
+            alive.touch()
         stopping.wait(TICK_SECONDS)
     if own:
         pool.stop()

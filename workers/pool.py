@@ -22,6 +22,8 @@ _log = logging.getLogger("workers.pool")
 TICK_SECONDS = 1.0
 STATUS_TIMEOUT = 5.0
 RELEASE_TIMEOUT = 15.0
+# A runner without work leaves so soon where work of another shape may wait for what it holds.
+MAKE_ROOM_SECONDS = 5.0
 GIB = 2**30
 # What runners need of the settings; the token travels as the name of a file, never as itself.
 PASSED = (
@@ -89,7 +91,10 @@ class Pool:
                 for _ in range(wanted - len(mine)):
                     self._start(shape)
             if len(mine) > wanted:
-                self._retire_idle(mine, len(mine) - wanted)
+                # What idles in one shape may be what a trial of another waits for.
+                wanted_elsewhere = any(slots > 0 for other, (_, slots) in demand.items() if other != prefix)
+                idle = MAKE_ROOM_SECONDS if wanted_elsewhere else self._settings.runner_idle_seconds
+                self._retire_idle(mine, len(mine) - wanted, min(idle, self._settings.runner_idle_seconds))
 
     def _names(self) -> list[str]:
         return [name for name in ray.util.list_named_actors() if name.startswith(NAME_PREFIX)]
@@ -108,7 +113,7 @@ class Pool:
         actor.remote(passed, name, shape)
         _log.info("started %s for %s", name, shape)
 
-    def _retire_idle(self, names: Iterable[str], surplus: int) -> None:
+    def _retire_idle(self, names: Iterable[str], surplus: int, idle_seconds: float) -> None:
         for name in names:
             if surplus == 0:
                 return
@@ -117,7 +122,7 @@ class Pool:
                 status: Any = ray.get(actor.status.remote(), timeout=STATUS_TIMEOUT)
             except (ValueError, ray.exceptions.RayError):
                 continue  # gone, starting or restarting: seen again at the next tick
-            if not status["busy"] and status["idle_seconds"] >= self._settings.runner_idle_seconds:
+            if not status["busy"] and status["idle_seconds"] >= idle_seconds:
                 actor.retire.remote()
                 _log.info("retired %s", name)
                 surplus -= 1

@@ -22,6 +22,8 @@ from .retrying import retried
 _log = logging.getLogger(__name__)
 TOKEN_PREFIX = "cdka_"  # noqa: S105  # a prefix is no secret; it lets scanners find leaked tokens
 DEFAULT_TEAM = "default"
+# A prefix and 32 bytes in base64.
+SHORTEST_SECRET = 40
 SESSION_TIME = timedelta(hours=12)
 # Writing the last use at every call would make every read a write.
 USE_RESOLUTION = timedelta(minutes=1)
@@ -53,6 +55,37 @@ def create_token(
     if expires_at is not None and expires_at <= ctx.clock():
         raise InvalidRequest("the token would be expired", [Fault("#/expires_at", "give a time that is yet to come")])
     return _make_token(ctx, team, name, role, expires_at, caller, "token.create")
+
+
+@retried
+def adopt_token(ctx: Context, team: str, name: str, role: Role, secret: str) -> bool:
+    """Make a secret that was drawn elsewhere valid, as the one token of that name and role; returns whether it is new.
+
+    The former secrets under that name end: so a deployment rotates its tokens by its files.
+
+    Raises:
+        NotFound: there is no such team.
+        InvalidRequest: the secret is too short to be one, or was revoked.
+    """
+    if not secret.startswith(TOKEN_PREFIX) or len(secret) < SHORTEST_SECRET:
+        raise InvalidRequest(
+            f"the {role} token is no secret of ours: {TOKEN_PREFIX} and 32 random bytes in base64 (docker/make-secrets)"
+        )
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        tokens = Tokens(session)
+        found = tokens.by_digest(digest(secret))
+        if found is not None:
+            if found.revoked_at is not None or found.role is not role:
+                raise InvalidRequest(f"the {role} token was revoked, or is another role's; draw a new one")
+            return False
+        for old in tokens.list(None):
+            if (old.name, old.role, old.team) == (name, role, team) and old.revoked_at is None:
+                tokens.revoke(old.id, now)
+        token = Token(new_id(now), Teams(session).named(team).id, team, name, role, now, None, None, None)
+        tokens.add(token, digest(secret))
+        Audit(session).record(SYSTEM, now, "token.adopt", token.id, name=name, role=role, team=team)
+        return True
 
 
 @retried

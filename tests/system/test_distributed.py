@@ -1,0 +1,58 @@
+"""One trial in two processes that share its batches, on a real Ray: gloo here, NCCL where there are GPUs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import psutil
+import pytest
+
+from .conftest import System, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def processes_of_trials() -> list[int]:
+    titles = {p.pid: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
+    return [pid for pid, title in titles.items() if title.startswith("ray::RayTrainWorker")]
+
+
+def study(system: System, processes: int, **training: Any) -> Any:
+    return system.create(
+        resources={"cpus": processes, "processes": processes},
+        search={"trials": 1, "concurrency": 1, "pruner": "none"},
+        compare={"seeds": 0},
+        training={"epochs": 2, **training},
+    )
+
+
+def test_two_processes_learn_what_one_does_and_a_lost_one_costs_an_attempt(system: System) -> None:
+    curves = {}
+    for processes in (1, 2):
+        made = study(system, processes)
+        ended = system.ended(made.id, 300)
+        assert ended.state == "completed", ended.reason
+        (trial,) = system.client.trials(made.id)
+        assert trial.resources.get("processes", 1) == processes
+        assert trial.artifact is not None
+        curves[processes] = [(m.step, m.value) for m in system.client.metrics(trial.id) if m.name == "loss"]
+        assert "step 6:" in system.client.log(trial.id).text
+    # The same examples in every step, and the mean of their gradients: as far as sums of floats go, the same training.
+    assert [s for s, _ in curves[1]] == [s for s, _ in curves[2]]
+    for (_, one), (_, two) in zip(curves[1], curves[2], strict=True):
+        assert two == pytest.approx(one, rel=2e-2)
+    # One of the two is killed: the trial goes back to the queue and its second attempt ends it.
+    made = study(system, 2, epochs=6, checkpoint_steps=2)
+    home = system.server.settings.home
+    until(lambda: list(home.glob(f"artifacts/studies/{made.id}/trials/*/checkpoints/0*")), 180, "a checkpoint")
+    victims = processes_of_trials()
+    assert len(victims) == 2
+    os.kill(victims[1], signal.SIGKILL)
+    ended = system.ended(made.id, 300)
+    assert ended.state == "completed", ended.reason
+    (trial,) = system.client.trials(made.id)
+    assert (trial.state, trial.attempts) == ("completed", 2)
+    assert trial.resources["resumed_from"]
+    until(lambda: not processes_of_trials(), 60, "the trial's processes to be gone")

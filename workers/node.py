@@ -1,0 +1,173 @@
+"""A machine or container as a node of a Ray cluster: ``python -m workers.node head | join ADDRESS | health | leave``.
+
+Told to end (SIGTERM), a node takes no more work, has its runners leave checkpoints and give their trials back, and only
+then goes: preemption and ``docker compose stop`` cost no finished step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+_log = logging.getLogger("workers.node")
+PORT = 6379
+CLIENT_PORT = 10001
+HEALTH_SECONDS = 10
+# Of the time until a node is killed, so much is kept for Ray's own processes to end.
+RESERVED_SECONDS = 10.0
+# Ray's name for the process of an actor.
+_RUNNER = "ray::RunnerActor"
+_TRAINING = "ray::RayTrainWorker"
+
+
+def start_arguments(role: str, address: str | None, environment: dict[str, str]) -> list[str]:
+    """What ``ray start`` is told.
+
+    ``CDKA_NODE_CPUS``, ``CDKA_NODE_GPUS`` and ``CDKA_NODE_RESOURCES`` (JSON) say what the node offers; Ray counts CPUs
+    and GPUs itself where they do not. ``CDKA_NODE_ADDRESS`` is this machine's address on the cluster's network.
+
+    Raises:
+        SystemExit: a value is no number, or no JSON object.
+    """
+    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
+    ray += ["--disable-usage-stats", f"--object-store-memory={environment.get('CDKA_NODE_OBJECT_STORE', 100_000_000)}"]
+    if own := environment.get("CDKA_NODE_ADDRESS"):
+        ray.append(f"--node-ip-address={own}")
+    if role == "head":
+        # The head holds the cluster together; its loss is a restart of everything, so nothing else runs there.
+        ray += ["--head", f"--port={PORT}", f"--ray-client-server-port={CLIENT_PORT}", "--num-cpus=0", "--num-gpus=0"]
+        return [*ray, "--include-dashboard=false"]
+    ray.append(f"--address={address}")
+    for option, name in (("--num-cpus", "CDKA_NODE_CPUS"), ("--num-gpus", "CDKA_NODE_GPUS")):
+        if value := environment.get(name):
+            if not value.isdigit():
+                raise SystemExit(f"{name} is a whole number of what this node offers; got {value!r}")
+            ray.append(f"{option}={value}")
+    if resources := environment.get("CDKA_NODE_RESOURCES"):
+        try:
+            if not isinstance(json.loads(resources), dict):
+                raise ValueError
+        except ValueError:
+            said = f"got {resources!r}"
+            raise SystemExit(f'CDKA_NODE_RESOURCES is a JSON object such as {{"nvme": 1}}; {said}') from None
+        ray.append(f"--resources={resources}")
+    return ray
+
+
+def run(arguments: Sequence[str], grace: float) -> int:
+    """Run ``ray start`` until it or we are told to end; as the first process of a container, bury all others."""
+    child = subprocess.Popen(arguments)
+    told: list[float] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.append(time.monotonic()))
+    while True:
+        if told:
+            leave(grace - RESERVED_SECONDS)
+            child.terminate()
+            try:
+                child.wait(RESERVED_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            return 0
+        try:
+            # Whatever was orphaned here is ours to bury.
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return 1
+        if pid == child.pid:
+            return os.waitstatus_to_exitcode(status)
+        if pid == 0:
+            time.sleep(0.2)
+
+
+def leave(grace: float) -> None:
+    """Take no more work, end this machine's runners in order, and wait for them, for ``grace`` seconds at most."""
+    deadline = time.monotonic() + grace
+    if not _processes():
+        return
+    _drain(grace)
+    for pid in _processes(_RUNNER):
+        _log.info("runner %d: give your trial back and leave", pid)
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+    leaving = set(_processes(_RUNNER))
+    while leaving & set(_processes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def _drain(grace: float) -> None:
+    """Have Ray start nothing more here; where the head does not answer it cannot."""
+    code = (
+        "import os, subprocess, sys, ray;"
+        "ray.init(address=os.environ.get('CDKA_DRAIN_ADDRESS', 'auto'), logging_level='ERROR', log_to_driver=False);"
+        "context = ray.get_runtime_context();"
+        "print(context.get_node_id(), context.gcs_address)"
+    )
+    try:
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=grace / 3)
+        node, address = found.stdout.split()[-2:]
+        drain = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "drain-node"]
+        drain += [f"--address={address}", f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
+        drain += ["--reason-message=told to end", f"--deadline-remaining-seconds={max(1, int(grace))}"]
+        subprocess.run(drain, capture_output=True, timeout=grace / 3, check=True)
+    except (subprocess.SubprocessError, ValueError) as error:
+        _log.warning("the cluster could not be told that this node leaves: %s", error)
+
+
+def _processes(*names: str) -> list[int]:
+    """Processes of runners and of their trainings in this container, or machine."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as stream:
+                    title = stream.read().decode(errors="replace")
+            except OSError:
+                continue
+            if title.startswith(names or (_RUNNER, _TRAINING)):
+                found.append(int(entry))
+    return found
+
+
+def health() -> int:
+    """0 if this node's Ray answers."""
+    command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "health-check"]
+    if address := os.environ.get("CDKA_HEALTH_ADDRESS"):
+        command.append(f"--address={address}")
+    try:
+        return subprocess.run(command, capture_output=True, timeout=HEALTH_SECONDS).returncode
+    except subprocess.TimeoutExpired:
+        return 1
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """See the module's docstring; ``leave`` is for a hook before a pod's end, where Ray was started by others."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="python -m workers.node", description="a node of a Ray cluster")
+    roles = parser.add_subparsers(dest="role", required=True)
+    roles.add_parser("head", help="hold a cluster together")
+    roles.add_parser("join", help="offer this machine to a cluster").add_argument("address", metavar="HOST:PORT")
+    roles.add_parser("health", help="exit 0 if this node's Ray answers")
+    roles.add_parser("leave", help="end this machine's runners in order")
+    options = parser.parse_args(argv)
+    grace = float(os.environ.get("CDKA_GRACE_SECONDS", "80"))
+    if options.role == "health":
+        raise SystemExit(health())
+    if options.role == "leave":
+        leave(grace)
+        return
+    arguments = start_arguments(options.role, getattr(options, "address", None), dict(os.environ))
+    raise SystemExit(run(arguments, grace))
+
+
+if __name__ == "__main__":
+    main()
