@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,11 +123,12 @@ def _weight_bytes(model: nn.Module, config: PretrainedConfig, quantised: set[str
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that operations make and that are still referred to."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._live = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        # What was there before: views of it are nothing new.
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(t.untyped_storage() for t in there)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -166,12 +168,12 @@ def _step_bytes(
         model.to(dtype)
     model.train()
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     adapted = get_peft_model(model, sizes, low_cpu_mem_usage=True)
     with FakeTensorMode():
         _place(adapted)
         inputs = _inputs(config, task_kind, batch_size, length)
-        with _LiveBytes() as live:
+        with _LiveBytes([*adapted.parameters(), *adapted.buffers(), *inputs.values()]) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = adapted(**inputs).loss
             loss.backward()

@@ -73,11 +73,12 @@ class WarmModel:
             BaseWeightsChanged: the frozen weights are no longer those that were loaded.
         """
         wrapped: nn.Module = lent.get_base_model()
-        originals = {n: m.original_module for n, m in wrapped.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+        # Before the rest is taken off: PEFT would leave the trained copies in place.
+        for name, module in list(wrapped.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                parent, _, child = name.rpartition(".")
+                setattr(wrapped.get_submodule(parent), child, module.original_module)
         lent.unload()
-        for name, original in originals.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, original)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         if getattr(self.model, "is_gradient_checkpointing", False):

@@ -31,7 +31,7 @@ from service.processes import free_port
 HERE = Path(__file__).resolve().parent
 DOCKER = HERE.parent
 ROOT = DOCKER.parent
-BASE = "cdka-test-base"
+BASE = "cdka-test-base:bookworm"
 SIZES = Sizes(trials=8, seeds=2, train=96, validation=96, test=96, epochs=4, batch_size=8, max_length=64)
 LEASE_SECONDS = 20
 # A migration that a next release might bring.
@@ -176,7 +176,8 @@ def build() -> None:
             say(f"built {target}: {size / 1e9:.2f} GB in {time.monotonic() - started:.0f} s")
     head = newest_revision()
     with tempfile.TemporaryDirectory() as folder:
-        text = f'"""Of a next release."""\n\nimport sqlalchemy as sa\nfrom alembic import op\n{MIGRATION.format(head=head)}'
+        imports = '"""Of a next release."""\n\nimport sqlalchemy as sa\nfrom alembic import op\n'
+        text = imports + MIGRATION.format(head=head)
         (Path(folder) / "9999_next.py").write_text(text)
         versions = run(
             *("docker", "run", "--rm", "cdka-test-api", "python", "-c"),
@@ -270,8 +271,10 @@ def configurations(stack: Stack) -> None:
     }
     extras = ("gpu", "cluster", "tls", "s3", "monitoring")
     combinations = [["compose.node.yaml"]]
-    for bits in range(2 ** len(extras)):
-        combinations.append(["compose.yaml", *(f"compose.{e}.yaml" for k, e in enumerate(extras) if bits >> k & 1)])
+    combinations += [
+        ["compose.yaml", *(f"compose.{e}.yaml" for k, e in enumerate(extras) if bits >> k & 1)]
+        for bits in range(2 ** len(extras))
+    ]
     for files in combinations:
         chosen = [part for file in files for part in ("-f", str(DOCKER / file))]
         run(*compose_command(), *chosen, "config", "-q", env=environment)

@@ -222,8 +222,8 @@ def _record(
         study = Studies(session).get(load.id, lock=True)
         trials = Trials(session)
         counts = trials.counts([study.id])[study.id]
-        # Numbers have no gaps, so the next one is how many there are.
-        if sum(counts.values()) != number:
+        # Numbers from 0 on have no gaps, so the next one is how many there are.
+        if sum(n for (phase, _), n in counts.items() if phase is not TrialPhase.MEASUREMENT) != number:
             return None, True
         if not _has_room(session, study, load, counts) or not _may_ask(study, counts):
             return None, False

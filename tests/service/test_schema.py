@@ -8,9 +8,11 @@ import pytest
 from alembic import command
 from sqlalchemy import inspect
 
-from service.app import make_context, prepare_database
+from service.app import main, make_context, prepare_database
 from service.db.engine import Database, alembic_config
 from service.db.models import Base
+from service.errors import Unauthorized
+from service.scheduling.access import authenticate
 from service.settings import Settings
 
 
@@ -61,3 +63,48 @@ def test_settings_that_are_wrong_are_named(
     monkeypatch.setenv("CDKA_HOST", "0.0.0.0")
     with pytest.raises(ValueError, match=message):
         Settings()
+
+
+def test_a_password_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "password").write_text("p@ss/word\n")
+    monkeypatch.setenv("CDKA_DATABASE_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("CDKA_DATABASE_URL", "postgresql+psycopg://cdka@postgres:5432/cdka")
+    assert Settings().database_url == "postgresql+psycopg://cdka:p%40ss%2Fword@postgres:5432/cdka"
+    for url, words in (
+        ("postgresql+psycopg://cdka:x@postgres/cdka", "give it once"),
+        ("sqlite:///x.db", "such as postgresql"),
+    ):
+        monkeypatch.setenv("CDKA_DATABASE_URL", url)
+        with pytest.raises(ValueError, match=words):
+            Settings()
+    monkeypatch.setenv("CDKA_DATABASE_URL", "postgresql+psycopg://cdka@postgres:5432/cdka")
+    monkeypatch.setenv("CDKA_DATABASE_PASSWORD_FILE", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        Settings()
+
+
+def test_a_deployments_tokens_are_those_in_its_files(tmp_path: Path) -> None:
+    """A new secret in the file ends the former one; the same secret again changes nothing."""
+    made = make_context(Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/p.db"))
+    file = tmp_path / "worker_token"
+    file.write_text("cdka_" + "a" * 43)
+    for _ in range(2):
+        app_main(["prepare", "--token", f"worker={file}"], tmp_path)
+    assert authenticate(made, "cdka_" + "a" * 43).role == "worker"
+    file.write_text("cdka_" + "b" * 43)
+    app_main(["prepare", "--token", f"worker={file}"], tmp_path)
+    assert authenticate(made, "cdka_" + "b" * 43).role == "worker"
+    with pytest.raises(Unauthorized):
+        authenticate(made, "cdka_" + "a" * 43)
+    for wrong, words in (("short", "no secret of ours"), ("cdka_" + "a" * 43, "was revoked")):
+        file.write_text(wrong)
+        with pytest.raises(SystemExit, match=words):
+            app_main(["prepare", "--token", f"worker={file}"], tmp_path)
+    made.db.engine.dispose()
+
+
+def app_main(arguments: list[str], home: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CDKA_HOME", str(home))
+        patch.setenv("CDKA_DATABASE_URL", f"sqlite:///{home}/p.db")
+        main(arguments)
