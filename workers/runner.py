@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import tempfile
@@ -40,6 +41,8 @@ POLL_SECONDS = 1.0
 # An outage of the server is waited out with a finished trial in hand.
 RESULT_PATIENCE_SECONDS = 3600.0
 RETRY_SECONDS = 2.0
+# From when a trial is known to be another's until it must have ended.
+HUNG_SECONDS = float(os.environ.get("CDKA_HUNG_SECONDS", "60"))
 
 
 class Poisoned(Exception):
@@ -74,6 +77,8 @@ class Runner:
     shape: Shape = field(default_factory=Shape)
     launch: Callable[[LeaseOut], dict[str, Any]] | None = None
     # Of the processes that share a trial one leads: it stores what is left of it. All stop for the reason agreed on.
+    # Ends a process whose trial hangs.
+    end_process: Callable[[], None] = field(default_factory=lambda: _end_process, init=False)
     leads: bool = field(default=True, init=False)
     agree: Callable[[str | None], str | None] = field(default_factory=lambda: _itself, init=False)
     trials_done: int = field(default=0, init=False)
@@ -141,6 +146,8 @@ class Runner:
             reporter.start()
             started = time.perf_counter()
             poison: BaseException | None = None
+            over = threading.Event()
+            threading.Thread(target=self._watch, args=(reporter, over), name="watch", daemon=True).start()
             try:
                 result = self.launch(lease) if self.launch is not None else self.train(lease, reporter, stored)
             except Exception as error:  # every failure of a trial is a result of it
@@ -150,6 +157,7 @@ class Runner:
                 result = {"state": state, "failure": {"kind": kind, "message": message}}
                 poison = error if poisons_process(error) else None
             result["resources"] = {**self._resources(started), **result.get("resources", {})}
+            over.set()
             output.stop()
             undelivered = reporter.close()
         checkpoint = reporter.unsent_checkpoint
@@ -159,6 +167,14 @@ class Runner:
             self._deliver(lease, undelivered, checkpoint, result)
         if poison is not None:
             raise Poisoned(str(poison)) from poison
+
+    def _watch(self, reporter: Reporter, over: threading.Event) -> None:
+        """A trial that is another's and goes on all the same hangs: only the end of its process ends it."""
+        while not over.wait(1.0):
+            if reporter.stop_reason == LOST and over.wait(HUNG_SECONDS) is False:
+                _log.error("the trial was taken away %.0f s ago and does not end; this process does", HUNG_SECONDS)
+                self.end_process()
+                return
 
     def _resources(self, started: float) -> dict[str, Any]:
         seconds = time.perf_counter() - started
@@ -265,6 +281,10 @@ class Runner:
             self._warm.model = task.load_model(study, path, self._warm.prepared)
             self._warm.model_key = study.model_key
         return self._warm.model, self._warm.prepared
+
+
+def _end_process() -> None:
+    os._exit(70)
 
 
 def _itself(reason: str | None) -> str | None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from service.client import Client
 from service.scheduling.maintenance import collect_checkpoints
-from tests.conftest import Api
+from tests.conftest import Api, write_lines
 from tests.service.test_client_and_cli import AppTransport
 from workers import runner as runner_module
 from workers.runner import Runner
@@ -182,3 +182,85 @@ def test_what_a_worker_says_of_its_checkpoint_removes_nothing_elsewhere(api: Api
     assert collect_checkpoints(api.ctx) == 1
     assert checkpoint_of(api, study) is None
     assert precious.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [({"batching": "length"}, 7), ({"max_steps": 8}, 8), ({"max_steps": 8}, 6), ({"gradient_accumulation": 2}, 4)],
+)
+def test_however_it_trains_it_goes_on_as_if_nothing_had_been(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], at: int
+) -> None:
+    """Texts of differing length, so that an order by length is one; a last step within an epoch is a last step."""
+    sections = {"training": {**LONG, **options}, "search": {"trials": 1}, "search_space": SPACE}
+    rows = [{"text": " ".join(["goal", "bank"][: 1 + k % 2] * (1 + k % 7)), "label": str(k % 2)} for k in range(40)]
+    write_lines(runner.settings.data_dirs[0] / "lengths.jsonl", rows)
+    data = {"path": "json", "data_files": {"train": "lengths.jsonl"}}
+    sections["task"] = {"kind": "sequence_classification", "dataset": data}
+    whole = api.create(**sections)
+    run(runner)
+    interrupted = api.create(**sections)
+    with monkeypatch.context() as patch:
+        release_at(runner, at, patch)
+        run(runner)
+    if only_trial(api, interrupted)["state"] == "queued":
+        run(Runner(runner.client, runner.settings, "runner-2"))
+    ended, expected = only_trial(api, interrupted), only_trial(api, whole)
+    assert (ended["state"], ended["resources"]["steps"]) == ("completed", expected["resources"]["steps"])
+    assert ended["metrics"] == expected["metrics"]
+    ours, theirs = weights(ended["artifact"]), weights(expected["artifact"])
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_checkpoint_at_an_epochs_end_comes_after_its_evaluation(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever goes on from it has the evaluation behind it: none is missing from the curve that pruners see."""
+    order: list[str] = []
+    original = runner_module.StoredCheckpoints.keep
+
+    def keep(self: Any, folder: str, step: int) -> None:
+        order.append(f"checkpoint {step}")
+        original(self, folder, step)
+
+    report = runner_module.Reporter.report
+    monkeypatch.setattr(runner_module.StoredCheckpoints, "keep", keep)
+
+    def reporting(self: Any, step: int, metrics: dict[str, float]) -> None:
+        order.append(f"evaluation {step}")
+        report(self, step, metrics)
+
+    monkeypatch.setattr(runner_module.Reporter, "report", reporting)
+    api.create(training={"epochs": 2, "checkpoint_steps": 5}, search={"trials": 1}, search_space=SPACE)
+    run(runner)
+    assert order == ["evaluation 5", "checkpoint 5", "evaluation 10"]
+
+
+def test_what_a_worker_says_of_checkpoints_removes_nothing_elsewhere(api: Api, runner: Runner, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    study = api.create(training={"epochs": 2, "checkpoint_steps": 4}, search={"trials": 1}, search_space=SPACE)
+    lease = api.lease()
+    assert lease is not None
+    body = {"reports": [], "checkpoint": str(victim)}
+    assert api.call("POST", f"/leases/{lease['id']}/reports", "worker", json=body).status_code == 200
+    assert api.finish(lease, "released", None).status_code == 200
+    run(runner)
+    assert only_trial(api, study)["state"] == "completed"
+    assert (victim / "file").read_text() == "precious"
+
+
+def test_one_store_that_is_none_keeps_no_other_checkpoints(api: Api, runner: Runner) -> None:
+    strange = api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    body = {"reports": [], "checkpoint": "nope://x/checkpoints/1"}
+    assert api.call("POST", f"/leases/{lease['id']}/reports", "worker", json=body).status_code == 200
+    assert api.finish(lease).status_code == 200
+    study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
+    run(runner)
+    assert checkpoint_of(api, study) is not None
+    assert collect_checkpoints(api.ctx) >= 1
+    assert checkpoint_of(api, study) is None
+    assert checkpoint_of(api, strange) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -126,3 +127,41 @@ def test_closing_delivers_what_waits() -> None:
     reporter.close()
     assert any((7, {"accuracy": 0.7}) in call for call in server.calls)
     assert threading.active_count() < 20
+
+
+class Chatterbox:
+    """A trial that has always printed something more."""
+
+    def waiting(self) -> tuple[int, str]:
+        return 0, "on and on"
+
+    def sent(self, upto: int) -> None:
+        pass
+
+
+def test_a_trial_that_prints_without_end_keeps_its_heartbeat_and_hears_of_a_stop() -> None:
+    calls: Counter[str] = Counter()
+
+    class Server:
+        def report(self, lease_id: str, reports: Any, checkpoint: Any = None) -> DirectiveOut:
+            calls["report"] += 1
+            stop = calls["report"] > 3
+            return DirectiveOut(
+                directive="stop" if stop else "continue",
+                reason="pruned" if stop else None,
+                expires_at=datetime(2026, 1, 1, tzinfo=UTC),
+            )
+
+        def append_log(self, lease_id: str, start: int, text: str) -> int:
+            calls["log"] += 1
+            time.sleep(0.005)
+            return len(text)
+
+    reporter = Reporter(Server(), "lease", 0.05, Chatterbox())
+    reporter.start()
+    deadline = time.monotonic() + 10
+    while reporter.stop_reason is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert reporter.stop_reason == "pruned"
+    assert calls["log"] > 0
+    reporter.close()

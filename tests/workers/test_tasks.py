@@ -26,8 +26,10 @@ from service.client import Client
 from service.schemas.specs import GenerationSpec
 from tests.conftest import Api, write_lines
 from tests.service.test_client_and_cli import AppTransport
+from workers.failures import Rejected
 from workers.runner import Runner
 from workers.tasks.answers import extract
+from workers.tasks.classification import class_index, classes_of, label_reader
 from workers.tasks.task import Scores
 
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -376,3 +378,98 @@ def test_a_task_that_cannot_be_is_refused_with_its_place(
     faults = {f["pointer"]: f["detail"] for f in refused.json()["errors"]}
     assert pointer in faults, faults
     assert said in faults[pointer]
+
+
+def test_labels_are_read_by_their_names_whatever_their_numbers(zoo: Path) -> None:
+    """A source may number its classes otherwise than the training data does."""
+    import datasets
+
+    names = {"train": ["sport", "business"], "test": ["business", "sport"]}
+    splits = {
+        name: datasets.Dataset.from_dict({"label": [0, 1]}).cast_column("label", datasets.ClassLabel(names=given))
+        for name, given in names.items()
+    }
+    index = {label: k for k, label in enumerate(classes_of(splits["train"], "label"))}
+    read = {name: label_reader(split, "label") for name, split in splits.items()}
+    assert [class_index(index, read["train"](v)) for v in splits["train"]["label"]] == [0, 1]
+    assert [class_index(index, read["test"](v)) for v in splits["test"]["label"]] == [1, 0]
+    with pytest.raises(Rejected, match="not labelled"):
+        read["test"](-1)
+
+
+def test_labels_that_share_a_word_are_one_class(api: Api, runner: Runner) -> None:
+    words = {str(k): ("even", "odd")[k % 2] for k in range(9)}
+    task = {
+        "kind": "seq2seq_lm",
+        "metric": "accuracy",
+        "columns": {"text": "prompt", "target": "sum"},
+        "label_words": words,
+    }
+    rows = [{"prompt": f"{DIGITS[k % 5]} plus {DIGITS[k % 3]}", "sum": str(k % 5 + k % 3)} for k in range(60)]
+    write_lines(runner.settings.data_dirs[0] / "words.jsonl", rows)
+    task["dataset"] = {"path": "json", "data_files": {"train": "words.jsonl"}}
+    trial = run_one(api, runner, "tiny-t5", task, training={"epochs": 6})
+    assert trial["state"] == "completed", trial["failure"]
+    assert trial["metrics"]["accuracy"] > 0
+    assert "f1_positive" in trial["metrics"]  # two classes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "answer"),
+    [("(yes)|no", "no", ""), ("(yes)|no", "yes", "yes"), ("y+", "a yy b", "yy"), ("y", "none", None)],
+)
+def test_patterns_find_the_answer_or_nothing(pattern: str, text: str, answer: str | None) -> None:
+    assert extract(text, GenerationSpec(extractor="regex", pattern=pattern)) == answer
+
+
+def test_a_pattern_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="no regular expression"):
+        GenerationSpec(extractor="regex", pattern="(")
+
+
+def test_packing_is_refused_where_examples_would_see_each_other(api: Api, runner: Runner, zoo: Path) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    OPTForCausalLM(config).save_pretrained(zoo / "tiny-opt")
+    tokenizer().save_pretrained(zoo / "tiny-opt")
+    task = {"kind": "causal_lm", "metric": "loss", "columns": {"prompt": "prompt", "completion": "completion"}}
+    with pytest.raises(AssertionError, match=r"'rejected'.*would see each other in OPTForCausalLM"):
+        run_one(api, runner, "tiny-opt", task, training={"packing": True})
+    assert run_one(api, runner, "tiny-opt", task)["state"] == "completed"
+
+
+def test_an_objective_that_the_data_does_not_give_ends_the_study_with_words(api: Api, runner: Runner) -> None:
+    """Five sums are no two classes: nobody trains to the end to find out."""
+    task = {"kind": "sequence_classification", "metric": "f1_positive", "columns": {"text": "text", "label": "label"}}
+    rows = [{"text": "goal match", "label": f"c{k % 3}"} for k in range(60)]
+    write_lines(runner.settings.data_dirs[0] / "three.jsonl", rows)
+    task["dataset"] = {"path": "json", "data_files": {"train": "three.jsonl"}}
+    with pytest.raises(AssertionError, match=r"'rejected'.*'f1_positive' to judge by"):
+        run_one(api, runner, "tiny-bert", task, training={"epochs": 3})
+
+
+def test_a_stream_says_which_of_its_splits_is_not_bounded(api: Api, runner: Runner) -> None:
+    task = {
+        "kind": "sequence_classification",
+        "metric": "accuracy",
+        "dataset": {
+            "path": "json",
+            "data_files": {"train": "train.jsonl", "test": "test.jsonl"},
+            "streaming": True,
+            "sample": {"train": 30, "test": 5},
+        },
+    }
+    assert run_one(api, runner, "tiny-bert", task)["state"] == "completed"
