@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
         default=50 * 1024**3, description="Most bytes of tokenised data that runners of a machine keep on its disk."
     )
+    activation_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=8 * 1024**3,
+        description="Most bytes on a runner's disk for what frozen lower layers make of the training data.",
+    )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         default=60.0, description="Least time between two checkpoints of a trial that does not name its own steps."
     )

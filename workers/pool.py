@@ -35,6 +35,7 @@ PASSED = (
     "runner_max_trials",
     "tasks",
     "cache_bytes",
+    "activation_bytes",
     "checkpoint_seconds",
 )
 

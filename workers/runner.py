@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
@@ -15,11 +16,12 @@ from typing import Any
 
 import torch
 
+import cdka
 from service.client import Client
 from service.errors import LeaseLost, NotFound, ServiceError
 from service.paths import locate
 from service.schemas.leases import LeaseOut
-from service.schemas.specs import FailureKind, Shape, TrialPhase
+from service.schemas.specs import FailureKind, Shape, StudySpec, TrialPhase
 from service.settings import Settings
 
 from .adapters import adapter_config
@@ -31,6 +33,7 @@ from .data import load_splits
 from .failures import Rejected, classify, poisons_process
 from .measuring import measure
 from .models import BaseWeightsChanged, WarmModel
+from .prefix import FrozenPrefix, compute_prefix, frozen_depth
 from .reporting import LOST, Reporter
 from .tasks import Task, find_task
 from .tasks.task import Prepared
@@ -57,6 +60,8 @@ class _Warm:
     data_key: str = ""
     model: WarmModel | None = None
     prepared: Prepared | None = None
+    prefix_key: str = ""
+    prefix: FrozenPrefix | None = None
 
 
 @dataclass
@@ -229,11 +234,13 @@ class Runner:
         config = adapter_config(
             trial.method, trial.params, trial.study.adapter, task.task_type, {*task.heads, *warm.new_modules}
         )
+        prefix = self._frozen_prefix(trial.study, warm, prepared)
         model = warm.lend(config, trial.seed)
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
         try:
-            with tempfile.TemporaryDirectory(prefix="cdka-resume-") as scratch:
+            known = contextlib.nullcontext() if prefix is None else prefix.in_place(model.get_base_model())
+            with tempfile.TemporaryDirectory(prefix="cdka-resume-") as scratch, known:
                 checkpoints = Checkpoints(stored.bring(scratch), stored.keep, self.settings.checkpoint_seconds)
                 outcome = train_trial(
                     trial, task, model, prepared, reporter, lambda: self.agree(self._stop_reason(reporter)), checkpoints
@@ -253,11 +260,33 @@ class Runner:
             raise
         resources: dict[str, Any] = {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins}
         resources |= {"train_seconds": round(outcome.train_seconds, 3), **outcome.use}
+        if prefix is not None:
+            resources["frozen_layers"] = prefix.depth
         if checkpoints.resume_from is not None:
             resources["resumed_from"] = trial.checkpoint
         if artifact is not None:
             resources["artifact_bytes"] = size_of(artifact)
         return _result(outcome, artifact, resources)
+
+    def _frozen_prefix(self, study: StudySpec, warm: WarmModel, prepared: Prepared) -> FrozenPrefix | None:
+        """What the layers below the first adapted one make of the training data, computed with the first trial."""
+        key = f"{self._warm.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
+        if self._warm.prefix_key != key:
+            self._warm.prefix_key, self._warm.prefix = key, None
+            if study.task.architecture is not None and not study.training.gradient_checkpointing:
+                shapes = cdka.module_shapes(warm.model, study.adapter.target_modules, study.task.architecture)
+                layers, depth = frozen_depth(warm.model, [s.name for s in shapes])
+                if depth:
+                    self._warm.prefix = compute_prefix(
+                        warm.model,
+                        layers,
+                        depth,
+                        prepared,
+                        study.training.precision,
+                        self.settings.home / "cache",
+                        self.settings.activation_bytes,
+                    )
+        return self._warm.prefix
 
     def _stop_reason(self, reporter: Reporter) -> str | None:
         return reporter.stop_reason or (RELEASED if self._released.is_set() else None)

@@ -95,14 +95,18 @@ class ClusterSystem:
         """Wait until so many evaluations of a trial have been reported."""
         return until(lambda: len({m.step for m in self.client.metrics(trial_id)}) >= steps, 180, f"{steps} evaluations")
 
-    def runners(self) -> dict[int, str]:
-        """Processes of runners, with the node that each is on."""
+    def runners(self) -> dict[int, int]:
+        """Processes of runners, with that of the node which started each."""
         found = {}
-        for process in psutil.process_iter(["cmdline", "environ"]):
-            title = " ".join(process.info["cmdline"] or [])
-            if title.startswith("ray::RunnerActor"):
-                found[process.pid] = (process.info["environ"] or {}).get("RAY_NODE_ID", "")
+        for process in psutil.process_iter(["cmdline", "ppid"]):
+            if " ".join(process.info["cmdline"] or []).startswith("ray::RunnerActor"):
+                found[process.pid] = process.info["ppid"]
         return found
+
+    def kill(self, process: Process) -> None:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        until(lambda: process.pid is None, 10, "the process to be gone")
 
     def stop(self) -> None:
         self.pool.stop()
@@ -148,9 +152,7 @@ def test_a_pool_that_starts_anew_adopts_the_runners_that_are_there(system: Clust
     (trial,) = until(lambda: [t for t in system.trials(study.id) if t.state == "running"], 120, "a running trial")
     system.evaluated(trial.id)
     before = set(system.runners())
-    assert system.pool.pid is not None
-    os.kill(system.pool.pid, signal.SIGKILL)
-    time.sleep(1)
+    system.kill(system.pool)
     system.pool.start()
     assert system.ended(study.id).state == "completed"
     assert [t.attempts for t in system.trials(study.id)] == [1]
@@ -161,8 +163,7 @@ def test_a_server_that_is_away_for_two_minutes_costs_no_training(system: Cluster
     study = system.create(training={"epochs": 30})
     (trial,) = until(lambda: [t for t in system.trials(study.id) if t.state == "running"], 120, "a running trial")
     system.evaluated(trial.id)
-    assert system.server.api.pid is not None
-    os.kill(system.server.api.pid, signal.SIGKILL)
+    system.kill(system.server.api)
     time.sleep(120)
     system.server.api.start()
     until(system.client.ready, 60, "the server to be back")

@@ -1,0 +1,95 @@
+"""Frozen lower layers: their outputs are computed once, and trainings with them are what they are without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from service.client import Client
+from tests.conftest import Api
+from tests.service.test_client_and_cli import AppTransport
+from workers import runner as runner_module
+from workers.prefix import frozen_depth
+from workers.runner import Runner
+
+from .test_tasks import run_one, zoo  # noqa: F401  # a fixture
+
+UPPER = ["layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"]
+TASK = {
+    "kind": "causal_lm",
+    "metric": "loss",
+    "columns": {"prompt": "prompt", "completion": "completion"},
+}
+
+
+@pytest.fixture
+def runner(api: Api, zoo: Path) -> Iterator[Runner]:  # noqa: F811
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+        yield Runner(client, api.ctx.settings, "runner-1")
+
+
+def weights(trial: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return load_file(Path(trial["artifact"]) / "adapter_model.safetensors")
+
+
+def test_it_learns_what_it_learns_without_and_the_lower_layers_rest(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = runner.settings.model_copy(update={"activation_bytes": 0})
+    options = {"adapter": {"target_modules": UPPER}, "training": {"epochs": 4}}
+    without = run_one(api, Runner(runner.client, plain, "plain"), "tiny-llama", TASK, **options)
+    assert "frozen_layers" not in without["resources"]
+    calls = {"training": 0}
+    original = runner_module.train_trial
+
+    def training(trial: Any, task: Any, model: Any, *rest: Any) -> Any:
+        layer = model.get_base_model().model.layers[0]
+        inner = getattr(layer, "_layer", layer)
+        handle = inner.register_forward_hook(
+            lambda module, *_: calls.update(training=calls["training"] + module.training)
+        )
+        try:
+            return original(trial, task, model, *rest)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(runner_module, "train_trial", training)
+    found = run_one(api, runner, "tiny-llama", TASK, **options)
+    assert found["resources"]["frozen_layers"] == 1
+    assert calls["training"] == 0
+    assert found["metrics"]["loss"] == pytest.approx(without["metrics"]["loss"], rel=1e-5)
+    ours, theirs = weights(found), weights(without)
+    assert all(torch.allclose(ours[k], theirs[k], atol=1e-4) for k in theirs)
+    # A fresh process makes the same of it, to the bit; a warm one, too.
+    fresh = run_one(api, Runner(runner.client, runner.settings, "fresh"), "tiny-llama", TASK, **options)
+    warm = run_one(api, runner, "tiny-llama", TASK, **options)
+    for other in (fresh, warm):
+        assert all(torch.equal(ours[k], weights(other)[k]) for k in ours)
+    assert not list((runner.settings.home / "cache").glob("prefix-*")), "the file has no name to be left behind"
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [("all-linear", {}), (UPPER, {"packing": True}), (UPPER, {"gradient_checkpointing": True})],
+)
+def test_where_it_does_not_hold_layers_run_as_ever(api: Api, runner: Runner, targets: Any, options: Any) -> None:
+    trial = run_one(
+        api, runner, "tiny-llama", TASK, adapter={"target_modules": targets}, training={"epochs": 2, **options}
+    )
+    assert trial["state"] == "completed"
+    assert "frozen_layers" not in trial["resources"]
+
+
+def test_what_is_random_in_training_is_not_kept(zoo: Path) -> None:  # noqa: F811
+    bert = AutoModelForSequenceClassification.from_pretrained(zoo / "tiny-bert")
+    assert frozen_depth(bert, ["bert.encoder.layer.1.attention.self.query"])[1] == 0  # dropout
+    llama = AutoModelForCausalLM.from_pretrained(zoo / "tiny-llama")
+    assert frozen_depth(llama, ["model.layers.1.mlp.up_proj"]) == ("model.layers", 1)
+    assert frozen_depth(llama, ["model.layers.0.mlp.up_proj"])[1] == 0
+    assert frozen_depth(llama, ["model.layers.1.mlp.up_proj", "lm_head"])[1] == 0
