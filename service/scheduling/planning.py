@@ -28,6 +28,7 @@ from ..domain.study_spec import (
     TaskSpec,
     TrainingSpec,
 )
+from ..domain.task_spec import TaskKind
 from ..errors import Fault, InvalidRequest, InvalidStudy
 from ..paths import gguf_file, locate
 from .admission import admit
@@ -59,6 +60,9 @@ def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
     sections = _sections(body) if spec is None else {name: getattr(spec, name) for name in StudySpec.model_fields}
 
     task: TaskSpec | None = sections.get("task")
+    training: TrainingSpec | None = sections.get("training")
+    if task is not None and training is not None:
+        faults += _training_faults(task, training)
     if task is not None:
         faults += _task_faults(task, sections.get("objectives") or [], roots)
     if (search := sections.get("search")) is not None:
@@ -142,6 +146,14 @@ def _task_faults(task: TaskSpec, objectives: Sequence[Objective], roots: Sequenc
         if natural is not None and objective.direction is not natural:
             faults.append(Fault(f"#/objectives/{k}/direction", f"{objective.metric} is to {natural}"))
     return faults
+
+
+def _training_faults(task: TaskSpec, training: TrainingSpec) -> list[Fault]:
+    if training.batching == "length" and task.kind is TaskKind.IMAGE_CLASSIFICATION:
+        return [Fault("#/training/batching", "images are all of one size; 'length' is for texts")]
+    if training.packing and task.kind is not TaskKind.CAUSAL_LM and task.kind is not TaskKind.CUSTOM:
+        return [Fault("#/training/packing", f"packing is for causal_lm; {task.kind} pads its batches")]
+    return []
 
 
 def _compare_faults(compare: CompareSpec, space: SearchSpace) -> list[Fault]:

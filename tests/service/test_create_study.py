@@ -101,6 +101,7 @@ def test_a_study_comes_back_with_predictions_and_counts(api: Api) -> None:
             "#/compare/learning_rate",
             "needs search_space.learning_rate to be a range",
         ),
+        ({"training": {"packing": True}}, "#/training/packing", "packing is for causal_lm"),
         ({"resources": {"cpus": 0}}, "#/resources/cpus", "greater than 0"),
     ],
 )  # fmt: skip
