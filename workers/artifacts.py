@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from peft import PeftModel
 
 
@@ -48,22 +49,28 @@ def _trial_url(artifacts_url: str, study_id: str, number: int) -> str:
 
 
 def _store(folder: str, target: str) -> str:
-    """Write under another name and move when complete, so that a reader never finds half of it."""
+    """Write a whole folder, or nothing of it.
+
+    In a directory it is written under another name and moved when complete, so that nobody finds half of it. A bucket
+    cannot move; there nobody looks before the server was told of it.
+    """
     files, path = fsspec.core.url_to_fs(target)
-    files.makedirs(files._parent(path), exist_ok=True)
-    partial = f"{path}.partial"
+    in_directory = isinstance(files, LocalFileSystem)
+    written = f"{path}.partial" if in_directory else path
+    files.makedirs(path.rpartition("/")[0], exist_ok=True)
     try:
-        if files.exists(partial):
-            files.rm(partial, recursive=True)
-        files.put(f"{folder.rstrip('/')}/", f"{partial}/", recursive=True)
+        if files.exists(written):
+            files.rm(written, recursive=True)
+        files.put(f"{folder.rstrip('/')}/", f"{written}/", recursive=True)
     except OSError:
         # A full disk is not filled further by what could not be finished.
         with suppress(OSError):
-            files.rm(partial, recursive=True)
+            files.rm(written, recursive=True)
         raise
-    if files.exists(path):
-        files.rm(path, recursive=True)
-    files.mv(partial, path, recursive=True)
+    if in_directory:
+        if files.exists(path):
+            files.rm(path, recursive=True)
+        files.mv(written, path, recursive=True)
     return target
 
 

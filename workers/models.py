@@ -81,7 +81,7 @@ class WarmModel:
         lent.unload()
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
-        if getattr(self.model, "is_gradient_checkpointing", False):
+        if self.model.is_activation_checkpointing:
             self.model.activation_checkpointing_disable()
         for name, buffer in self.model.named_buffers():
             # Running statistics of a normalisation are no parameters and change all the same.
