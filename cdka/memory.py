@@ -90,7 +90,10 @@ def estimate_memory(
     """
     full = meta_model(config, task_kind)
     shapes = module_shapes(full, target_modules, task_kind)
-    weights = _weight_bytes(full, config, {s.name for s in shapes} if quantization == "4bit" else set())
+    # Under fp32 a 16-bit checkpoint is widened; autocast takes it as it comes.
+    own = getattr(config, "dtype", None)
+    dtype = own if precision == "bf16" and isinstance(own, torch.dtype) else torch.float32
+    weights = _weight_bytes(full, dtype, {s.name for s in shapes} if quantization == "4bit" else set())
     trained = configuration.parameters * 4 * (2 + OPTIMIZER_STATES[optimizer])
     deep = [name for name in _DEPTHS if isinstance(config.__dict__.get(name), int)]
     depth = max((getattr(config, name) for name in deep), default=0)
@@ -100,7 +103,15 @@ def estimate_memory(
         if layers is not None:
             shallow = type(config).from_dict(config.to_dict() | dict.fromkeys(deep, layers))
         return _step_bytes(
-            shallow, task_kind, configuration, target_modules, batch_size, length, precision, gradient_checkpointing
+            shallow,
+            task_kind,
+            configuration,
+            target_modules,
+            batch_size,
+            length,
+            dtype,
+            precision,
+            gradient_checkpointing,
         )
 
     if depth <= _DEEP:
@@ -111,13 +122,12 @@ def estimate_memory(
     return MemoryEstimate(weights, trained, activations)
 
 
-def _weight_bytes(model: nn.Module, config: PretrainedConfig, quantised: set[str]) -> int:
-    dtype = getattr(config, "dtype", None)
-    size = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
-    total = 0.0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel() * (NF4_BYTES if name.removesuffix(".weight") in quantised else size)
-    return int(total)
+def _weight_bytes(model: nn.Module, dtype: torch.dtype, quantised: set[str]) -> int:
+    sizes = (
+        p.numel() * (NF4_BYTES if name.removesuffix(".weight") in quantised else dtype.itemsize)
+        for name, p in model.named_parameters()
+    )
+    return int(sum(sizes))
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -157,16 +167,14 @@ def _step_bytes(
     target_modules: str | list[str],
     batch_size: int,
     length: int,
+    dtype: torch.dtype,
     precision: str,
     gradient_checkpointing: bool,
 ) -> int:
     model: Any = meta_model(config, task_kind)
     names = [s.name for s in module_shapes(model, target_modules, task_kind)]
     sizes = CdkaConfig(r1=configuration.r1, r2=configuration.r2, r=configuration.r, target_modules=names)
-    dtype = getattr(config, "dtype", None)
-    if isinstance(dtype, torch.dtype):
-        model.to(dtype)
-    model.train()
+    model.to(dtype).train()
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     adapted = get_peft_model(model, sizes, low_cpu_mem_usage=True)

@@ -29,7 +29,8 @@ def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[dic
     study = trial.study
     model = warm.model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
     set_seed(trial.seed)
     warm.draw_heads()
     shapes = cdka.module_shapes(model, study.adapter.target_modules, study.task.architecture)

@@ -88,6 +88,7 @@ def test_weights_and_states_are_counted_from_shapes() -> None:
     adapted = sum(s.d_in * s.d_out for s in shapes)
     assert estimate(config).weights == 4 * numbers
     assert estimate(LlamaConfig(**CONFIG, dtype="bfloat16"), precision="bf16").weights == 2 * numbers
+    assert estimate(LlamaConfig(**CONFIG, dtype="bfloat16")).weights == 4 * numbers
     assert estimate(config, quantization="4bit").weights == pytest.approx(4 * (numbers - adapted) + adapted * 0.5625)
     trained = cdka.count_parameters(shapes, 2, 4, 6)
     assert estimate(config).training == 16 * trained  # weight, gradient, two moments
