@@ -12,6 +12,7 @@ import http.server
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+
+import httpx
 
 from service.client import Client
 from service.demo import Sizes, demo_study, prepare_data
@@ -198,6 +201,7 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port(18080)
+        self.files = ["compose.yaml"]
         data = folder / "data"
         prepare_data(data, SIZES)
         run("chmod", "-R", "a+rX", str(folder))
@@ -221,7 +225,7 @@ class Stack:
         self.client = Client(f"http://127.0.0.1:{self.port}", token, attempts=30)
 
     def compose(self, *arguments: str) -> str:
-        files = ["-f", str(DOCKER / "compose.yaml")]
+        files = [part for name in self.files for part in ("-f", str(DOCKER / name))]
         return run(*compose_command(), *files, *arguments, env=self.environment)
 
     def up(self) -> None:
@@ -240,12 +244,6 @@ class Stack:
             return self.client.ready()
         except ServiceError:
             return False
-
-    def runners(self) -> int:
-        try:
-            return sum(w.busy for w in self.client.workers())
-        except ServiceError:
-            return 0
 
     def logs(self) -> None:
         for service in ("migrate", "api", "ray-head", "pool", "ray-worker", "proxy", "postgres"):
@@ -303,6 +301,8 @@ def faults(stack: Stack, study_id: str) -> None:
     say("killed a Ray worker's container")
     progress("a Ray worker was killed", done)
 
+    told_to_end(stack, study_id)
+
     done = trials_done(stack, study_id)
     started = time.monotonic()
     stack.compose("restart", "postgres")
@@ -326,6 +326,66 @@ def faults(stack: Stack, study_id: str) -> None:
     say(f"restarted the head in {time.monotonic() - started:.0f} s")
     progress("the head was restarted", done)
     say(f"a trial has ended {time.monotonic() - started:.0f} s after the head was told to restart")
+
+
+def told_to_end(stack: Stack, study_id: str) -> None:
+    """A machine that is stopped has its runner leave a checkpoint and give its trial back, within the grace period."""
+
+    def busy() -> str | None:
+        running = {t.id: t for t in stack.client.trials(study_id, state=["running"])}
+        for container in stack.containers("ray-worker"):
+            name = run("docker", "inspect", "-f", "{{.Config.Hostname}}", container).strip()
+            on = [w for w in stack.client.workers() if w.host == name and w.busy]
+            for trial in running.values():
+                # One that is under way, so that there is something to keep.
+                if on and stack.client.metrics(trial.id):
+                    return container
+        return None
+
+    container = until("a worker in mid-trial", busy, 300)
+    before = {t.id: t.attempts for t in stack.client.trials(study_id)}
+    started = time.monotonic()
+    run("docker", "stop", "--time", "90", container)
+    seconds = time.monotonic() - started
+    code = run("docker", "inspect", "-f", "{{.State.ExitCode}}", container).strip()
+    assert code == "0", f"the worker's container ended with {code}: it was killed"
+    words = "told to end (SIGTERM)"
+    after = [t for t in stack.client.trials(study_id) if before.get(t.id)]
+    told = [t for t in after if words in stack.client.log(t.id, attempt=before[t.id]).text]
+    assert told, "no runner was told to end"
+    run("docker", "start", container)
+    until("the trial to be taken up", lambda: stack.client.trial(told[0].id).attempts > before[told[0].id], 120)
+    say(f"stopped a Ray worker in {seconds:.0f} s: its runner gave trial {told[0].number} back, and it goes on")
+
+
+def tls(stack: Stack) -> None:
+    """With a certificate the proxy speaks HTTPS, and only what trusts it gets through."""
+    secrets = stack.folder / "secrets"
+    for name in ("tls.crt", "tls.key"):
+        (secrets / name).unlink()
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = ["-keyout", str(secrets / "tls.key"), "-out", str(secrets / "tls.crt")]
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject, *made)
+    run("chmod", "a+r", str(secrets / "tls.key"))
+    port = free_port(18443)
+    stack.environment["CDKA_TLS_PORT"] = str(port)
+    stack.files.append("compose.tls.yaml")
+    stack.compose("up", "-d", "--no-build", "--no-deps", "proxy")
+    trusting = ssl.create_default_context(cafile=str(secrets / "tls.crt"))
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"https://localhost:{port}/readyz", verify=trusting).json() == {"status": "ready"}
+        except httpx.HTTPError:
+            return False
+
+    until("HTTPS", answers, 60)
+    try:
+        httpx.get(f"https://localhost:{port}/readyz")
+    except httpx.ConnectError:
+        say("HTTPS answers with the certificate that it was given")
+        return
+    raise SystemExit("a certificate that nobody vouches for was trusted")
 
 
 def checked(stack: Stack, study_id: str) -> dict[str, Any]:
@@ -409,6 +469,7 @@ def main() -> None:
             say(f"the study has ended with exactly its trials ({attempts:.0f} s of training) and its comparison")
             down_and_up(stack, study.id, before)
             backup_and_restore(stack, study.id, before)
+            tls(stack)
         except BaseException:
             stack.logs()
             raise
