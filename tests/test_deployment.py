@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 FILES = sorted(DOCKER.glob("compose*.yaml"))
 # Read by the node, the pool and the runners from the environment themselves.
-OWN = {"CDKA_NODE_ADDRESS", "CDKA_NODE_CPUS", "CDKA_NODE_RESOURCES", "CDKA_POOL_ALIVE"}
+OWN = {f"CDKA_NODE_{name}" for name in ("ADDRESS", "CPUS", "DEVICES", "RESOURCES")}
+OWN |= {"CDKA_POOL_ALIVE", "CDKA_GRACE_SECONDS"}
 
 
 def services(file: Path) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def test_every_variable_is_explained() -> None:
         used = set(re.findall(r"\$\{([A-Z][A-Z0-9_]+)", file.read_text()))
         # Of stores and monitors that stand beside the service their own files say enough.
         apart = {
+            "S3_PORT",
             "S3_IMAGE",
             "S3_ENDPOINT",
             "PROMETHEUS_IMAGE",

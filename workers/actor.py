@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ import ray
 import transformers
 
 from service.client import Client
+from service.schemas.leases import LeaseOut
 from service.schemas.specs import Shape
 from service.settings import Settings
 
@@ -39,11 +41,21 @@ class RunnerActor:
         # A restarted process is another runner to the server: its former lease is not its own.
         self._runner = Runner(client, made, f"{name}:{os.getpid()}", shape)
         self._given: dict[str, Any] = {}
+        # Nodes that processes of the present trial are on.
+        self._nodes: set[str] = set()
         if shape.processes > 1:
-            from .distributed import launch
+            from .distributed import Room, launch
 
             namespace = ray.get_runtime_context().namespace
-            self._runner.launch = lambda lease: launch(lease, made, shape, name, namespace)
+            room = Room(shape)
+
+            def run(lease: LeaseOut, is_wanted: Callable[[], bool]) -> dict[str, Any]:
+                self._nodes.clear()
+                room.leave()
+                return launch(lease, made, shape, name, namespace, lambda: bool(self._nodes), is_wanted)
+
+            self._runner.launch = run
+            self._runner.may_lease = room.is_there
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._preempted)
@@ -71,6 +83,15 @@ class RunnerActor:
         """Whether it is busy, for how long it has been idle, its process."""
         idle = 0.0 if self._runner.busy else time.monotonic() - self._runner.idle_since
         return {"busy": self._runner.busy, "idle_seconds": idle, "pid": os.getpid()}
+
+    def joined(self, node: str) -> None:
+        """A process of the present trial is there, on this node."""
+        self._nodes.add(node)
+
+    def give_back(self, node: str) -> None:
+        """A node is about to go: the present trial is given back if a process of it is there."""
+        if node in self._nodes:
+            self._runner.give_back()
 
     def take(self, result: dict[str, Any]) -> None:
         """Take the result of a trial from the first of its processes."""

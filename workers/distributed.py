@@ -27,32 +27,102 @@ from .training import RELEASED
 _log = logging.getLogger(__name__)
 GIB = 2**30
 ASK_SECONDS = 1.0
+ROOM_SECONDS = 0.5
 # Reasons to stop, as the number by which the first process tells the others.
 _REASONS = ("pruned", "paused", "cancelled", "timed_out", RELEASED, LOST)
 _OTHER = "stopped"
 
 
-def scaling(shape: Shape) -> ScalingConfig:
+def share_of(shape: Shape) -> dict[str, float]:
     """What each process of a trial holds: an even share of the trial's resources."""
     share: dict[str, float] = {"CPU": shape.cpus / shape.processes}
     if shape.gpus:
         share["GPU"] = shape.gpus / shape.processes
     if shape.memory_gib:
         share["memory"] = shape.memory_gib * GIB / shape.processes
-    share |= {name: amount / shape.processes for name, amount in shape.custom}
+    return share | {name: amount / shape.processes for name, amount in shape.custom}
+
+
+def scaling(shape: Shape) -> ScalingConfig:
+    """A trial's processes as Ray Train is told of them."""
     return ScalingConfig(
         num_workers=shape.processes,
         use_gpu=shape.gpus > 0,
-        resources_per_worker=share,
+        resources_per_worker=share_of(shape),
         accelerator_type=shape.accelerator_type or None,
     )
 
 
-def launch(lease: LeaseOut, settings: Settings, shape: Shape, coordinator: str, namespace: str) -> dict[str, Any]:
+class Room:
+    """Space on the cluster for the processes of one trial, asked for before a trial is leased.
+
+    Until there is some the placement group is pending, which is what Ray's autoscaler looks at.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._group: Any = None
+        self._ready: Any = None
+
+    def is_there(self) -> bool:
+        """Whether there is room now."""
+        if self._group is None:
+            bundle = share_of(self._shape)
+            if self._shape.accelerator_type:
+                # A sliver of what Ray marks such nodes by.
+                bundle[f"accelerator_type:{self._shape.accelerator_type}"] = 0.001
+            self._group = ray.util.placement_group([bundle] * self._shape.processes, strategy="PACK")
+            self._ready = self._group.ready()
+        done, _ = ray.wait([self._ready], timeout=ROOM_SECONDS)
+        return bool(done)
+
+    def leave(self) -> None:
+        """Give the space to whoever comes next: the processes themselves, which Ray Train places."""
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+            self._group = self._ready = None
+
+
+def _never_again() -> Any:
+    # Ray's annotations are those of its former FailureConfig.
+    config: Any = FailureConfig
+    return config(max_failures=0, max_preemption_failures=0)
+
+
+class _Launcher:
+    """Holds Ray Train's run of one trial: when it is killed all that it has started goes, too."""
+
+    def run(self, config: dict[str, Any], folder: str) -> None:
+        """Run the trial's processes to their end."""
+        shape, lease = Shape.of(config["shape"]), config["lease"]
+        TorchTrainer(
+            train_process,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
+            scaling_config=scaling(shape),
+            run_config=RunConfig(
+                name=f"{lease['trial']['id']}-{lease['trial']['attempt']}",
+                storage_path=folder,
+                # What is lost goes on under a lease of its own, from the checkpoint that the server knows.
+                failure_config=_never_again(),
+            ),
+        ).fit()
+
+
+def launch(
+    lease: LeaseOut,
+    settings: Settings,
+    shape: Shape,
+    coordinator: str,
+    namespace: str,
+    has_begun: Callable[[], bool],
+    is_wanted: Callable[[], bool],
+) -> dict[str, Any]:
     """Run a leased trial in ``shape.processes`` processes and return its result.
 
     The first process reports and stores; the others only train. One that dies ends them all, and the trial goes back
-    to the queue with its last checkpoint.
+    to the queue with its last checkpoint. A trial that is no longer wanted before it ``has_begun`` is given back from
+    here; afterwards its first process ends it in order.
     """
     config = {
         "lease": lease.model_dump(mode="json"),
@@ -64,27 +134,27 @@ def launch(lease: LeaseOut, settings: Settings, shape: Shape, coordinator: str, 
     # Where trials keep things is not Ray Train's affair: it has a folder for its own few bytes.
     folder = settings.home / "train"
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = TorchTrainer(
-        train_process,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
-        scaling_config=scaling(shape),
-        run_config=RunConfig(
-            name=f"{lease.trial.id}-{lease.trial.attempt}",
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    )
+    # Any: Ray wraps the class at run time.
+    wrapped: Any = ray.remote(num_cpus=0, max_restarts=0)(_Launcher)
+    launcher: Any = wrapped.remote()
+    run = launcher.run.remote(config, str(folder))
     try:
-        trainer.fit()
+        while not ray.wait([run], timeout=ASK_SECONDS)[0]:
+            if not has_begun() and not is_wanted():
+                return {"state": "released"}
+        ray.get(run)
     except Exception as error:  # every failure of a process is a result of the trial
         return _failed(error)
+    finally:
+        ray.kill(launcher)
     runner: Any = ray.get_actor(coordinator, namespace=namespace)
     result: Any = ray.get(runner.taken.remote())
     return dict(result)
 
 
 def _failed(error: Exception) -> dict[str, Any]:
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
     causes = getattr(error, "worker_failures", None) or {0: error}
     cause = _root(causes[min(causes)])
     if isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
@@ -112,6 +182,7 @@ def train_process(config: dict[str, Any]) -> None:
     shape = Shape.of(config["shape"])
     torch.set_num_threads(max(1, int(shape.cpus / shape.processes)))
     coordinator: Any = ray.get_actor(config["coordinator"], namespace=config["namespace"])
+    ray.get(coordinator.joined.remote(ray.get_runtime_context().get_node_id()))
     runner = Runner(Client(settings.server_url, settings.read_token()), settings, config["coordinator"], shape)
     # Beside the one for gradients: what is agreed on is a number in host memory.
     runner.agree = _agree(dist.new_group(backend="gloo"))

@@ -22,6 +22,8 @@ CLIENT_PORT = 10001
 HEALTH_SECONDS = 10
 # Of the time until a node is killed, so much is kept for Ray's own processes to end.
 RESERVED_SECONDS = 10.0
+# Before whoever told us to end ends us.
+MARGIN_SECONDS = 5.0
 # Ray's name for the process of an actor.
 _RUNNER = "ray::RunnerActor"
 _TRAINING = "ray::RayTrainWorker"
@@ -99,18 +101,22 @@ def leave(grace: float) -> None:
             os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
             continue
-    leaving = set(_processes(_RUNNER))
+    leaving = set(_processes())
     while leaving & set(_processes()) and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
 def _drain(grace: float) -> None:
     """Have Ray start nothing more here; where the head does not answer it cannot."""
+    # Trials whose runner is elsewhere and that have a process here are given back, too.
     code = (
-        "import os, subprocess, sys, ray;"
-        "ray.init(address=os.environ.get('CDKA_DRAIN_ADDRESS', 'auto'), logging_level='ERROR', log_to_driver=False);"
-        "context = ray.get_runtime_context();"
-        "print(context.get_node_id(), context.gcs_address)"
+        "import ray;"
+        "ray.init(address='auto', namespace='cdka', logging_level='ERROR', log_to_driver=False);"
+        "context = ray.get_runtime_context(); node = context.get_node_id();"
+        "names = [n for n in ray.util.list_named_actors() if n.startswith('cdka-runner-')];"
+        "told = [ray.get_actor(n).give_back.remote(node) for n in names];"
+        "told and ray.wait(told, num_returns=len(told), timeout=5);"
+        "print(node, context.gcs_address)"
     )
     try:
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=grace / 3)
@@ -159,12 +165,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     roles.add_parser("health", help="exit 0 if this node's Ray answers")
     roles.add_parser("leave", help="end this machine's runners in order")
     options = parser.parse_args(argv)
-    grace = float(os.environ.get("CDKA_GRACE_SECONDS", "80"))
+    grace = float(os.environ.get("CDKA_GRACE_SECONDS", "90")) - MARGIN_SECONDS
     if options.role == "health":
         raise SystemExit(health())
     if options.role == "leave":
         leave(grace)
         return
+    if (devices := os.environ.get("CDKA_NODE_DEVICES", "all")) != "all":
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
     arguments = start_arguments(options.role, getattr(options, "address", None), dict(os.environ))
     raise SystemExit(run(arguments, grace))
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,10 @@ class FrozenPrefix:
         return found.to(ids.device)
 
 
+class _Enough(Exception):
+    """The outputs that were wanted are there."""
+
+
 class _Known(nn.Module):
     """A frozen layer that is passed over where its outputs are known; the first of them hands in what the last gave."""
 
@@ -129,16 +133,25 @@ def frozen_depth(model: nn.Module, adapted: Sequence[str]) -> tuple[str, int]:
     outside = [m for n, m in model.named_modules() if not n.startswith(f"{name}.")]
     random = [m for m in [*below, *outside] if isinstance(m, nn.Dropout) and m.p > 0]
     config: Any = model.config
-    attention = any(getattr(config, key, 0) for key in ("attention_dropout", "attention_probs_dropout_prob"))
-    return (name, 0) if random or attention else (name, depth)
+    # Some models draw without a module for it: OPT's ``dropout``, BART's ``layerdrop``.
+    drawn = [key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float) and value > 0]
+    return (name, 0) if random or drawn else (name, depth)
 
 
 def compute_prefix(
-    model: nn.Module, layers: str, depth: int, prepared: Prepared, precision: str, folder: Path, most_bytes: int
+    model: nn.Module,
+    layers: str,
+    depth: int,
+    prepared: Prepared,
+    precision: str,
+    folder: Path,
+    most_bytes: int,
+    is_wanted: Callable[[], bool],
 ) -> FrozenPrefix | None:
-    """Run every training example through the first layers; ``None`` where their outputs would take ``most_bytes``.
+    """Run every training example through the first layers, on the device that training will be on.
 
-    They are in a file without a name in ``folder``, which is gone with this process.
+    The outputs are in a file without a name in ``folder``, which is gone with this process. ``None`` where they would
+    take ``most_bytes``, or where the trial is no longer wanted meanwhile.
     """
     split = prepared.train
     if not {"input_ids", "attention_mask"} <= set(split.column_names):
@@ -156,18 +169,25 @@ def compute_prefix(
         # The mapping outlives the file's handle.
         states = np.memmap(file, dtype=np.float32, mode="w+", shape=(max(1, tokens), width))
     prefix = FrozenPrefix(layers, depth, _states=states)
+    if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
+        model.to("cuda")
     device = device_of(model)
     listed: Any = model.get_submodule(layers)
     seen: dict[str, Tensor] = {}
-    handle = listed[depth - 1].register_forward_hook(
-        lambda _, __, out: seen.update(states=out[0] if isinstance(out, tuple) else out)
-    )
+
+    def take(_: nn.Module, __: Any, out: Any) -> None:
+        seen["states"] = out[0] if isinstance(out, tuple) else out
+        raise _Enough
+
+    handle = listed[depth - 1].register_forward_hook(take)
     training = model.training
     model.eval()
     start = 0
     try:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             for first in range(0, len(unique), ROWS):
+                if not is_wanted():
+                    return None
                 chosen = unique[first : first + ROWS]
                 longest = len(chosen[-1])
                 ids = torch.zeros(len(chosen), longest, dtype=torch.long)
@@ -175,7 +195,9 @@ def compute_prefix(
                 for row, tokens_of in enumerate(chosen):
                     ids[row, : len(tokens_of)] = torch.tensor(tokens_of)
                     mask[row, : len(tokens_of)] = 1
-                model(input_ids=ids.to(device), attention_mask=mask.to(device))
+                # What lies above is of no use here.
+                with suppress(_Enough):
+                    model(input_ids=ids.to(device), attention_mask=mask.to(device))
                 given = seen["states"].float().cpu().numpy()
                 for row, tokens_of in enumerate(chosen):
                     states[start : start + len(tokens_of)] = given[row, : len(tokens_of)]

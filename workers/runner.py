@@ -73,14 +73,17 @@ class Runner:
         settings: data directories and where artifacts go.
         name: how the server knows this runner.
         shape: what its trials hold; torch gets as many threads as it has CPUs.
-        launch: runs a leased trial in processes of its own and returns its result, where one trial takes several.
+        launch: runs a leased trial in processes of its own and returns its result, where one trial takes several. What
+            it is given beside the lease says whether the trial is still wanted.
+        may_lease: whether there is room for those processes; nothing is leased before.
     """
 
     client: Client
     settings: Settings
     name: str
     shape: Shape = field(default_factory=Shape)
-    launch: Callable[[LeaseOut], dict[str, Any]] | None = None
+    launch: Callable[[LeaseOut, Callable[[], bool]], dict[str, Any]] | None = None
+    may_lease: Callable[[], bool] | None = None
     # Of the processes that share a trial one leads: it stores what is left of it. All stop for the reason agreed on.
     # Ends a process whose trial hangs.
     end_process: Callable[[], None] = field(default_factory=lambda: _end_process, init=False)
@@ -92,11 +95,16 @@ class Runner:
     _warm: _Warm = field(default_factory=_Warm, init=False)
     _retired: threading.Event = field(default_factory=threading.Event, init=False)
     _released: threading.Event = field(default_factory=threading.Event, init=False)
+    _given_back: threading.Event = field(default_factory=threading.Event, init=False)
 
     @property
     def released(self) -> bool:
         """Whether it was told to give its trial back."""
-        return self._released.is_set()
+        return self._released.is_set() or self._given_back.is_set()
+
+    def give_back(self) -> None:
+        """Give the present trial back to the queue, and go on with another."""
+        self._given_back.set()
 
     def retire(self) -> None:
         """Take no further trial."""
@@ -118,11 +126,12 @@ class Runner:
             # Neighbours on the same device keep what is theirs.
             torch.cuda.set_per_process_memory_fraction(self.shape.gpus)
         while not self._retired.is_set():
-            lease = self._next_lease()
+            lease = self._next_lease() if self.may_lease is None or self.may_lease() else None
             if lease is None:
                 self._retired.wait(POLL_SECONDS)
                 continue
             self.busy = True
+            self._given_back.clear()
             try:
                 self.run_lease(lease)
             finally:
@@ -154,7 +163,7 @@ class Runner:
             over = threading.Event()
             threading.Thread(target=self._watch, args=(reporter, over), name="watch", daemon=True).start()
             try:
-                result = self.launch(lease) if self.launch is not None else self.train(lease, reporter, stored)
+                result = self._launched(lease, reporter) or self.train(lease, reporter, stored)
             except Exception as error:  # every failure of a trial is a result of it
                 _log.exception("trial %d failed", lease.trial.number)
                 kind, message = classify(error)
@@ -172,6 +181,11 @@ class Runner:
             self._deliver(lease, undelivered, checkpoint, result)
         if poison is not None:
             raise Poisoned(str(poison)) from poison
+
+    def _launched(self, lease: LeaseOut, reporter: Reporter) -> dict[str, Any] | None:
+        if self.launch is None:
+            return None
+        return self.launch(lease, lambda: self._stop_reason(reporter) is None)
 
     def _watch(self, reporter: Reporter, over: threading.Event) -> None:
         """A trial that is another's and goes on all the same hangs: only the end of its process ends it."""
@@ -234,7 +248,7 @@ class Runner:
         config = adapter_config(
             trial.method, trial.params, trial.study.adapter, task.task_type, {*task.heads, *warm.new_modules}
         )
-        prefix = self._frozen_prefix(trial.study, warm, prepared)
+        prefix = self._frozen_prefix(trial.study, warm, prepared, reporter)
         model = warm.lend(config, trial.seed)
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
@@ -268,7 +282,9 @@ class Runner:
             resources["artifact_bytes"] = size_of(artifact)
         return _result(outcome, artifact, resources)
 
-    def _frozen_prefix(self, study: StudySpec, warm: WarmModel, prepared: Prepared) -> FrozenPrefix | None:
+    def _frozen_prefix(
+        self, study: StudySpec, warm: WarmModel, prepared: Prepared, reporter: Reporter
+    ) -> FrozenPrefix | None:
         """What the layers below the first adapted one make of the training data, computed with the first trial."""
         key = f"{self._warm.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
         if self._warm.prefix_key != key:
@@ -285,11 +301,14 @@ class Runner:
                         study.training.precision,
                         self.settings.home / "cache",
                         self.settings.activation_bytes,
+                        lambda: self._stop_reason(reporter) is None,
                     )
+                    if self._stop_reason(reporter) is not None:
+                        self._warm.prefix_key = ""
         return self._warm.prefix
 
     def _stop_reason(self, reporter: Reporter) -> str | None:
-        return reporter.stop_reason or (RELEASED if self._released.is_set() else None)
+        return reporter.stop_reason or (RELEASED if self.released else None)
 
     def _prepare(self, lease: LeaseOut, task: Task) -> tuple[WarmModel, Prepared]:
         """The base model and the tokenised data, warm if the last trial used the same."""

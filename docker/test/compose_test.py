@@ -266,9 +266,10 @@ def configurations(stack: Stack) -> None:
         "CLUSTER_ADDRESS": "10.0.0.1",
         "HEAD_ADDRESS": "10.0.0.1",
         "NODE_ADDRESS": "10.0.0.2",
+        "S3_ENDPOINT": "http://10.0.0.1:9000",
     }
     extras = ("gpu", "cluster", "tls", "s3", "monitoring")
-    combinations = [["compose.node.yaml"]]
+    combinations = [["compose.node.yaml"], ["compose.node.yaml", "compose.node.s3.yaml"]]
     combinations += [
         ["compose.yaml", *(f"compose.{e}.yaml" for k, e in enumerate(extras) if bits >> k & 1)]
         for bits in range(2 ** len(extras))

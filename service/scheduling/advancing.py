@@ -24,14 +24,15 @@ def search_trials(counts: Counts) -> int:
 
 def advance(session: Session, study: Study, now: datetime) -> None:
     """Decide what comes next for a locked study. Does nothing while trials are open or more are to be asked for."""
-    if study.state is not StudyState.RUNNING:
-        return
-    counts = Trials(session).counts([study.id])[study.id]
-    if study.phase is StudyPhase.MEASUREMENT:
+    if study.phase is StudyPhase.MEASUREMENT and study.state in (StudyState.QUEUED, StudyState.RUNNING):
+        counts = Trials(session).counts([study.id])[study.id]
         # Whatever it came to: a predictor that could not be measured stops no search.
         if not any(phase is TrialPhase.MEASUREMENT and state not in TRIAL_ENDED for phase, state in counts):
             Studies(session).set_phase(study.id, StudyPhase.SEARCH, now)
         return
+    if study.state is not StudyState.RUNNING:
+        return
+    counts = Trials(session).counts([study.id])[study.id]
     if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED):
         return
     if study.phase is StudyPhase.SEARCH:

@@ -149,3 +149,14 @@ def test_predictions_without_a_study_refuse_it(api: Api) -> None:
     assert answer.json()["errors"][0]["pointer"] == "#/predictors/1"
     body["predictors"] = ["alignment"]
     assert [p["predictor"] for p in api.call("POST", "/predictions", json=body).json()["predictions"]] == ["alignment"]
+
+
+def test_a_measurement_that_nobody_waits_for_is_stopped_and_the_search_begins(api: Api) -> None:
+    """Also before anything of the study has run."""
+    study = api.create(search={"trials": 1}, compare=WITH_MEASURED)
+    (measurement,) = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]
+    assert api.call("POST", f"/trials/{measurement['id']}/stop").status_code == 200
+    assert api.call("GET", f"/studies/{study['id']}").json()["phase"] == "search"
+    lease = api.lease()
+    assert lease is not None
+    assert lease["trial"]["number"] == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from service.client import Client
 from tests.conftest import Api
@@ -93,3 +93,10 @@ def test_what_is_random_in_training_is_not_kept(zoo: Path) -> None:  # noqa: F81
     assert frozen_depth(llama, ["model.layers.1.mlp.up_proj"]) == ("model.layers", 1)
     assert frozen_depth(llama, ["model.layers.0.mlp.up_proj"])[1] == 0
     assert frozen_depth(llama, ["model.layers.1.mlp.up_proj", "lm_head"])[1] == 0
+
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=20, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2)
+    layer = ["model.decoder.layers.1.fc1"]
+    assert frozen_depth(OPTForCausalLM(config), layer)[1] == 0  # it draws without a module for it
+    config.dropout = 0.0
+    assert frozen_depth(OPTForCausalLM(config), layer)[1] == 1
