@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,32 @@ def test_one_store_that_is_none_keeps_no_other_checkpoints(api: Api, runner: Run
     assert collect_checkpoints(api.ctx) >= 1
     assert checkpoint_of(api, study) is None
     assert checkpoint_of(api, strange) is None
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full_costs_a_checkpoint_but_no_training(
+    api: Api, runner: Runner, tmp_path: Path
+) -> None:
+    """A file system with room for an adapter and not for a checkpoint (needs root, as the CI machine has)."""
+    options: dict[str, Any] = {"training": LONG, "search": {"trials": 1}, "search_space": SPACE}
+    roomy = api.create(**options)
+    run(runner)
+    adapter = sum(f.stat().st_size for f in Path(only_trial(api, roomy)["artifact"]).iterdir())
+    kept = checkpoint_of(api, roomy)
+    assert kept is not None
+    assert sum(f.stat().st_size for f in Path(kept).iterdir()) > 3 * adapter
+    disk = tmp_path / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * adapter + 8192}", "none", str(disk)], check=True)
+    try:
+        small = runner.settings.model_copy(update={"artifacts_url": str(disk)})
+        api.ctx.settings.artifacts_url = str(disk)
+        study = api.create(**options)
+        run(Runner(runner.client, small, "runner-2"))
+        trial = only_trial(api, study)
+        assert trial["state"] == "completed", trial["failure"]
+        assert checkpoint_of(api, study) is None
+        assert not list(disk.rglob("checkpoints/*")), "what could not be finished takes no room"
+        assert (Path(trial["artifact"]) / "adapter_model.safetensors").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

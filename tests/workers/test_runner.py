@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -335,3 +336,23 @@ def test_a_result_outlives_an_outage_with_its_last_reports(
     assert trial["state"] == "completed"
     reported = api.call("GET", f"/trials/{trial['id']}/metrics").json()["items"]
     assert {m["step"] for m in reported} == {5, 10}
+
+
+@pytest.mark.parametrize("missing", ["gone.jsonl", "gone-bert"])
+def test_what_is_gone_when_the_trial_begins_ends_the_study_with_its_name(
+    api: Api, runner: Runner, data_root: Path, missing: str
+) -> None:
+    """The server saw it; the runner's machine does not have it."""
+    shutil.copy(data_root / "train.jsonl", data_root / "gone.jsonl")
+    shutil.copytree(data_root / "tiny-bert", data_root / "gone-bert", dirs_exist_ok=True)
+    data = {"path": "json", "data_files": {"train": "gone.jsonl"}}
+    task = {"kind": "sequence_classification", "dataset": data}
+    study = api.create(search={"trials": 3}, task=task, model={"path": "gone-bert"})
+    path = data_root / missing
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    step(runner)
+    ended = api.call("GET", f"/studies/{study['id']}").json()
+    assert ended["state"] == "failed"
+    assert missing in ended["reason"]
+    (trial,) = trials(api, study)
+    assert trial["failure"]["kind"] == "rejected"
