@@ -59,7 +59,7 @@ test-slow: $(VENV)/.dev
 
 # The whole stack on a Docker engine; installs and starts Debian's where none runs.
 test-compose: $(VENV)/.dev
-	$(BIN)/python -m docker.test.compose_test
+	$(BIN)/python docker/test/compose_test.py
 
 # PEFT's own tuner tests, from the source distribution of the installed version, with CDKA as the method.
 test-peft: $(VENV)/.dev
