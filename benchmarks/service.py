@@ -36,6 +36,7 @@ from service.app import make_context
 from service.client import Client
 from service.db.models import StudyCountRow, StudyRow, TrialRow
 from service.domain.records import Role
+from service.domain.shape import Shape
 from service.processes import free_port
 from service.scheduling import leasing
 from service.scheduling.access import create_token, ensure_team
@@ -177,10 +178,10 @@ def ask_latency(made: Service, sampler: str, finished: int, asks: int = 40) -> t
     with made.client() as client:
         study = client.create_study(study_body(sampler=sampler))
         fill(made, study.id, finished)
-        client.lease("warm-up", 1, 0)  # reads the history once
+        client.lease("warm-up", Shape())  # reads the history once
         times = []
         for k in range(asks):
-            times.append(timed(lambda: client.lease("bench", 1, 0)) * 1000)
+            times.append(timed(lambda: client.lease("bench", Shape())) * 1000)
             lease_id = None
             with made.context.db.read() as session:
                 lease_id = session.query(TrialRow.lease_id).filter_by(study_id=study.id, number=finished + k).scalar()
@@ -198,7 +199,7 @@ def throughput(made: Service, trials: int, workers: int = 8) -> float:
             with made.client() as mine:
                 idle = 0
                 while idle < 3:
-                    leases = mine.lease(f"runner-{k}", 1, 0)
+                    leases = mine.lease(f"runner-{k}", Shape()).leases
                     idle = 0 if leases else idle + 1
                     for lease in leases:
                         mine.report(lease.id, [(1, {"accuracy": 0.5})])
@@ -217,7 +218,7 @@ def report_rate(made: Service, values: int = 20_000, batch: int = 500) -> float:
     """Metric values per second accepted from one runner in batches, with logging on."""
     with made.client() as client:
         study = client.create_study(study_body(sampler="random"))
-        (lease,) = client.lease("bench", 1, 0)
+        (lease,) = client.lease("bench", Shape()).leases
         began = time.perf_counter()
         for start in range(0, values // 2, batch):
             client.report(lease.id, [(start + k, {"accuracy": 0.5, "loss": 0.1}) for k in range(batch)])
@@ -254,7 +255,7 @@ def reads(made: Service, finished: int, calls: int = 40) -> dict[str, tuple[floa
             ):
                 times = []
                 for k in range(15):
-                    client.lease(f"change-{k}", 1, 0)
+                    client.lease(f"change-{k}", Shape())
                     times.append(timed(lambda path=path: http.get(path)) * 1000)
                 found[name] = sorted(times)[int(0.95 * len(times))], len(http.get(path).content)
     return found
@@ -268,7 +269,7 @@ def sleeping(made: Service, trials: int = 1000, slots: int = 16, sampler: str = 
         def work(k: int) -> None:
             with made.client() as mine:
                 while True:
-                    leases = mine.lease(f"runner-{k}", 1, 0)
+                    leases = mine.lease(f"runner-{k}", Shape()).leases
                     if not leases and mine.study(study.id).state != "running":
                         return
                     for lease in leases:
@@ -289,7 +290,7 @@ def profile_asks(made: Service, finished: int) -> str:
     with made.client() as client:
         study = client.create_study(study_body(sampler="tpe"))
     fill(made, study.id, finished)
-    runner = leasing.Runner("profile", 1, 0)
+    runner = leasing.Runner("profile", Shape())
     leasing.acquire(made.context, runner, 1)
     profile = cProfile.Profile()
     profile.enable()
@@ -335,7 +336,7 @@ def measure(kind: str, new_url: Callable[[], str], data: Path, options: argparse
             for name, (p95, size) in reads(made, 50_000).items():
                 line(f"{name} at 50,000 trials: p95, size", f"{p95:.0f} ms, {size / 2**20:.2f} MB", "aim 100 ms, 1 MB")
             with made.client() as client:
-                client.lease("memory", 1, 0)
+                client.lease("memory", Shape())
             after = made.process.memory_info().rss / 2**20
             line("server's memory: at start / at 50,000 trials", f"{base:.0f} / {after:.0f} MB")
     if options.profile:

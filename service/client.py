@@ -13,7 +13,7 @@ from .connection import API, Connection
 from .errors import ServiceError
 from .schemas.common import Page
 from .schemas.comparison import ComparisonOut
-from .schemas.leases import DemandOut, DirectiveOut, LeaseOut, LeasesOut, LogTaken, ResultOut
+from .schemas.leases import DemandOut, DirectiveOut, LeasesOut, LogTaken, ResultOut
 from .schemas.specs import Shape
 from .schemas.studies import (
     EventOut,
@@ -257,10 +257,10 @@ class Client(Connection):
         warm: Sequence[str] = (),
         wanted: int = 1,
         host: str | None = None,
-    ) -> list[LeaseOut]:
-        """Ask for trials that a runner of this shape can run."""
+    ) -> LeasesOut:
+        """Ask for trials that a runner of this shape can run; an empty answer says when to ask again."""
         body = {"runner": runner, **shape.as_dict(), "warm": list(warm), "max": wanted, "host": host}
-        return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body)).leases
+        return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body))
 
     def report(
         self, lease_id: str, reports: Sequence[tuple[int, Mapping[str, float]]] = (), checkpoint: str | None = None

@@ -14,6 +14,7 @@ ServiceError
 │   └── KeyReused        422  the Idempotency-Key came with another request before
 ├── TooMany              429  the caller asks too often: wait ``retry_after`` seconds
 └── Unavailable          503  the server cannot answer now: retry
+    ├── Overloaded       503  every connection to the database is in use
     └── Contention       503  another writer was in the way
 """
 
@@ -120,6 +121,10 @@ class TooMany(ServiceError):
 
 class Unavailable(ServiceError):
     status, slug, title = 503, "unavailable", "Not available now"
+
+
+class Overloaded(Unavailable):
+    slug, title = "overloaded", "The server is busy"
 
 
 class Contention(Unavailable):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import resource
 import socket
 import tempfile
@@ -92,6 +93,8 @@ class Runner:
     trials_done: int = field(default=0, init=False)
     busy: bool = field(default=False, init=False)
     idle_since: float = field(default_factory=time.monotonic, init=False)
+    # Seconds until the server is asked for work again.
+    _pause: float = field(default=POLL_SECONDS, init=False)
     _warm: _Warm = field(default_factory=_Warm, init=False)
     _retired: threading.Event = field(default_factory=threading.Event, init=False)
     _released: threading.Event = field(default_factory=threading.Event, init=False)
@@ -128,7 +131,8 @@ class Runner:
         while not self._retired.is_set():
             lease = self._next_lease() if self.may_lease is None or self.may_lease() else None
             if lease is None:
-                self._retired.wait(POLL_SECONDS)
+                # Runners that were turned away together do not come back together.
+                self._retired.wait(self._pause * random.uniform(0.75, 1.25))
                 continue
             self.busy = True
             self._given_back.clear()
@@ -141,12 +145,14 @@ class Runner:
 
     def _next_lease(self) -> LeaseOut | None:
         warm = [self._warm.model_key] if self._warm.model_key else []
+        self._pause = POLL_SECONDS
         try:
-            leases = self.client.lease(self.name, self.shape, warm, host=socket.gethostname())
+            answer = self.client.lease(self.name, self.shape, warm, host=socket.gethostname())
         except ServiceError as error:
             _log.warning("no lease: %s", error.detail)
             return None
-        return leases[0] if leases else None
+        self._pause = answer.retry_after_seconds or POLL_SECONDS
+        return answer.leases[0] if answer.leases else None
 
     def run_lease(self, lease: LeaseOut) -> None:
         """Run one leased trial and send its result.

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from anyio import CancelScope
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -76,7 +77,9 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
             raise
         return _replay(kept, said, cipher)
     finally:
-        await run_in_threadpool(ctx.db.end_unit, unit, commit=False)
+        # Also when the request is cancelled: its transaction must not stay open.
+        with CancelScope(shield=True):
+            await run_in_threadpool(ctx.db.end_unit, unit, commit=False)
         ctx.db.leave_unit(token)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from fastapi import APIRouter
 
 from ..domain.records import Failure
@@ -27,14 +29,34 @@ from .idempotency import IdempotentRoute
 router = APIRouter(tags=["workers"], route_class=IdempotentRoute)
 
 
+# Requests that wait for a trial wait in threads of their own: reports, results and pages never queue behind them.
+LEASE_THREADS = 256
+_threads: RunVar[CapacityLimiter] = RunVar("lease_threads")
+
+
+def _limiter() -> CapacityLimiter:
+    """The threads of this event loop's lease requests."""
+    try:
+        return _threads.get()
+    except LookupError:
+        _threads.set(made := CapacityLimiter(LEASE_THREADS))
+        return made
+
+
 @router.post("/leases", responses=problems())
-def acquire(
+async def acquire(
     ctx: ContextDep, principal: Worker, body: LeaseRequest, idempotency_key: IdempotencyKey = None
 ) -> LeasesOut:
-    """Lease trials to a runner; an empty list when there is nothing for it to do."""
+    """Lease trials to a runner.
+
+    The list is empty when there is nothing to do, or when other runners of the same study are being served; ask again
+    after `retry_after_seconds`.
+    """
     runner = leasing.Runner(body.runner, body.shape, principal.scope, tuple(body.warm), body.host)
+    acquired = await to_thread.run_sync(leasing.acquire, ctx, runner, body.max, limiter=_limiter())
     return LeasesOut(
-        leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in leasing.acquire(ctx, runner, body.max)]
+        leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in acquired.grants],
+        retry_after_seconds=acquired.retry_after_seconds,
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 from alembic import command
 from alembic.config import Config
@@ -18,7 +20,7 @@ from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from ..errors import Contention, InvalidRequest, Unavailable
+from ..errors import Contention, InvalidRequest, Overloaded, Unavailable
 
 BUSY_TIMEOUT_MS = 10_000
 STATEMENT_TIMEOUT_MS = 15_000
@@ -88,11 +90,47 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get(_BEGIN, 'DEFERRED')}")
 
 
+class _WriterTurns:
+    """SQLite has one writer at a time. Threads of this process wait for their turn here, without a connection.
+
+    SQLite's own waiting polls: it holds a connection and serves nobody in order, so under load some writer waits until
+    it fails. Other processes still meet that waiting (``busy_timeout``).
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def begin(self) -> None:
+        """Wait for the turn.
+
+        Raises:
+            Contention: others had it for ``BUSY_TIMEOUT_MS``.
+        """
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+            raise Contention("another writer was in the way; nothing was changed, try again")
+
+    def end(self) -> None:
+        """Let the next one write. Any thread may say so."""
+        self._lock.release()
+
+
+_turns_lock = Lock()
+_turns: WeakValueDictionary[str, _WriterTurns] = WeakValueDictionary()
+
+
+def _turns_of(url: str) -> _WriterTurns:
+    """The turns at one SQLite file, shared by all that open it in this process."""
+    with _turns_lock:
+        return _turns.setdefault(url, _WriterTurns())
+
+
 class UnitOfWork:
     """One transaction for everything that is read and written while it is in force, however many blocks that takes."""
 
     def __init__(self) -> None:
         self.session: Session | None = None
+        # Whether it is this unit's turn to write.
+        self.writes = False
 
 
 _unit: ContextVar[UnitOfWork | None] = ContextVar("unit_of_work", default=None)
@@ -104,6 +142,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = make_engine(url)
+        self._turns = _turns_of(url) if self.is_sqlite else None
         self._writer = self.engine.execution_options(**{_BEGIN: "IMMEDIATE"})
         # Everything that one block reads is of one moment, as in SQLite.
         repeatable = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
@@ -152,13 +191,37 @@ class Database:
         if unit is not None:
             with self._translated():
                 if unit.session is None:
+                    if self._turns is not None:
+                        self._turns.begin()
+                        unit.writes = True
                     unit.session = Session(self._writer, expire_on_commit=False)
                 with unit.session.begin_nested():
                     yield unit.session
                     unit.session.flush()
             return
-        with self._translated(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with (
+            self._turn(),
+            self._translated(),
+            Session(self._writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._turns is None:
+            yield
+            return
+        self._turns.begin()
+        try:
+            yield
+        finally:
+            self._turns.end()
+
+    @property
+    def in_unit(self) -> bool:
+        """Whether blocks of this context join the transaction of a unit of work."""
+        return _unit.get() is not None
 
     def begin_unit(self) -> tuple[UnitOfWork, Token[UnitOfWork | None]]:
         """From here on, blocks join one transaction (begun by the first write) until :meth:`end_unit`."""
@@ -177,20 +240,25 @@ class Database:
             Unavailable: as for :meth:`write`.
         """
         session, unit.session = unit.session, None
-        if session is None:
-            return
-        with self._translated(), session:
-            if commit:
-                session.commit()
-            else:
-                session.rollback()
+        try:
+            if session is None:
+                return
+            with self._translated(), session:
+                if commit:
+                    session.commit()
+                else:
+                    session.rollback()
+        finally:
+            if unit.writes and self._turns is not None:
+                unit.writes = False
+                self._turns.end()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except PoolTimeout as error:
-            raise Unavailable("the server is busy: every connection to the database is in use; try again") from error
+            raise Overloaded("the server is busy: every connection to the database is in use; try again") from error
         except OperationalError as error:
             raise _explain(error) from error
         except DataError as error:

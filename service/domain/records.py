@@ -148,11 +148,16 @@ class Trial:
     artifact_bytes: int = 0
 
 
+# The version of an observation whose trial is proposed but not yet stored.
+UNRECORDED = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the search sees of a trial.
 
-    ``version`` is the study's when the trial last changed: equal versions of one trial are equal observations.
+    ``version`` is the study's when the trial last changed: equal versions of one trial are equal observations, except
+    for ``UNRECORDED``.
     """
 
     number: int

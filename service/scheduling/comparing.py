@@ -16,8 +16,6 @@ from ..domain.study_spec import Direction
 from .confirming import best_trial
 from .context import Context
 
-PATIENCE_SECONDS = 15.0
-
 
 def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
     """The comparison as it stands; what is still to come is null.
@@ -40,8 +38,7 @@ def _compare(ctx: Context, study: Study) -> Comparison:
 
 def searched(ctx: Context, study_id: str) -> list[Observation]:
     """The search trials of a study, by number, from the history that asks use, too."""
-    with ctx.histories.snapshot(ctx.db, study_id, PATIENCE_SECONDS) as snapshot:
-        return snapshot.history.observations()
+    return ctx.histories.snapshot(ctx.db, study_id).history.observations()
 
 
 def build_comparison(

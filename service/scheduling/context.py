@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from ..db.engine import Database
 from ..search.policy import SearchPolicy, StopRule
 from ..settings import Settings
+from .combining import Combiner
 from .histories import Histories
 from .recent import Recent
 
 Clock = Callable[[], datetime]
 # A wall clock that has moved by so much more than time has passed was set.
 CLOCK_TOLERANCE = timedelta(seconds=5)
+# Requests that are served in one pass.
+LARGEST_BATCH = 256
 
 
 def unobserved(sampler: str, seconds: float) -> None:
@@ -35,6 +39,11 @@ class Context:
     elapsed: Callable[[], float] = time.monotonic
     observe_sampling: Callable[[str, float], None] = unobserved
     histories: Histories = field(default_factory=Histories)
+    # Lease requests that arrive together: what there is to do, by team; trials, by study; runners that found nothing.
+    # Any, because what they ask is defined on top of the context.
+    looks: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
+    asks: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
+    idles: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
     recent: Recent = field(default_factory=lambda: Recent(64))
     # Until then no lease expires: runners that could not reach us in an outage get one lease time to come back.
     expiry_from: datetime = field(init=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -13,7 +11,6 @@ from ..db.observations import Observations
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Study
-from ..errors import Contention
 from ..search.history import History
 
 MOST_KEPT = 32
@@ -21,7 +18,7 @@ MOST_KEPT = 32
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A study, its search so far and its next trial's number, as of one moment."""
+    """A study, its search so far and its next trial's number, as of one moment. The history is the caller's own."""
 
     study: Study
     history: History
@@ -47,25 +44,25 @@ class Histories:
         self._lock = Lock()
         self._most_kept = most_kept
 
-    @contextmanager
-    def snapshot(self, database: Database, study_id: str, patience: float) -> Iterator[Snapshot]:
-        """The study as it now stands, for as long as the block lasts: nobody else in this process gets it meanwhile.
+    def snapshot(self, database: Database, study_id: str) -> Snapshot:
+        """The study as it now stands.
+
+        The lock is held only while changed rows are read: sampling, pruning and comparing work on copies and never
+        wait for each other.
 
         Raises:
             NotFound: there is no such study.
-            Contention: others had it for ``patience`` seconds.
         """
+        if database.in_unit:
+            # The rows may include changes that are rolled back later. They must not enter the shared history.
+            return self._read(database, study_id, _Kept())
         with self._lock:
             kept = self._kept.setdefault(study_id, _Kept())
             self._kept.move_to_end(study_id)
             while len(self._kept) > self._most_kept:
                 self._kept.popitem(last=False)
-        if not kept.lock.acquire(timeout=patience):
-            raise Contention("another request asks of this study; try again")
-        try:
-            yield self._read(database, study_id, kept)
-        finally:
-            kept.lock.release()
+        with kept.lock:
+            return self._read(database, study_id, kept)
 
     @staticmethod
     def _read(database: Database, study_id: str, kept: _Kept) -> Snapshot:
@@ -75,7 +72,7 @@ class Histories:
                 if kept.history is None or kept.revision != study.revision:
                     kept.history, kept.revision = History(study.spec.all_objectives), study.revision
                 kept.history.update(Observations(session).of_study(study_id, kept.history.version), study.version)
-                return Snapshot(study, kept.history, Trials(session).next_number(study_id))
+                return Snapshot(study, kept.history.copy(), Trials(session).next_number(study_id))
         except BaseException:
             kept.history = None
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -26,13 +27,14 @@ AT_ONCE = timedelta(seconds=20)
 SEEN = timedelta(minutes=10)
 
 
-def is_quarantined(ctx: Context, team_id: str | None, host: str | None) -> bool:
-    """Whether runners of a team (``None``: of all) on a host are to be given nothing."""
-    if host is None:
-        return False
-    with ctx.db.read() as session:
-        known = Hosts(session).get(team_id, host)
-    return known is not None and known.quarantined_at is not None
+def quarantined(session: Session, hosts: Iterable[tuple[str | None, str | None]]) -> set[tuple[str | None, str | None]]:
+    """Those of the hosts, given with the team (``None``: all teams) of their runners, that are to be given nothing."""
+    found = set()
+    for team_id, host in {h for h in hosts if h[1] is not None}:
+        known = Hosts(session).get(team_id, str(host))
+        if known is not None and known.quarantined_at is not None:
+            found.add((team_id, host))
+    return found
 
 
 def clear(session: Session, lease: Lease) -> None:

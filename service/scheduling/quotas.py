@@ -44,13 +44,22 @@ def require_room_for_study(session: Session, team_id: str) -> None:
         )
 
 
-def may_start(session: Session, load: StudyLoad) -> bool:
-    """Whether the study's team may start another of its trials. Locks the team's row where it has quotas."""
+def room_for_trials(session: Session, load: StudyLoad, wanted: int, *, lock: bool) -> int:
+    """How many of ``wanted`` further trials the study's team may start.
+
+    ``lock`` locks the team's row where it has quotas, so that the answer holds until the commit.
+    """
     team = Teams(session).get(load.team_id)
     if team.max_running_trials is None and team.max_gpus is None:
-        return True
-    team = Teams(session).get(load.team_id, lock=True)
-    return trial_fault(team, Teams(session).usage([team.id])[team.id], load.shape.gpus) is None
+        return wanted
+    if lock:
+        team = Teams(session).get(load.team_id, lock=True)
+    usage = Teams(session).usage([team.id])[team.id]
+    if team.max_running_trials is not None:
+        wanted = min(wanted, team.max_running_trials - usage.running_trials)
+    if team.max_gpus is not None and load.shape.gpus > 0:
+        wanted = min(wanted, int((team.max_gpus - usage.gpus) / load.shape.gpus + 1e-9))
+    return max(0, wanted)
 
 
 def in_turn(

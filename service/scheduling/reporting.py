@@ -19,7 +19,6 @@ from .fencing import held, reclaim
 from .retrying import retried
 
 SEEN_RESOLUTION = timedelta(seconds=10)
-JUDGE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +120,13 @@ def _judge(ctx: Context, taken: _Taken) -> str | None:
 
     A stop is remembered, so that a repeated report says it again.
     """
-    with ctx.histories.snapshot(ctx.db, taken.study.id, JUDGE_SECONDS) as snapshot:
-        problem = Problem(snapshot.study.id, snapshot.study.spec, snapshot.study.plan)
-        last = len(taken.trial.curve)
-        stop = any(
-            ctx.stop_rule.should_stop(problem, snapshot.history, taken.trial.number, evaluation)
-            for evaluation in range(last - taken.new_evaluations + 1, last + 1)
-        )
+    snapshot = ctx.histories.snapshot(ctx.db, taken.study.id)
+    problem = Problem(snapshot.study.id, snapshot.study.spec, snapshot.study.plan)
+    last = len(taken.trial.curve)
+    stop = any(
+        ctx.stop_rule.should_stop(problem, snapshot.history, taken.trial.number, evaluation)
+        for evaluation in range(last - taken.new_evaluations + 1, last + 1)
+    )
     if not stop:
         return None
     _prune(ctx, taken.trial.id)

@@ -44,6 +44,9 @@ class LeaseOut(Wire):
 
 class LeasesOut(Wire):
     leases: list[LeaseOut]
+    retry_after_seconds: float | None = Field(
+        default=None, description="Where `leases` is empty: ask again after so many seconds."
+    )
 
 
 class ReportIn(Sent):

@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from ..domain.metrics import metrics_of
-from ..domain.records import Observation
+from ..domain.records import UNRECORDED, Observation
 from ..domain.study_spec import Direction, Objective, StudySpec
 from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite, to_params
 from .history import History
@@ -157,6 +157,8 @@ class OptunaPolicy:
         several = len(problem.spec.all_objectives) > 1
         key = (problem.study_id, seen.number, seen.version, seen.state, len(seen.curve), several)
         plain = replace(seen, curve=()) if several else seen
+        if seen.version == UNRECORDED:
+            return frozen(plain, space, history.values(seen))
         return self._kept(key, lambda: frozen(plain, space, history.values(seen)))
 
     def _kept(self, key: tuple[Any, ...], convert: Callable[[], FrozenTrial]) -> FrozenTrial:

@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from service.db.studies import Studies
 from service.domain.records import Principal, Role
 from service.domain.shape import Shape
 from service.errors import Contention
-from service.scheduling import leasing, reporting, results, studies
+from service.scheduling import granting, leasing, reporting, results, studies
 from service.scheduling.context import Context
 from service.scheduling.retrying import ATTEMPTS, retried
 from tests.conftest import Api, FakeClock, make_study
@@ -31,53 +34,210 @@ from tests.conftest import Api, FakeClock, make_study
 def replica(api: Api, ctx: Context) -> Api:
     """Another server on the same database."""
     other = make_context(ctx.settings, ctx.clock, ctx.elapsed)
-    return Api(other, TestClient(create_app(other), base_url="http://localhost"), api.secrets)
+    made = Api(other, TestClient(create_app(other), base_url="http://localhost"), api.secrets)
+    # FastAPI builds its routes with the first request. A server has one event loop for that, clients in threads here
+    # have one each.
+    assert made.call("GET", "/demand", "worker").status_code == 200
+    return made
 
 
 def value(trial: dict[str, Any]) -> float:
     return 1 - abs(trial["params"]["learning_rate"] - 1e-3)
 
 
-def race(apis: list[Api], clients: int, work: Callable[[Api, dict[str, Any]], None]) -> int:
-    """Clients that lease until nothing has been there for a while; returns the most that ran at once."""
+def race(apis: list[Api], study: str, clients: int, hints: list[float]) -> tuple[list[int], int]:
+    """Clients that lease and finish until the study has ended; returns the trials' numbers and the most at once."""
     running, most, lock = 0, 0, threading.Lock()
+    seen: list[int] = []
+    over = threading.Event()
     for api in apis:
         api.token("worker")
+        api.token("member")
 
     def client(k: int) -> None:
         nonlocal running, most
-        api, idle = apis[k % len(apis)], 0
-        while idle < 5:
-            lease = api.lease(f"runner-{k}")
-            if lease is None:
-                idle += 1
+        api = apis[k % len(apis)]
+        while not over.is_set():
+            answer = api.call("POST", "/leases", "worker", json={"runner": f"runner-{k}"})
+            assert answer.status_code == 200, answer.text
+            leases, hint = answer.json()["leases"], answer.json()["retry_after_seconds"]
+            if not leases:
+                hints.append(hint)
+                if k < len(apis) and api.call("GET", f"/studies/{study}").json()["state"] == "completed":
+                    over.set()
+                over.wait(hint / 2)
                 continue
-            idle = 0
+            assert hint is None
             with lock:
                 running += 1
                 most = max(most, running)
-            work(api, lease)
+                seen.append(leases[0]["trial"]["number"])
             with lock:
                 running -= 1
-            assert api.finish(lease, value=0.5).status_code == 200
+            assert api.finish(leases[0], value=0.5).status_code == 200
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, range(clients)))
-    return most
+    return seen, most
 
 
-def test_a_hundred_racing_clients_of_two_replicas_run_exactly_the_trials(api: Api, ctx: Context) -> None:
-    """Two servers with caches of their own on one database; n trials asked for are n trials run, none twice."""
-    study = api.create(search={"trials": 60, "concurrency": 7, "sampler": "random"})
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Processes that keep a CPU each busy, as on a machine that others use."""
+    spin = "import os\nwhile os.getppid() == {}: sum(range(100_000))"
+    busy = [subprocess.Popen([sys.executable, "-c", spin.format(os.getpid())]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    ("clients", "trials", "busy"),
+    [pytest.param(40, 40, 0, id="short"), pytest.param(200, 120, 4, id="long", marks=pytest.mark.slow)],
+)
+def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
+    api: Api, ctx: Context, clients: int, trials: int, busy: int
+) -> None:
+    """Two servers with caches of their own on one database: every trial runs once, and no runner gets an error."""
+    study = api.create(search={"trials": trials, "concurrency": 7, "sampler": "random"})
     other = replica(api, ctx)
-    seen: list[int] = []
-    most = race([api, other], 100, lambda _, lease: seen.append(lease["trial"]["number"]))
-    assert sorted(seen) == list(range(60))
+    hints: list[float] = []
+    with busy_processes(busy):
+        seen, most = race([api, other], study["id"], clients, hints)
+    assert sorted(seen) == list(range(trials))
     assert most <= 7
+    assert set(hints) <= {leasing.IDLE_SECONDS, leasing.BUSY_SECONDS}
     read = api.call("GET", f"/studies/{study['id']}").json()
-    assert (read["state"], read["search"]["finished"]) == ("completed", 60)
+    assert (read["state"], read["search"]["finished"]) == ("completed", trials)
     assert check(ctx.db) == []
     other.ctx.db.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("runners", "busy"), [pytest.param(30, 0, id="short"), pytest.param(200, 4, id="long", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_runners_that_ask_at_once_get_what_they_would_get_one_by_one(
+    api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch, sampler: str, runners: int, busy: int
+) -> None:
+    """The same history, the same numbers, the same configurations; and far fewer passes than runners."""
+    passes: list[int] = []
+    monkeypatch.setattr(leasing, "serve", lambda ctx, asks: passes.append(len(asks)) or granting.serve(ctx, asks))
+    # How long proposals take on a busy machine must not matter here.
+    monkeypatch.setattr(leasing, "PATIENCE_SECONDS", 600.0)
+    found: list[list[Any]] = []
+    with busy_processes(busy):
+        for together in (False, True):
+            search: dict[str, Any] = {"trials": 15 + runners, "concurrency": 1, "pruner": "none", "sampler": sampler}
+            study = api.create(
+                search={**search, "sampler_options": {"n_startup_trials": 5} if sampler == "tpe" else {}}
+            )
+            for _ in range(15):
+                lease = api.lease()
+                assert lease is not None
+                api.finish(lease, value=value(lease["trial"]))
+            changed = api.call("PATCH", f"/studies/{study['id']}", json={"concurrency": runners})
+            assert changed.status_code == 200, changed.text
+            passes.clear()
+            with ThreadPoolExecutor(runners if together else 1) as pool:
+                leases = list(pool.map(api.lease, [f"runner-{k}" for k in range(runners)]))
+            by_number = sorted((t["trial"]["number"], t["trial"]["params"], t["trial"]["seed"]) for t in leases if t)
+            found.append(by_number)
+            assert [number for number, _, _ in by_number] == list(range(15, 15 + runners))
+            assert api.call("POST", f"/studies/{study['id']}/cancel").status_code == 200
+    assert found[0] == found[1]
+    assert len(passes) < runners
+    assert max(passes) > 1
+
+
+def test_a_runner_whose_turn_does_not_come_is_told_when_to_ask_again(
+    api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a slow sampler nor a writer that stays in the way is the runner's error, and nothing is lost by it."""
+    monkeypatch.setattr(leasing, "PATIENCE_SECONDS", 0.05)
+    study = api.create(search={"trials": 3, "concurrency": 3, "sampler": "random"})
+    api.token("worker")
+    proposing, go_on = threading.Event(), threading.Event()
+    propose = ctx.policy.propose
+
+    def slow(*arguments: Any) -> Any:
+        proposing.set()
+        assert go_on.wait(30)
+        return propose(*arguments)
+
+    monkeypatch.setattr(ctx.policy, "propose", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(api.lease, "first")
+        assert proposing.wait(30)
+        answer = api.call("POST", "/leases", "worker", json={"runner": "second"})
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"leases": [], "retry_after_seconds": leasing.BUSY_SECONDS},
+        )
+        # Reports and pages do not wait for the sampler either.
+        assert api.call("GET", f"/studies/{study['id']}/comparison").status_code == 200
+        go_on.set()
+        lease = first.result(30)
+    assert lease is not None
+    assert lease["trial"]["number"] == 0
+
+    def in_the_way(*_: Any) -> Any:
+        raise Contention("another writer was in the way")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(granting, "_record", in_the_way)
+        answer = api.call("POST", "/leases", "worker", json={"runner": "second"})
+        assert (answer.status_code, answer.json()["leases"]) == (200, [])
+    lease = api.lease("second")
+    assert lease is not None
+    assert lease["trial"]["number"] == 1
+    assert check(ctx.db) == []
+
+
+def test_replicas_that_propose_the_same_numbers_store_each_once(
+    api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica stores its trial between our proposals and their recording, three times in a row."""
+    api.create(search={"trials": 8, "concurrency": 8, "sampler": "random"})
+    other = replica(api, ctx)
+    record, races = granting._record, []
+
+    def raced(mine: Context, *arguments: Any) -> Any:
+        if mine is ctx and len(races) < 3:
+            races.append(other.lease("elsewhere"))
+        return record(mine, *arguments)
+
+    monkeypatch.setattr(granting, "_record", raced)
+    with ThreadPoolExecutor(8) as pool:
+        mine = list(pool.map(api.lease, [f"runner-{k}" for k in range(8)]))
+    numbers = [lease["trial"]["number"] for lease in [*races, *mine] if lease is not None]
+    assert sorted(numbers) == list(range(8))
+    assert sum(lease is None for lease in mine) == 3
+    assert check(ctx.db) == []
+    other.ctx.db.engine.dispose()
+
+
+def test_a_batch_that_uses_up_the_space_ends_the_search(api: Api, ctx: Context) -> None:
+    """Six configurations, ten runners at once: six trials, and the study knows that there are no more."""
+    space = {
+        "r1": {"choices": [1, 2]},
+        "r2": {"choices": [4]},
+        "alpha": {"choices": [8, 16, 32]},
+        "learning_rate": 1e-3,
+    }
+    study = api.create(search={"trials": 10, "concurrency": 10}, search_space=space)
+    api.token("worker")
+    with ThreadPoolExecutor(10) as pool:
+        leases = [t for t in pool.map(api.lease, [f"runner-{k}" for k in range(10)]) if t is not None]
+    configurations = {str(sorted(lease["trial"]["params"].items())) for lease in leases}
+    assert len(configurations) == len(leases)
+    for lease in leases:
+        assert api.finish(lease).status_code == 200
+    read = api.call("GET", f"/studies/{study['id']}").json()
+    assert (read["state"], read["search"]["planned"]) == ("completed", len(leases))
 
 
 def test_fifty_trials_are_the_same_whether_or_not_the_server_restarts_after_25(api: Api, ctx: Context) -> None:
@@ -120,7 +280,7 @@ WORKER = Principal("", "", "default", Role.ADMIN, "test")
 def _loop(ctx: Context, study_id: str, trials: int) -> None:
     """What a server does for one runner: ask, lease, report, finish, until there is nothing to do."""
     runner = leasing.Runner("runner", Shape(1, 0))
-    while grants := leasing.acquire(ctx, runner, 1):
+    while grants := leasing.acquire(ctx, runner, 1).grants:
         (grant,) = grants
         at = 1 - abs(grant.trial.params["learning_rate"] - 1e-3)
         reporting.report(ctx, grant.lease.id, None, [(1, {"accuracy": at / 2}), (2, {"accuracy": at})], None)

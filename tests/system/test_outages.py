@@ -102,8 +102,8 @@ def test_postgresql_gone_for_30_seconds_loses_nothing(private: Cluster, pair: tu
     first, second, token = pair
     one, two = first.client(token), second.client(token)
     study = one.create_study(make_study(search={"trials": 4, "concurrency": 2}))
-    (held,) = one.lease("runner-1", Shape())
-    (done,) = two.lease("runner-2", Shape())
+    (held,) = one.lease("runner-1", Shape()).leases
+    (done,) = two.lease("runner-2", Shape()).leases
     finish(two, done, 0.5)
     one.report(held.id, [(1, {"accuracy": 0.25})])
     private.halt()
@@ -123,13 +123,13 @@ def test_postgresql_gone_for_30_seconds_loses_nothing(private: Cluster, pair: tu
     private.start()
     until(lambda: one.ready() and two.ready(), 30, "recovery")
     # The outage was three leases long; nobody else gets the trial, and its holder goes on.
-    assert held.trial.id not in [lease.trial.id for lease in two.lease("thief", Shape())]
+    assert held.trial.id not in [lease.trial.id for lease in two.lease("thief", Shape()).leases]
     assert one.report(held.id, [(2, {"accuracy": 0.5})]).directive == "continue"
     finish(two, held, 0.6)
     trial = two.trial(held.trial.id)
     assert (trial.state, trial.attempts) == ("completed", 1)
     assert [m.value for m in one.metrics(held.trial.id)] == [0.25, 0.5]
-    for lease in one.lease("runner-1", Shape(), wanted=4):
+    for lease in one.lease("runner-1", Shape(), wanted=4).leases:
         finish(one, lease, 0.4)
     _play_to_the_end(one, two, study.id)
 
@@ -138,7 +138,7 @@ def _play_to_the_end(one: Client, two: Client, study_id: str) -> None:
     deadline = time.monotonic() + 60
     while one.study(study_id).state == "running" and time.monotonic() < deadline:
         for client in (one, two):
-            for lease in client.lease("closer", Shape()):
+            for lease in client.lease("closer", Shape()).leases:
                 finish(client, lease, 0.4)
         time.sleep(0.5)
     trials = list(two.trials(study_id))
@@ -154,7 +154,7 @@ def test_a_replica_killed_and_both_away_for_long_kill_no_lease(
     first, second, token = pair
     one, two = first.client(token), second.client(token)
     study = one.create_study(make_study(search={"trials": 3, "concurrency": 2}))
-    (held,) = one.lease("runner-1", Shape())
+    (held,) = one.lease("runner-1", Shape()).leases
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
     assert two.report(held.id, [(1, {"accuracy": 0.1})]).directive == "continue"
@@ -169,7 +169,7 @@ def test_a_replica_killed_and_both_away_for_long_kill_no_lease(
     third.clients, fourth.clients = first.clients, second.clients
     three, four = third.client(token), fourth.client(token)
     until(lambda: three.ready() and four.ready(), 60, "new replicas")
-    stolen = [lease.trial.id for lease in four.lease("thief", Shape(), wanted=2)]
+    stolen = [lease.trial.id for lease in four.lease("thief", Shape(), wanted=2).leases]
     assert held.trial.id not in stolen
     assert three.report(held.id, [(2, {"accuracy": 0.2})]).directive == "continue"
     finish(four, held, 0.5)
@@ -194,7 +194,7 @@ def test_two_replicas_race_exactly(pair: tuple[Replica, Replica, str]) -> None:
         with (first, second)[k % 2].client(token) as mine:
             while idle < 8:
                 try:
-                    leases = mine.lease(f"runner-{k}", Shape())
+                    leases = mine.lease(f"runner-{k}", Shape()).leases
                 except Unavailable:
                     leases = []
                 if not leases:
@@ -223,14 +223,14 @@ def test_a_stream_is_taken_up_after_its_server_was_killed(private: Cluster, pair
     watcher = first.client(token)
     stream = watcher.watch(study.id)
     seen = [next(stream)]
-    (lease,) = two.lease("r", Shape())
+    (lease,) = two.lease("r", Shape()).leases
     finish(two, lease, 0.5)
     seen.append(next(stream))
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
     with pytest.raises(Unavailable):
         seen.extend(stream)
-    (lease,) = two.lease("r", Shape())
+    (lease,) = two.lease("r", Shape()).leases
     finish(two, lease, 0.5)
     seen += list(two.watch(study.id, after=seen[-1].number))
     assert [e.number for e in seen] == list(range(1, len(seen) + 1))
