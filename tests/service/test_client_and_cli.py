@@ -68,10 +68,11 @@ def test_the_sdk_speaks_the_whole_loop(client: Client) -> None:
     study = client.create_study(make_study(search={"trials": 2}))
     assert client.demand().items[0].slots == 2
     for _ in range(2):
-        (lease,) = client.lease("runner", Shape())
+        (lease,) = client.lease("runner", Shape()).leases
         assert client.report(lease.id, [(1, {"accuracy": 0.5})]).directive == "continue"
         assert client.finish(lease.id, {"state": "completed", "metrics": {"accuracy": 0.5}}).trial_state == "completed"
-    assert client.lease("runner", Shape()) == []
+    nothing = client.lease("runner", Shape())
+    assert (nothing.leases, nothing.retry_after_seconds) == ([], 1.0)
     trials = list(client.trials(study.id))
     assert [t.number for t in trials] == [0, 1]
     assert client.trial(trials[0].id) == trials[0]
@@ -101,7 +102,7 @@ def test_the_sdk_raises_the_servers_errors(client: Client) -> None:
     client.cancel_study(study.id)
     with pytest.raises(errors.Conflict):
         client.cancel_study(study.id)
-    (lease,) = client.lease("r", Shape()) or [None]
+    (lease,) = client.lease("r", Shape()).leases or [None]
     assert lease is None
 
 

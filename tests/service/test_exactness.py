@@ -30,6 +30,8 @@ from service.scheduling.context import Context
 from service.scheduling.retrying import ATTEMPTS, retried
 from tests.conftest import Api, FakeClock, make_study
 
+LONG = [pytest.mark.slow, pytest.mark.both_databases, pytest.mark.timeout(1200)]
+
 
 def replica(api: Api, ctx: Context) -> Api:
     """Another server on the same database."""
@@ -96,7 +98,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("clients", "trials", "busy"),
-    [pytest.param(40, 40, 0, id="short"), pytest.param(200, 120, 4, id="long", marks=pytest.mark.slow)],
+    [pytest.param(40, 40, 0, id="short"), pytest.param(200, 120, 4, id="long", marks=LONG)],
 )
 def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
     api: Api, ctx: Context, clients: int, trials: int, busy: int
@@ -117,7 +119,7 @@ def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
 
 
 @pytest.mark.parametrize(
-    ("runners", "busy"), [pytest.param(30, 0, id="short"), pytest.param(200, 4, id="long", marks=pytest.mark.slow)]
+    ("runners", "busy"), [pytest.param(30, 0, id="short"), pytest.param(200, 4, id="long", marks=LONG)]
 )
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_runners_that_ask_at_once_get_what_they_would_get_one_by_one(
@@ -309,14 +311,16 @@ def _killed_at(url: str, home: Path, study_id: str, statement: int, clock_ahead:
     os._exit(0)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("every", [pytest.param(11, id="some"), pytest.param(1, id="all", marks=LONG)])
 def test_a_kill_between_any_two_statements_loses_and_doubles_nothing(
-    api: Api, ctx: Context, clock: FakeClock, tmp_path: Path, request: pytest.FixtureRequest
+    api: Api, ctx: Context, clock: FakeClock, tmp_path: Path, request: pytest.FixtureRequest, every: int
 ) -> None:
     """The whole loop of three trials is killed before its 1st statement, before its 2nd, and so on to its last.
 
     Each time another server takes over after the lease time. The trials that end are then always the same three, with
-    the same configurations and values, each once; and the database is in order.
+    the same configurations and values, each once; and the database is in order. The short form kills before every
+    eleventh statement.
     """
     study = api.create(search={"trials": 3, "concurrency": 1, "pruner": "median"})
     url = ctx.settings.database_url
@@ -329,7 +333,7 @@ def test_a_kill_between_any_two_statements_loses_and_doubles_nothing(
     expected: list[Any] = []
     # Each process starts from the same database. On PostgreSQL every seventh statement is enough: what differs from
     # SQLite is the database, not our statements.
-    for statement in range(1, 1000, 1 if sqlite else 7):
+    for statement in range(1, 1000, every if sqlite else max(7, every)):
         if sqlite:
             copy = f"sqlite:///{tmp_path}/killed.db"
             for suffix in ("", "-wal", "-shm"):

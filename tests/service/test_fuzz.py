@@ -157,10 +157,19 @@ WHOLE = make_study(
 )
 
 
-@given(place=st.sampled_from(_places(WHOLE)), value=VALUES)
-@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-def test_any_value_at_any_place_is_a_study_or_a_fault_with_a_line(data_root: Path, place: Any, value: Any) -> None:
+@pytest.mark.parametrize("examples", [80, pytest.param(1000, marks=pytest.mark.slow)])
+def test_any_value_at_any_place_is_a_study_or_a_fault_with_a_line(data_root: Path, examples: int) -> None:
     """Every fault names a place, and a file knows the line of it."""
+
+    @given(place=st.sampled_from(_places(WHOLE)), value=VALUES)
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    def run(place: Any, value: Any) -> None:
+        _check_value(data_root, place, value)
+
+    run()
+
+
+def _check_value(data_root: Path, place: Any, value: Any) -> None:
     study: Any = yaml.safe_load(yaml.safe_dump(WHOLE))
     inner = study
     for key in place[:-1]:

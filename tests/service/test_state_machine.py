@@ -193,7 +193,7 @@ class Lifecycles(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(25, 25), pytest.param(150, 50, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("examples", "steps"), [(8, 25), pytest.param(150, 50, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 @pytest.mark.timeout(900)
 def test_lifecycles(empty_database: Path, data_root: Path, examples: int, steps: int) -> None:

@@ -36,8 +36,8 @@ def run(runner: Runner) -> Any:
 
 
 def test_a_runner_measures_before_trial_0_and_the_search_is_what_it_is_without(api: Api, runner: Runner) -> None:
-    plain = api.create(search={"trials": 2}, priority=-1)
-    study = api.create(search={"trials": 2}, compare=WITH_MEASURED)
+    plain = api.create(search={"trials": 2}, priority=-1, training={"epochs": 1})
+    study = api.create(search={"trials": 2}, compare=WITH_MEASURED, training={"epochs": 1})
     assert study["phase"] == "measurement"
     assert [p["predictor"] for p in study["predictions"]] == ["guideline", "measured", "alignment"]
     assert (study["predictions"][1]["state"], study["predictions"][1]["best"]) == ("pending", [])
@@ -107,7 +107,7 @@ def test_what_cannot_be_measured_stops_no_search(api: Api, runner: Runner, monke
     def fail(*_: Any) -> Any:
         raise RuntimeError("no gradient today")
 
-    study = api.create(search={"trials": 1, "retries": 0}, compare=WITH_MEASURED)
+    study = api.create(search={"trials": 1, "retries": 0}, compare=WITH_MEASURED, training={"epochs": 1})
     with monkeypatch.context() as patch:
         patch.setattr("workers.runner.measure", fail)
         with pytest.raises(Poisoned):

@@ -96,7 +96,9 @@ def _weights(artifact: str) -> dict[str, torch.Tensor]:
 
 def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner: Runner) -> None:
     study = api.create(
-        search={"trials": 1}, compare={"seeds": 1, "learning_rate": "shared", "baselines": ["lora", "krona"]}
+        search={"trials": 1},
+        training={"epochs": 1},
+        compare={"seeds": 1, "learning_rate": "shared", "baselines": ["lora", "krona"]},
     )
     searched = step(runner)
     assert searched.phase == "search"
