@@ -80,7 +80,7 @@ def estimate(config: LlamaConfig, **options: object) -> cdka.MemoryEstimate:
 @pytest.mark.parametrize(
     ("config", "batch_size", "length"),
     [
-        pytest.param(SMALL, 4, 64, id="small"),
+        pytest.param(SMALL, 4, 128, id="small"),
         pytest.param(CONFIG, 4, 256, id="large", marks=pytest.mark.slow),
     ],
 )

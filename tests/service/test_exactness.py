@@ -6,12 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from service.errors import Contention
 from service.scheduling import granting, leasing, reporting, results, studies
 from service.scheduling.context import Context
 from service.scheduling.retrying import ATTEMPTS, retried
+from tests.busy import busy_processes
 from tests.conftest import Api, FakeClock, make_study
 
 LONG = [pytest.mark.slow, pytest.mark.both_databases, pytest.mark.timeout(1200)]
@@ -81,19 +78,6 @@ def race(apis: list[Api], study: str, clients: int, hints: list[float]) -> tuple
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, range(clients)))
     return seen, most
-
-
-@contextmanager
-def busy_processes(count: int) -> Iterator[None]:
-    """Processes that keep a CPU each busy, as on a machine that others use."""
-    spin = "import os\nwhile os.getppid() == {}: sum(range(100_000))"
-    busy = [subprocess.Popen([sys.executable, "-c", spin.format(os.getpid())]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
 
 
 @pytest.mark.parametrize(
