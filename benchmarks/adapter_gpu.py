@@ -1,8 +1,10 @@
-"""CDKA's layer on a GPU: over the base linear and over LoRA of equal parameters, with and without the Triton kernels.
+"""CDKA's layer on a GPU, beside the base layer, LoRA, rsLoRA and MiSS of equal parameters.
 
     python -m benchmarks.adapter_gpu [--tokens 4096] [--width 4096]
 
-bf16, forward and backward, medians of interleaved rounds timed with CUDA events. Needs a CUDA device.
+bf16, forward and backward, medians of interleaved rounds timed with CUDA events. Each CDKA layer is measured expanded and
+shuffled, beside the activations that the model in ``benchmarks/traffic.py`` says it moves. Needs a CUDA device; it has
+not been run on one yet.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from collections.abc import Callable
 
 import torch
 
-from cdka import triton_kernels
+from cdka import fused
 
-from .adapter import CONFIGURATIONS, Structure, _adapted, _cdka, _lora, _step
+from .adapter import CONFIGURATIONS, Structure, _adapted, _cdka, _lora, _miss, _parameters, _step
+from .traffic import Traffic, cdka_traffic, lora_traffic
 
 
 def medians(contenders: dict[str, Callable[[], None]], rounds: int = 30, inner: int = 10) -> dict[str, float]:
@@ -36,25 +39,54 @@ def medians(contenders: dict[str, Callable[[], None]], rounds: int = 30, inner: 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def report(d: int, tokens: int, structure: Structure) -> None:
-    """Print one line of ratios."""
-    device, dtype = torch.device("cuda"), torch.bfloat16
-    x = torch.randn(tokens, d, dtype=dtype, device=device, requires_grad=True)
-    cotangent = torch.randn(tokens, d, dtype=dtype, device=device)
-    configs = {"base": None, "cdka": _cdka(structure), "lora": _lora(d, structure)}
-    steps = {name: _step(_adapted(d, dtype, c).to(device), x, cotangent) for name, c in configs.items()}
-
-    def without_kernels(step: Callable[[], None] = steps["cdka"]) -> None:
-        available, triton_kernels.AVAILABLE = triton_kernels.AVAILABLE, False
+def _with_limit(step: Callable[[], None], limit: int) -> Callable[[], None]:
+    def run() -> None:
+        before, fused.LARGEST_EXPANSION["cuda"] = fused.LARGEST_EXPANSION["cuda"], limit
         try:
             step()
         finally:
-            triton_kernels.AVAILABLE = available
+            fused.LARGEST_EXPANSION["cuda"] = before
 
-    found = medians(steps | {"without kernels": without_kernels})
-    ours = found["cdka"]
-    ratios = "  ".join(f"/{name} {ours / found[name]:5.2f}" for name in ("base", "lora", "without kernels"))
-    print(f"d={d} tokens={tokens} bf16 {structure!s:<12} {ours:7.3f} ms   cdka {ratios}", flush=True)
+    return run
+
+
+def report(d: int, tokens: int, structure: Structure) -> None:
+    """Print the milliseconds of one configuration and of its contenders, with the activations moved as modelled."""
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    x = torch.randn(tokens, d, dtype=dtype, device=device, requires_grad=True)
+    cotangent = torch.randn(tokens, d, dtype=dtype, device=device)
+    configs = {
+        "base": None,
+        "cdka": _cdka(structure),
+        "lora": _lora(d, structure),
+        "rslora": _lora(d, structure, rslora=True),
+        "miss": _miss(d, structure),
+    }
+    steps = {name: _step(_adapted(d, dtype, c).to(device), x, cotangent) for name, c in configs.items()}
+    ours = steps.pop("cdka")
+    steps |= {"expanded": _with_limit(ours, 10**9), "shuffled": _with_limit(ours, 0)}
+    found = medians(steps)
+    r1, r2, r = structure
+    rank = round(_parameters(d, structure) / (2 * d))
+    moved: dict[str, Traffic] = {
+        "expanded": cdka_traffic(d, r1, r2, r, expanded=True),
+        "shuffled": cdka_traffic(d, r1, r2, r, expanded=r1 == 1),
+        "lora": lora_traffic(d, rank),
+    }
+    chosen = "expanded" if fused.expands("cuda", r, r1, r2) else "shuffled"
+    print(f"d={d} tokens={tokens} bf16 {structure!s:<12} chosen: {chosen}")
+    for name, milliseconds in found.items():
+        extra = milliseconds - found["base"]
+        model = ""
+        if name in moved:
+            numbers = moved[name].forward + moved[name].backward
+            rate = numbers * tokens * d * 2 / (extra * 1e-3) / 1e12 if extra > 0 else float("nan")
+            model = f"  moves {numbers:5.2f} N*d beyond the base, {rate:5.2f} TB/s if that were all"
+        ratio = milliseconds / found["lora"]
+        print(
+            f"  {name:<9} {milliseconds:7.3f} ms  over LoRA {ratio:5.2f}  beyond base {extra:7.3f} ms{model}",
+            flush=True,
+        )
 
 
 def main() -> None:

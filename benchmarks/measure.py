@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender in every round, so that a noisy machine disturbs all alike."""
+"""Interleaved timing of CPU time: every contender in every round, so that a noisy machine disturbs all alike."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 
 
 def medians(contenders: Mapping[str, Callable[[], object]], rounds: int, inner: int) -> dict[str, float]:
-    """Median seconds of one call of each contender, over ``rounds`` rounds of ``inner`` calls each."""
+    """Median CPU seconds of one call of each contender, over ``rounds`` rounds of ``inner`` calls each."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()
     for _ in range(rounds):
         for name, call in contenders.items():
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in range(inner):
                 call()
-            times[name].append((time.perf_counter() - started) / inner)
+            times[name].append((time.process_time() - started) / inner)
     return {name: statistics.median(values) for name, values in times.items()}

@@ -1,17 +1,25 @@
 """The frozen linear layer and its Kronecker adapter in one autograd function, with few passes over the activations.
 
-At adapter ranks the arithmetic is small and what costs is reading and writing tensors of the size of the
-activations. So the scale is folded into B, the adapter's output is accumulated inside a matrix product, ``dX`` is
-accumulated into the base layer's, and only x and ``T`` (``(N, r*r1*r2)``) are kept for the backward pass.
+At adapter ranks the arithmetic is small. What costs is reading and writing tensors of the size of the activations. So
+the adapter's output is accumulated inside a matrix product, its part of ``dx`` too, and only x and ``T``
+(``(N, r*r1*r2)``) are kept for the backward pass.
 
 With r1 > 1 the output's columns interleave (column ``u*r1 + q``), which no BLAS call can write. Two ways around:
 
-- expanded: widen B to ``B (x) I_r1``, so that the products read and write activations as they lie, for r1 times the
-  arithmetic of B's products;
-- shuffled: keep B and interleave with torch's channel shuffle, a vectorised transposition per token, for one more
-  pass over the output and one over its gradient.
+- expanded: widen B to ``B (x) I_r1``, of shape ``(r*r1*r2, d_out)``. Two plain products then read and write
+  activations as they lie, for r1 times the arithmetic of B's products;
+- shuffled: keep B and interleave with torch's channel shuffle, a transposition per token.
 
-On CUDA, where Triton is installed, kernels that read and write the stride themselves replace the second.
+Activations that are read and written beyond the frozen layer's own, for ``N`` tokens, a layer of width d and
+``K = r*r1*r2``, in units of ``N*d`` (``benchmarks/traffic.py``, which a test compares with what is really moved):
+
+- expanded, forward ``3 + 2K/d``: x is read, y read and written; T written and read. Backward ``5 + 4K/d``: dy is read
+  for dT and for dB, x for dA, dx is read and written; dT is written and read twice, T read once.
+- shuffled, forward ``5 + 4K/d``: the adapter's y is written, shuffled (read, written) and read by the frozen layer's
+  product (with a bias, it is added: ``7 + 4K/d``). Backward ``7 + 6K/d``: dy is shuffled, too.
+
+Expansion costs r1 times the arithmetic of B's products. It wins where those are bound by memory, see
+:data:`LARGEST_EXPANSION`.
 """
 
 from __future__ import annotations
@@ -20,31 +28,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
-from . import triton_kernels
-
-# Expansion adds 6 N d_out r r2 (r1 - 1) operations a step, shuffling adds two passes over N d_out numbers. On one
-# core of a current x86 server both cost the same near r r2 (r1 - 1) = 24 (benchmarks/adapter.py --crossover).
-EXPANSION_LIMIT = 24
+# The largest inner size ``r*r1*r2`` that is expanded, by device. In the time in which an H100 moves one 16-bit number,
+# it does 590 operations (990 TFLOP/s, 3.35 TB/s). A product that reads and writes y and adds K terms to it is therefore
+# bound by memory up to a K of about 590; 256 leaves room for what cuBLAS does not reach. On one core of an x86 server
+# both ways cost the same at 64 (benchmarks/adapter.py --crossover).
+LARGEST_EXPANSION = {"cuda": 256, "cpu": 64}
+# B as it was expanded is kept for the backward pass where x has so many times more rows.
+ROWS_PER_KEPT = 8
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
 
 
 def can_fuse(*tensors: Tensor | None) -> bool:
     """Whether the fused function may run; where it is ``False``, plain autograd operations do.
 
     It may not under functorch transforms, forward-mode differentiation and ``torch.compile`` (which fuses plain
-    operations by itself), nor on tensor subclasses, meta tensors, mixed precisions, or a base that is trained.
+    operations by itself), nor on tensor subclasses and meta tensors. Precisions may differ: the products run in x's,
+    or in autocast's.
     """
-    given = [t for t in tensors if t is not None]
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and all(type(t) in (Tensor, torch.nn.Parameter) for t in given)
-        and all(t.dtype == given[0].dtype and t.is_floating_point() for t in given)
-        and not any(t.is_meta for t in given)
-    )
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN or t.is_meta or not t.is_floating_point()):
+            return False
+    return True
+
+
+def expands(device: str, r: int, r1: int, r2: int) -> bool:
+    """Whether B is expanded on this kind of device; with r1 = 1 there is nothing to interleave."""
+    return r1 == 1 or r * r1 * r2 <= LARGEST_EXPANSION.get(device, LARGEST_EXPANSION["cuda"])
 
 
 def plain(
@@ -66,9 +81,20 @@ def plain(
 
 
 def fused(
-    x: Tensor, A: Tensor, B: Tensor, scale: float, weight: Tensor | None = None, bias: Tensor | None = None
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    features: Tensor | None = None,
+    base: Tensor | None = None,
 ) -> Tensor:
-    """``y = x W^T + b + scale * sum_i x (B_i (x) A_i)^T`` in one autograd function.
+    """``y = x W^T + b + scale * sum_i f (B_i (x) A_i)^T`` in one autograd function, with ``f = features`` or x.
+
+    Computes in autocast's precision where that is on, else in x's: factors and weight are cast, which are small, and
+    activations are not. Gradients have the precision of what they belong to.
 
     Falls back to plain autograd for double backward: a backward pass that is itself recorded (``create_graph``)
     differentiates the plain formula. For transforms and compilation, see :func:`can_fuse`.
@@ -80,114 +106,143 @@ def fused(
         scale: lambda.
         weight: the frozen ``(d_out, d_in)``; ``None`` gives the adapter's part alone.
         bias: the frozen ``(d_out,)``.
+        features: what the adapter sees instead of x, such as x after dropout; of x's shape.
+        base: ``(..., d_out)``, to which the adapter's part is added, where the frozen layer ran by itself (``weight``
+            is ``None`` then).
 
     Returns:
         ``(..., d_out)``.
     """
-    y: Tensor = _KronLinear.apply(x, A, B, scale, weight, bias)  # type: ignore[no-untyped-call]
+    # Cast here and not inside: double backward has to find its way back to x.
+    dtype = compute_dtype(x)
+    x, features = x.to(dtype), None if features is None else features.to(dtype)
+    y: Tensor = _KronLinear.apply(x, A, B, scale, weight, bias, features, base)  # type: ignore[no-untyped-call]
     return y
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The precision that the products run in: autocast's where it is on (but for float64), else x's."""
+    kind = x.device.type
+    if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
 
 
 class _KronLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, A: Tensor, B: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        scale: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        features: Tensor | None,
+        base: Tensor | None,
     ) -> Tensor:
         r, r1, n = A.shape
         m, r2 = B.shape[1], B.shape[2]
-        rows = x.reshape(-1, r2 * n)
-        T = torch.mm(rows.reshape(-1, n), A.reshape(r * r1, n).t()).view(-1, r2 * r * r1)
-        if _expands(r, r1, r2):
-            y = _add(torch.mm, T, _expanded(B, r1, scale), rows, weight, bias)
-        else:
-            T = _shuffle(T, r2 * r).view(-1, r2 * r)
-
-            if triton_kernels.usable(x, r, r1, r2):
-                y = x.new_zeros(len(rows), m * r1) if weight is None else linear(rows, weight, bias)
-                triton_kernels.add_up(y, T.contiguous(), _flat(B, scale), r1)
+        dtype = x.dtype
+        seen = x if features is None else features
+        T = torch.mm(seen.reshape(-1, n), A.reshape(r * r1, n).to(dtype).t()).view(-1, r2 * r * r1)
+        up = None
+        if expands(x.device.type, r, r1, r2):
+            up = _expanded(B.to(dtype), r1, scale)
+            y = _frozen(x, weight, bias)
+            if y is not None:
+                y.addmm_(T, up)
             else:
-
-                def up(T: Tensor, B_flat: Tensor) -> Tensor:
-                    return _shuffle(torch.mm(T, B_flat).view(-1, r1 * m), r1)
-
-                y = _add(up, T, _flat(B, scale), rows, weight, bias)
-        ctx.save_for_backward(x, A, B, T, weight)
-        ctx.scale, ctx.bias = scale, bias
+                y = torch.mm(T, up) if base is None else torch.addmm(base.reshape(-1, m * r1), T, up)
+        else:
+            T = _shuffle(T, r2 * r).reshape(-1, r2 * r)
+            y = _shuffle(torch.mm(T, _flat(B.to(dtype), scale)).view(-1, r1 * m), r1)
+            if base is not None:
+                y = y.add_(base.reshape(-1, m * r1))
+            elif weight is not None and bias is None:
+                y.addmm_(x.reshape(-1, x.shape[-1]), weight.to(dtype).t())
+            elif (frozen := _frozen(x, weight, bias)) is not None:
+                y = frozen.add_(y)
+        # Where the batch is large, B as it was expanded is small beside x and is made once a step. The layer's weight
+        # is kept as it is and cast again: a cast copy would be held for every layer at once.
+        kept = up if up is not None and r1 > 1 and len(T) >= ROWS_PER_KEPT * up.shape[0] else None
+        ctx.save_for_backward(seen, A, B, T, weight, kept)
+        ctx.scale, ctx.has_base, ctx.has_features = scale, base is not None, features is not None
         # Autograd forbids changing a view that was made in here in place, as ``hidden += y`` does; data is no view.
         return y.view(*x.shape[:-1], m * r1).data
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, A, B, T, weight = ctx.saved_tensors
+        seen, A, B, T, weight, up = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_recorded_gradients(x, A, B, ctx.scale, weight, dy, ctx.needs_input_grad), None, None, None
+            return _recorded_gradients(ctx, seen, A, B, weight, dy)
         r, r1, n = A.shape
-        m, r2 = B.shape[1], B.shape[2]
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
-        dy = dy.reshape(-1, m * r1).contiguous()  # a sum's gradient arrives expanded
-        dx = dA = dB = dT = None
-        if _expands(r, r1, r2):
-            if need_x or need_A:
-                dT = dy @ _expanded(B, r1, ctx.scale).t()
-            if need_B:
-                diagonal = (T.t() @ dy).view(r2, r, r1, m, r1).diagonal(dim1=2, dim2=4)
-                dB = (diagonal.sum(-1) if r1 > 1 else diagonal[..., 0]).permute(1, 2, 0) * ctx.scale
-        elif triton_kernels.usable(x, r, r1, r2):
-            dT, dup = triton_kernels.down_gradients(dy, T.contiguous(), _flat(B, ctx.scale), r1)
-            dT = _shuffle(dT.view(-1, r1 * r2 * r), r1)
-            dB = (dup.view(r2, r, m).permute(1, 2, 0) * ctx.scale).to(B.dtype)
-        else:
-            shuffled = _shuffle(dy, m).view(-1, m)
-            if need_x or need_A:
-                dT = _shuffle((shuffled @ _flat(B, ctx.scale).t()).view(-1, r1 * r2 * r), r1)
-            if need_B:
-                dB = (T.t() @ shuffled).view(r2, r, m).permute(1, 2, 0) * ctx.scale
-        if dT is not None:
-            dT = dT.view(-1, r * r1)
-            if need_A:
-                dA = (dT.t() @ x.reshape(-1, n)).view(r, r1, n)
-            if need_x:
-                if weight is None:
-                    dx = torch.mm(dT, A.reshape(r * r1, n))
-                else:
-                    dx = torch.mm(dy, weight)
-                    dx.view(-1, n).addmm_(dT, A.reshape(r * r1, n))
-                dx = dx.view(x.shape)
-        return dx, dA, dB, None, None, None
+        need_seen = ctx.needs_input_grad[6] if ctx.has_features else need_x
+        dtype = seen.dtype
+        rows = dy.reshape(-1, dy.shape[-1]).to(dtype).contiguous()  # a sum's gradient arrives expanded
+        dT, dB = _up_gradients(rows, T, B.to(dtype), ctx.scale, r1, up, (need_seen or need_A, need_B))
+        dx = torch.mm(rows, weight.to(dtype)) if need_x and weight is not None else None
+        dA = dseen = None
+        if need_A:
+            dA = torch.mm(dT.t(), seen.reshape(-1, n)).view(r, r1, n)
+        if need_seen:
+            flat_A = A.reshape(r * r1, n).to(dtype)
+            if dx is None or ctx.has_features:
+                dseen = torch.mm(dT, flat_A).view(seen.shape)
+            else:
+                dx.view(-1, n).addmm_(dT, flat_A)
+        dx = None if dx is None else dx.view(seen.shape)
+        dbase = dy if ctx.has_base else None
+        if ctx.has_features:
+            return dx, dA, dB, None, None, None, dseen, dbase
+        return (dseen if dx is None else dx), dA, dB, None, None, None, None, dbase
 
 
-def _expands(r: int, r1: int, r2: int) -> bool:
-    return r * r2 * (r1 - 1) <= EXPANSION_LIMIT
+def _up_gradients(
+    dy: Tensor, T: Tensor, B: Tensor, scale: float, r1: int, up: Tensor | None, needed: tuple[bool, bool]
+) -> tuple[Any, Tensor | None]:
+    """``dT`` as ``(N*r2, r*r1)`` in the order of A's rows, and ``dB``; ``up`` is B as the forward pass expanded it."""
+    r, m, r2 = B.shape
+    need_T, need_B = needed
+    dT = dB = None
+    if expands(dy.device.type, r, r1, r2):
+        if need_T:
+            dT = torch.mm(dy, (_expanded(B, r1, scale) if up is None else up).t()).view(-1, r * r1)
+        if need_B:
+            wide = torch.mm(T.t(), dy)
+            if r1 > 1:
+                wide = wide.view(r2 * r, r1, m, r1).diagonal(dim1=1, dim2=3).sum(-1)
+            dB = wide.view(r2, r, m).permute(1, 2, 0) * scale
+        return dT, dB
+    shuffled = _shuffle(dy, m).reshape(-1, m)
+    if need_T:
+        dT = _shuffle(torch.mm(shuffled, _flat(B, scale).t()).view(-1, r1 * r2 * r), r1).reshape(-1, r * r1)
+    if need_B:
+        dB = torch.mm(T.t(), shuffled).view(r2, r, m).permute(1, 2, 0) * scale
+    return dT, dB
+
+
+def _frozen(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    if weight is None:
+        return None
+    return linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def _flat(B: Tensor, scale: float) -> Tensor:
     """``(r2*r, m)``: row ``(v, i)`` is column v of B_i, scaled."""
     r, m, r2 = B.shape
-    return (B.permute(2, 0, 1) * scale).reshape(r2 * r, m).contiguous()
+    return (B.permute(2, 0, 1) * scale).reshape(r2 * r, m)
 
 
 def _expanded(B: Tensor, r1: int, scale: float) -> Tensor:
     """``scale * (B (x) I_r1)`` as ``(r2*r*r1, m*r1)``, rows in the order of T's columns ``(v, i, q)``."""
-    r, m, r2 = B.shape
     if r1 == 1:
         return _flat(B, scale)
+    r, m, r2 = B.shape
     wide = B.new_zeros(r2, r, r1, m, r1)
     wide.diagonal(dim1=2, dim2=4).copy_((B.permute(2, 0, 1) * scale).unsqueeze(-1).expand(r2, r, m, r1))
     return wide.view(r2 * r * r1, m * r1)
-
-
-def _add(up: Any, T: Tensor, factor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The adapter's output and the base layer's, one accumulated into the other by a matrix product."""
-    y: Tensor
-    if weight is None:
-        y = up(T, factor)
-    elif up is torch.mm:
-        y = linear(x, weight, bias).addmm_(T, factor)
-    elif bias is None:
-        y = up(T, factor).addmm_(x, weight.t())
-    else:
-        y = linear(x, weight, bias).add_(up(T, factor))
-    return y
 
 
 def _shuffle(rows: Tensor, groups: int) -> Tensor:
@@ -204,9 +259,20 @@ def _shuffle(rows: Tensor, groups: int) -> Tensor:
 
 
 def _recorded_gradients(
-    x: Tensor, A: Tensor, B: Tensor, scale: float, weight: Tensor | None, dy: Tensor, needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    inputs = [t for t, need in zip((x, A, B), needed, strict=False) if need]
-    y = plain(x, A, B, scale, weight)
-    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
-    return [next(found) if need else None for need in needed[:3]]
+    ctx: Any, seen: Tensor, A: Tensor, B: Tensor, weight: Tensor | None, dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients as differentiable operations, for double backward."""
+    dtype = seen.dtype
+    need_x, need_A, need_B = ctx.needs_input_grad[:3]
+    need_features = ctx.needs_input_grad[6] if ctx.has_features else need_x
+    inputs = [t for t, need in ((seen, need_features), (A, need_A), (B, need_B)) if need]
+    part = plain(seen, A.to(dtype), B.to(dtype), ctx.scale)
+    found = iter(torch.autograd.grad(part, inputs, dy.to(dtype), create_graph=True))
+    dseen, dA, dB = (next(found) if need else None for need in (need_features, need_A, need_B))
+    dbase = dy if ctx.has_base else None
+    dx = None if not need_x or weight is None else dy.to(dtype) @ weight.to(dtype)
+    if ctx.has_features:
+        return dx, dA, dB, None, None, None, dseen, dbase
+    if dseen is not None:
+        dx = dseen if dx is None else dx + dseen
+    return dx, dA, dB, None, None, None, None, dbase

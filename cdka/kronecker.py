@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import CdkaError
-from .fused import can_fuse, fused, plain
+from .fused import can_fuse, compute_dtype, fused, plain
 
 
 def _require_factors(x_features: int | None, A: Tensor, B: Tensor) -> None:
@@ -43,16 +43,14 @@ def kron_linear(x: Tensor, A: Tensor, B: Tensor, scale: float = 1.0) -> Tensor:
         CdkaError: the factors do not belong together, or ``x`` does not fit them.
     """
     _require_factors(x.shape[-1], A, B)
-    x, A, B = autocast_inputs(x, A, B)
-    return fused(x, A, B, scale) if can_fuse(x, A, B) else plain(x, A, B, scale)
+    if can_fuse(x, A, B):
+        return fused(x, A, B, scale)
+    return plain(*autocast_inputs(x, A, B), scale)
 
 
 def autocast_inputs(x: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three as autocast would hand them to a matrix product; as they are where autocast is off."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x, A, B
-    dtype = torch.get_autocast_dtype(kind)
+    """The three in the precision that the product runs in."""
+    dtype = compute_dtype(x)
     return x.to(dtype), A.to(dtype), B.to(dtype)
 
 

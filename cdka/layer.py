@@ -247,8 +247,7 @@ class CdkaLayer(BaseTunerLayer):
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         for name in names:
-            features = self.cdka_dropout[name](self._cast_input_dtype(x, self.cdka_A[name].dtype))
-            result = result + self._product(features, self.cdka_A[name], self.cdka_B[name], self.scaling[name])
+            result = self._add_product(result, self.cdka_dropout[name](x), name)
         return result.to(dtype)
 
     def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -278,6 +277,11 @@ class CdkaLayer(BaseTunerLayer):
     def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
         """Base layer and adapter in one function, where that computes the same; ``None`` where it would not."""
         return None
+
+    def _add_product(self, result: Tensor, features: Tensor, name: str) -> Tensor:
+        """``result`` with the output of one adapter added."""
+        A, B = self.cdka_A[name], self.cdka_B[name]
+        return result + self._product(self._cast_input_dtype(features, A.dtype), A, B, self.scaling[name])
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
         """``dW`` applied to the layer's input."""

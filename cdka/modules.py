@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
 from .config import CdkaConfig
-from .fused import can_fuse, fused
-from .kronecker import autocast_inputs, kron_linear
+from .fused import can_fuse, compute_dtype, fused
+from .kronecker import kron_linear
 from .layer import CdkaLayer
 
 
@@ -38,20 +39,33 @@ class CdkaLinear(CdkaModule):
 
     def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
         base = self.base_layer
-        # Anything that watches or changes the base layer must see it called.
-        if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+        if not self._may_be_fused(base, x):
             return None
-        if "forward" in vars(base):  # replaced on the instance, as accelerate does for offloaded weights
-            return None
-        dropout = self.cdka_dropout[name]
-        if (self.training and not isinstance(dropout, nn.Identity)) or base.weight.requires_grad:
-            return None
-        if base.bias is not None and base.bias.requires_grad:
-            return None
-        x, A, B = autocast_inputs(x, self.cdka_A[name], self.cdka_B[name])
+        A, B = self.cdka_A[name], self.cdka_B[name]
         if not can_fuse(x, A, B, base.weight, base.bias):
             return None
-        return fused(x, A, B, self.scaling[name], base.weight, base.bias)
+        dropout = self.cdka_dropout[name]
+        features = dropout(x) if self.training and not isinstance(dropout, nn.Identity) else None
+        return fused(x, A, B, self.scaling[name], base.weight, base.bias, features=features)
+
+    @staticmethod
+    def _may_be_fused(base: nn.Module, x: Tensor) -> bool:
+        """Whether the base layer is a frozen linear map that nobody watches, in a precision that meets x's."""
+        # Anything that watches or changes the base layer must see it called.
+        if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+            return False
+        if "forward" in vars(base):  # replaced on the instance, as accelerate does for offloaded weights
+            return False
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+            return False
+        # Without autocast, a linear layer refuses an input of another precision; so must it here.
+        return base.weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+
+    def _add_product(self, result: Tensor, features: Tensor, name: str) -> Tensor:
+        A, B = self.cdka_A[name], self.cdka_B[name]
+        if result.dtype == compute_dtype(features) and can_fuse(features, A, B, result):
+            return fused(features, A, B, self.scaling[name], base=result)
+        return super()._add_product(result, features, name)
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
         return kron_linear(x, A, B, scale)

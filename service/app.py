@@ -175,12 +175,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = Settings()
     except ValidationError as error:
         raise SystemExit(explain(error)) from None
+    ctx = make_context(settings)
     try:
-        _run(options, make_context(settings))
+        _run(options, ctx)
     except OperationalError as error:
         raise SystemExit(f"The database does not answer: {error.orig}") from None
     except ServiceError as error:
         raise SystemExit(error.detail) from None
+    finally:
+        ctx.db.close()
 
 
 def _role_and_file(value: str) -> tuple[Role, Path]:

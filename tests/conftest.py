@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from service.app import create_app, make_context
@@ -128,6 +132,29 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     ctx.db.engine.dispose()
     return file
+
+
+_opened: list[sqlite3.Connection] = []
+
+
+@event.listens_for(Pool, "connect")
+def _note_connection(connection: Any, _: Any) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        _opened.append(connection)
+
+
+@pytest.fixture(autouse=True)
+def _every_connection_is_closed() -> Iterator[None]:
+    """A connection to SQLite that nobody closes is a warning from Python 3.13 on, in whatever test it is collected."""
+    _opened.clear()
+    yield
+    left = 0
+    for connection in _opened:
+        with contextlib.suppress(sqlite3.ProgrammingError):  # raised by closed ones
+            connection.total_changes  # noqa: B018
+            left += 1
+    _opened.clear()
+    assert not left, f"{left} connections to SQLite are still open"
 
 
 @pytest.fixture

@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         database = Database(Settings().database_url)
-        print(_do(options, database))
+        try:
+            print(_do(options, database))
+        finally:
+            database.close()
     except ValidationError as error:
         raise SystemExit(explain(error)) from None
     except OperationalError as error:

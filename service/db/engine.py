@@ -150,6 +150,10 @@ class Database:
         alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._looker = self.engine.execution_options(**alone)
 
+    def close(self) -> None:
+        """Close every connection that rests in the pool."""
+        self.engine.dispose()
+
     @property
     def is_sqlite(self) -> bool:
         """Whether this is the embedded database."""

@@ -256,6 +256,7 @@ def test_exports_hold_every_trial(api: Api, tmp_path: Path) -> None:
     assert loaded.best_params["r1"] == everything["trials"][0]["params"]["r1"]
     assert loaded.user_attrs["name"] == "=cmd()"
     loaded._storage.remove_session()
+    loaded._storage._backend.engine.dispose()  # type: ignore[attr-defined]
 
 
 def test_an_adapter_is_fetched_as_a_zip_and_nothing_outside_is(api: Api, ctx: Context, tmp_path: Path) -> None:

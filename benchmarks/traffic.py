@@ -1,0 +1,37 @@
+"""How many activations an adapter's step reads and writes, beyond the frozen layer's own.
+
+At adapter ranks a step is bound by memory, so this is what its time is about. Numbers are in units of ``N*d``: N tokens
+times the width of a square layer. ``tests/cdka/test_traffic.py`` counts what the operations really touch.
+
+- CDKA: the docstring of ``cdka/fused.py``.
+- LoRA as PEFT composes it, ``result + lora_B(lora_A(x)) * scaling``, rank r. Forward: x read, y_adapter written, read
+  and written by the scaling, then read and added to y, which is read and written. Backward: dy read and written by the
+  scaling, read twice (for d(lora_B) and for its input), x read, dx_adapter written, read and added to dx, which is read
+  and written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Numbers read and written, in units of N*d."""
+
+    forward: float
+    backward: float
+
+
+def cdka_traffic(d: int, r1: int, r2: int, r: int, *, expanded: bool, bias: bool = False) -> Traffic:
+    """Of one CDKA layer with its frozen base layer, all gradients wanted."""
+    t = r * r1 * r2 / d
+    if expanded:
+        return Traffic(3 + 2 * t, 5 + 4 * t)
+    return Traffic((7 if bias else 5) + 4 * t, 7 + 6 * t)
+
+
+def lora_traffic(d: int, rank: int) -> Traffic:
+    """Of one LoRA layer as PEFT computes it, in one precision and without dropout."""
+    t = rank / d
+    return Traffic(7 + 2 * t, 9 + 4 * t)
