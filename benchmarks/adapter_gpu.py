@@ -2,9 +2,9 @@
 
     python -m benchmarks.adapter_gpu [--tokens 4096] [--width 4096]
 
-bf16, forward and backward, medians of interleaved rounds timed with CUDA events. Each CDKA layer is measured expanded and
-shuffled, beside the activations that the model in ``benchmarks/traffic.py`` says it moves. Needs a CUDA device; it has
-not been run on one yet.
+bf16, forward and backward, medians of interleaved rounds timed with CUDA events. Each CDKA layer is measured expanded
+and shuffled, beside the activations that the model in ``benchmarks/traffic.py`` says it moves. Needs a CUDA device. It
+has not been run on one yet.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class CdkaLinear(CdkaModule):
     """
 
     def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
-        base = self.base_layer
+        base: Any = self.base_layer
         if not self._may_be_fused(base, x):
             return None
         A, B = self.cdka_A[name], self.cdka_B[name]
@@ -49,7 +49,7 @@ class CdkaLinear(CdkaModule):
         return fused(x, A, B, self.scaling[name], base.weight, base.bias, features=features)
 
     @staticmethod
-    def _may_be_fused(base: nn.Module, x: Tensor) -> bool:
+    def _may_be_fused(base: Any, x: Tensor) -> bool:
         """Whether the base layer is a frozen linear map that nobody watches, in a precision that meets x's."""
         # Anything that watches or changes the base layer must see it called.
         if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
@@ -59,7 +59,7 @@ class CdkaLinear(CdkaModule):
         if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             return False
         # Without autocast, a linear layer refuses an input of another precision; so must it here.
-        return base.weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+        return bool(base.weight.dtype == x.dtype) or torch.is_autocast_enabled(x.device.type)
 
     def _add_product(self, result: Tensor, features: Tensor, name: str) -> Tensor:
         A, B = self.cdka_A[name], self.cdka_B[name]
