@@ -24,6 +24,7 @@ Expansion costs r1 times the arithmetic of B's products. It wins where those are
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -176,27 +177,43 @@ class _KronLinear(torch.autograd.Function):
         seen, A, B, T, weight, up = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _recorded_gradients(ctx, seen, A, B, weight, dy)
-        r, r1, n = A.shape
-        need_x, need_A, need_B = ctx.needs_input_grad[:3]
-        need_seen = ctx.needs_input_grad[6] if ctx.has_features else need_x
-        dtype = seen.dtype
-        rows = dy.reshape(-1, dy.shape[-1]).to(dtype).contiguous()  # a sum's gradient arrives expanded
-        dT, dB = _up_gradients(rows, T, B.to(dtype), ctx.scale, r1, up, (need_seen or need_A, need_B))
-        dx = torch.mm(rows, weight.to(dtype)) if need_x and weight is not None else None
-        dA = dseen = None
-        if need_A:
-            dA = torch.mm(dT.t(), seen.reshape(-1, n)).view(r, r1, n)
-        if need_seen:
-            flat_A = A.reshape(r * r1, n).to(dtype)
-            if dx is None or ctx.has_features:
-                dseen = torch.mm(dT, flat_A).view(seen.shape)
-            else:
-                dx.view(-1, n).addmm_(dT, flat_A)
-        dx = None if dx is None else dx.view(seen.shape)
-        dbase = dy if ctx.has_base else None
-        if ctx.has_features:
-            return dx, dA, dB, None, None, None, dseen, dbase
-        return (dseen if dx is None else dx), dA, dB, None, None, None, None, dbase
+        # The products' precision was chosen in the forward pass; autocast must not mix in another one here.
+        with torch.autocast(dy.device.type, enabled=False) if dy.device.type != "meta" else nullcontext():
+            return _gradients(ctx, seen, A, B, T, weight, up, dy)
+
+
+def _gradients(
+    ctx: Any,
+    seen: Tensor,
+    A: Tensor,
+    B: Tensor,
+    T: Tensor,
+    weight: Tensor | None,
+    up: Tensor | None,
+    dy: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of all inputs, without a graph of their own."""
+    r, r1, n = A.shape
+    need_x, need_A, need_B = ctx.needs_input_grad[:3]
+    need_seen = ctx.needs_input_grad[6] if ctx.has_features else need_x
+    dtype = seen.dtype
+    rows = dy.reshape(-1, dy.shape[-1]).to(dtype).contiguous()  # a sum's gradient arrives expanded
+    dT, dB = _up_gradients(rows, T, B.to(dtype), ctx.scale, r1, up, (need_seen or need_A, need_B))
+    dx = torch.mm(rows, weight.to(dtype)) if need_x and weight is not None else None
+    dA = dseen = None
+    if need_A:
+        dA = torch.mm(dT.t(), seen.reshape(-1, n)).view(r, r1, n)
+    if need_seen:
+        flat_A = A.reshape(r * r1, n).to(dtype)
+        if dx is None or ctx.has_features:
+            dseen = torch.mm(dT, flat_A).view(seen.shape)
+        else:
+            dx.view(-1, n).addmm_(dT, flat_A)
+    dx = None if dx is None else dx.view(seen.shape)
+    dbase = dy if ctx.has_base else None
+    if ctx.has_features:
+        return dx, dA, dB, None, None, None, dseen, dbase
+    return (dseen if dx is None else dx), dA, dB, None, None, None, None, dbase
 
 
 def _up_gradients(
@@ -267,7 +284,7 @@ def _recorded_gradients(
     need_features = ctx.needs_input_grad[6] if ctx.has_features else need_x
     inputs = [t for t, need in ((seen, need_features), (A, need_A), (B, need_B)) if need]
     part = plain(seen, A.to(dtype), B.to(dtype), ctx.scale)
-    found = iter(torch.autograd.grad(part, inputs, dy.to(dtype), create_graph=True))
+    found = iter(torch.autograd.grad(part, inputs, dy.to(dtype), create_graph=True) if inputs else ())
     dseen, dA, dB = (next(found) if need else None for need in (need_features, need_A, need_B))
     dbase = dy if ctx.has_base else None
     dx = None if not need_x or weight is None else dy.to(dtype) @ weight.to(dtype)

@@ -52,7 +52,9 @@ class CdkaLinear(CdkaModule):
     def _may_be_fused(base: Any, x: Tensor) -> bool:
         """Whether the base layer is a frozen linear map that nobody watches, in a precision that meets x's."""
         # Anything that watches or changes the base layer must see it called.
-        if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+        if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks:
+            return False
+        if base._backward_hooks or base._backward_pre_hooks:
             return False
         if "forward" in vars(base):  # replaced on the instance, as accelerate does for offloaded weights
             return False

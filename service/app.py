@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.utils import get_openapi
@@ -42,6 +43,8 @@ from .settings import Settings, explain
 API = "/api/v1"
 # A stream or a slow answer may take so long to end when the server is asked to stop.
 GRACE_SECONDS = 5
+# Threads of requests. Those that wait for SQLite's one writer hold one each, so there are more than anyio's 40.
+REQUEST_THREADS = 128
 
 
 def utc_now() -> datetime:
@@ -90,6 +93,7 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
 def _background(ctx: Context) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
         chores = Chores(ctx)
         chores.start()
         try:

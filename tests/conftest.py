@@ -162,6 +162,11 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: begun last, one process would run it while the other has nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays. The Trainer collects garbage twice a training, at 0.7 s each if it has to look at it."""
     gc.collect()

@@ -10,9 +10,11 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
-from anyio import CancelScope
+from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -66,11 +68,11 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
         response = await handle(request)
         if response.status_code < 300:
             answer = KeptAnswer(said, response.status_code, _seal(response, cipher))
-            await run_in_threadpool(_keep, ctx, scope, key, answer)
-            await run_in_threadpool(ctx.db.end_unit, unit, commit=True)
+            await _in_own_thread(_keep, ctx, scope, key, answer)
+            await _in_own_thread(partial(ctx.db.end_unit, unit, commit=True))
         return response
     except IntegrityError:
-        await run_in_threadpool(ctx.db.end_unit, unit, commit=False)
+        await _in_own_thread(partial(ctx.db.end_unit, unit, commit=False))
         # The same request came in twice at once, and the other was first.
         kept = await run_in_threadpool(_find, ctx, scope, key)
         if kept is None:
@@ -79,8 +81,21 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
     finally:
         # Also when the request is cancelled: its transaction must not stay open.
         with CancelScope(shield=True):
-            await run_in_threadpool(ctx.db.end_unit, unit, commit=False)
+            await _in_own_thread(partial(ctx.db.end_unit, unit, commit=False))
         ctx.db.leave_unit(token)
+
+
+# A unit that may write has to end, also when every other thread waits for it.
+UNIT_THREADS = 8
+_threads: RunVar[CapacityLimiter] = RunVar("unit_threads")
+
+
+async def _in_own_thread(function: Callable[..., None], *arguments: Any) -> None:
+    try:
+        limiter = _threads.get()
+    except LookupError:
+        _threads.set(limiter := CapacityLimiter(UNIT_THREADS))
+    await to_thread.run_sync(function, *arguments, limiter=limiter)
 
 
 def _cipher(secret: str, key: str) -> Fernet:

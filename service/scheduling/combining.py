@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Lock
@@ -18,6 +19,7 @@ class NotServed(Exception):
 @dataclass(slots=True, eq=False)
 class _Ticket(Generic[Item, Answer]):
     item: Item
+    deadline: float
     wake: Event = field(default_factory=Event)
     leads: bool = False
     answers: list[Answer] = field(default_factory=list)
@@ -51,12 +53,13 @@ class Combiner(Generic[Item, Answer]):
             item: what this caller asks.
             serve: answers a batch in order. It may answer fewer than it is given, at least one; the rest is served by
                 the next leader. What it raises is raised to every caller of the batch.
-            patience: seconds to wait for a turn. A call that is being served waits until it is answered.
+            patience: seconds to wait for an answer. A call whose time is up while a batch that it is in is served
+                waits for the end of that one pass.
 
         Raises:
             NotServed: others were served for ``patience`` seconds.
         """
-        ticket: _Ticket[Item, Answer] = _Ticket(item)
+        ticket: _Ticket[Item, Answer] = _Ticket(item, time.monotonic() + patience)
         with self._lock:
             ticket.leads = key not in self._lines
             line = self._lines.setdefault(key, [])
@@ -93,7 +96,12 @@ class Combiner(Generic[Item, Answer]):
             for ticket, answer in zip(batch, answers, strict=False):
                 ticket.answers.append(answer)
             over = [t for t in batch if t.answers or t.error is not None]
-            line[:0] = batch[len(over) :]
+            left, now = batch[len(over) :], time.monotonic()
+            for ticket in left:
+                if ticket.deadline <= now:
+                    ticket.error = NotServed(key)
+                    over.append(ticket)
+            line[:0] = [t for t in left if t.error is None]
             if line:
                 line[0].leads = True
                 over.append(line[0])

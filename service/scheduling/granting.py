@@ -91,11 +91,17 @@ def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
     most, queued = len(runners), any(ask.queued for ask in asks)
     grants: list[Grant | None] = []
     for _ in range(ASK_ATTEMPTS):
-        if queued:
-            grants += _grant_queued(ctx, load, runners[len(grants) :])
-        if len(grants) == len(runners):
-            return grants
-        made, outcome = _propose_and_record(ctx, load, runners[len(grants) :][:most], deadline)
+        try:
+            if queued:
+                grants += _grant_queued(ctx, load, runners[len(grants) :])
+            if len(grants) == len(runners):
+                return grants
+            made, outcome = _propose_and_record(ctx, load, runners[len(grants) :][:most], deadline)
+        except Exception:
+            # What was granted before is committed and must reach its runners. Whoever is next meets the error.
+            if grants and not ctx.db.in_unit:
+                return grants
+            raise
         grants += made
         if outcome is _Outcome.NONE_LEFT:
             return [*grants, *[None] * (len(runners) - len(grants))]
@@ -145,7 +151,8 @@ def _propose_and_record(
     """Ask the policy outside of any write, then record its answers; the number decides between replicas."""
     snapshot = ctx.histories.snapshot(ctx.db, load.id)
     study = snapshot.study
-    with ctx.db.look() as session:
+    # A unit of work reads through its own transaction: a second connection could wait for the rows that it holds.
+    with ctx.db.read() if ctx.db.in_unit else ctx.db.look() as session:
         counts = Trials(session).counts([study.id])[study.id]
         wanted = min(len(runners), _yet_to_ask(study, counts))
         room = _room(session, study, load, counts, wanted, lock=False)

@@ -340,6 +340,16 @@ def test_hooks_on_the_base_layer_are_still_called() -> None:
     assert seen == [(5, 32)]
 
 
+def test_backward_hooks_on_the_base_layer_are_still_called() -> None:
+    model = net()
+    seen = []
+    base = model.base_model.model.first.base_layer
+    base.register_full_backward_pre_hook(lambda m, gradients: seen.append("before"))
+    base.register_full_backward_hook(lambda m, given, taken: seen.append("after"))
+    model(X.clone().requires_grad_()).sum().backward()
+    assert seen == ["before", "after"]
+
+
 def test_a_base_layer_whose_forward_was_replaced_is_still_called() -> None:
     """As accelerate does to bring an offloaded weight to its device for the length of a call."""
     model = net()

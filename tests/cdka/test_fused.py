@@ -128,6 +128,28 @@ def test_nothing_of_the_size_of_dW_is_ever_made(structure: tuple[int, int, int])
     assert tokens * d <= allocations.largest <= d * d // 8
 
 
+def test_double_backward_where_nothing_but_the_base_output_needs_a_gradient() -> None:
+    """As behind another adapter that is trained, on an input that is not."""
+    x, A, B, _, _ = (t.detach() for t in tensors((2, 8, 4)))
+    base = torch.randn(2, TOKENS // 2, D_OUT, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(fused(x, A, B, 0.5, base=base).square().sum(), base, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), base)
+    torch.testing.assert_close(second, torch.full_like(base, 2.0))
+
+
+@pytest.mark.parametrize("structure", [(1, 1, 8), (4, 16, 4)])
+def test_a_backward_pass_within_autocast_keeps_the_precision_of_its_forward_pass(
+    structure: tuple[int, int, int],
+) -> None:
+    x, A, B, W, b = (t.detach().float() for t in tensors(structure))
+    inputs = [t.requires_grad_() for t in (x, A, B)]
+    expected = torch.autograd.grad(fused(x, A, B, 0.5, W, b).sum(), inputs)
+    y = fused(x, A, B, 0.5, W, b).sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, inputs)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("structure", [(1, 1, 8), (2, 2, 8), (4, 16, 4)])
 @pytest.mark.parametrize("with_base", [True, False])
 def test_the_output_may_be_changed_in_place(structure: tuple[int, int, int], with_base: bool) -> None:

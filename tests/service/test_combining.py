@@ -68,6 +68,30 @@ def test_who_is_not_served_in_time_leaves_the_line_and_costs_nothing_later() -> 
     assert 99 not in counter.batches[1]
 
 
+def test_slow_passes_that_answer_a_few_do_not_hold_the_rest_beyond_their_patience() -> None:
+    """60 callers, a pass of 0.05 s for each answer: after 0.25 s a caller is told so at the end of the pass."""
+    combiner = Combiner[int, int](most=256)
+    waited: list[float] = []
+
+    def serve(items: Sequence[int]) -> list[int]:
+        time.sleep(0.05)
+        return [items[0]]
+
+    def caller(k: int) -> bool:
+        began = time.monotonic()
+        try:
+            return combiner.call("study", k, serve, 0.25) == k
+        except NotServed:
+            waited.append(time.monotonic() - began)
+            return False
+
+    with ThreadPoolExecutor(60) as pool:
+        served = sum(pool.map(caller, range(60)))
+    assert 1 <= served < 60
+    assert len(waited) == 60 - served
+    assert combiner._lines == {}
+
+
 def test_an_error_reaches_the_whole_batch_and_the_next_one_is_served() -> None:
     combiner, counter = Combiner[int, int](most=2), Counter()
 

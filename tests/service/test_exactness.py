@@ -20,7 +20,7 @@ from service.db.checks import check
 from service.db.studies import Studies
 from service.domain.records import Principal, Role
 from service.domain.shape import Shape
-from service.errors import Contention
+from service.errors import Contention, Unavailable
 from service.scheduling import granting, leasing, reporting, results, studies
 from service.scheduling.context import Context
 from service.scheduling.retrying import ATTEMPTS, retried
@@ -71,6 +71,7 @@ def race(apis: list[Api], study: str, clients: int, hints: list[float]) -> tuple
                 running += 1
                 most = max(most, running)
                 seen.append(leases[0]["trial"]["number"])
+            assert api.report(leases[0], 0.25).status_code == 200
             with lock:
                 running -= 1
             assert api.finish(leases[0], value=0.5).status_code == 200
@@ -94,7 +95,7 @@ def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
     with busy_processes(busy):
         seen, most = race([api, other], study["id"], clients, hints)
     assert sorted(seen) == list(range(trials))
-    assert most <= 7
+    assert 1 < most <= 7
     assert set(hints) <= {leasing.IDLE_SECONDS, leasing.BUSY_SECONDS}
     read = api.call("GET", f"/studies/{study['id']}").json()
     assert (read["state"], read["search"]["finished"]) == ("completed", trials)
@@ -180,6 +181,30 @@ def test_a_runner_whose_turn_does_not_come_is_told_when_to_ask_again(
     lease = api.lease("second")
     assert lease is not None
     assert lease["trial"]["number"] == 1
+    assert check(ctx.db) == []
+
+
+def test_what_a_pass_has_granted_reaches_its_runners_though_a_later_step_fails(
+    api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queued trial is granted, then the database is away: the lease is its runner's, the error the next one's."""
+    study = api.create(search={"trials": 3, "concurrency": 3, "sampler": "random"})
+    body = {"params": {"r1": 2, "r2": 4, "r": 4, "alpha": 8, "learning_rate": 0.001}}
+    assert api.call("POST", f"/studies/{study['id']}/trials", json=body).status_code == 201
+
+    def away(*_: Any) -> Any:
+        raise Unavailable("the database does not answer")
+
+    with ctx.db.read() as session:
+        (load,) = Studies(session).loads(None)
+    asks = [granting.Ask(load, leasing.Runner(f"runner-{k}", Shape(1, 0)), queued=True) for k in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(granting, "_record", away)
+        (grant,) = granting.serve(ctx, asks)
+        assert grant is not None
+        assert grant.lease.runner == "runner-0"
+        with pytest.raises(Unavailable):
+            granting.serve(ctx, asks[1:])
     assert check(ctx.db) == []
 
 
