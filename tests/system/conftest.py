@@ -22,11 +22,15 @@ SLICE = Sizes(trials=3, seeds=1, train=48, validation=24, test=24, epochs=2, bat
 LEASE_SECONDS = 8.0
 
 
+# Waits are for quick machines; a slow one gets so many times as long. What is waited for is not a matter of speed.
+PATIENCE = 4.0
+
+
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Wait for a condition; a wait that is over says what for."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE * seconds:.0f} s for {what}"
         time.sleep(0.2)
     return found
 
@@ -83,7 +87,7 @@ class System:
         family = [c for p in self.server.processes if p.pid for c in psutil.Process(p.pid).children(recursive=True)]
         self.client.close()
         self.server.stop()
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE * 20)
         names = [_title(p) for p in alive]
         for process in alive:
             process.send_signal(signal.SIGKILL)

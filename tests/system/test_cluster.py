@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -20,7 +22,9 @@ from service.settings import Settings
 
 from .conftest import SLICE, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+# What tells our processes from those of other clusters.
+MARK = "CDKA_TEST_CLUSTER"
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 TASKS = '{"hanging": "tests.system.broken_tasks:Hanging", "deadly": "tests.system.broken_tasks:Deadly"}'
 JUDGED = {"architecture": "sequence_classification", "metrics": {"accuracy": "maximize"}}
@@ -39,6 +43,7 @@ class ClusterSystem:
         token = home / "ray-token"
         token.write_text(secrets.token_hex(32))
         self.environment = {
+            MARK: uuid4().hex,
             **NOTICED,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
@@ -96,11 +101,14 @@ class ClusterSystem:
         return until(lambda: len({m.step for m in self.client.metrics(trial_id)}) >= steps, 180, f"{steps} evaluations")
 
     def runners(self) -> dict[int, int]:
-        """Processes of runners, with that of the node which started each."""
+        """Processes of this cluster's runners, with that of the node which started each."""
         found = {}
         for process in psutil.process_iter(["cmdline", "ppid"]):
             if " ".join(process.info["cmdline"] or []).startswith("ray::RunnerActor"):
-                found[process.pid] = process.info["ppid"]
+                with contextlib.suppress(psutil.Error):
+                    # Others on this machine may run clusters of their own.
+                    if process.environ().get(MARK) == self.environment[MARK]:
+                        found[process.pid] = process.info["ppid"]
         return found
 
     def kill(self, process: Process) -> None:
