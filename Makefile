@@ -58,7 +58,8 @@ test: check-tools lint
 
 # Tests that start clusters and kill processes run one at a time; those on PostgreSQL have a cluster of their own each.
 test-slow: check-tools $(VENV)/.dev
-	$(PYTEST) -m slow $(ARGS)
+	$(PARALLEL) tests/cdka tests/service tests/workers -m slow $(ARGS)
+	$(PYTEST) tests/system -m slow $(ARGS)
 	$(PARALLEL) tests/service tests/workers -m "not slow or both_databases" --database postgresql $(ARGS)
 
 # The whole stack on a Docker engine; installs and starts Debian's where none runs.

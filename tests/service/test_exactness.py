@@ -104,9 +104,14 @@ def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
 
 
 @pytest.mark.parametrize(
-    ("runners", "busy"), [pytest.param(30, 0, id="short"), pytest.param(200, 4, id="long", marks=LONG)]
+    ("sampler", "runners", "busy"),
+    [
+        pytest.param("tpe", 30, 0, id="tpe"),
+        pytest.param("random", 30, 0, id="random"),
+        pytest.param("qmc", 30, 0, id="qmc"),
+        pytest.param("tpe", 200, 4, id="tpe-long", marks=LONG),
+    ],
 )
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_runners_that_ask_at_once_get_what_they_would_get_one_by_one(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch, sampler: str, runners: int, busy: int
 ) -> None:

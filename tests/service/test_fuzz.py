@@ -157,7 +157,7 @@ WHOLE = make_study(
 )
 
 
-@pytest.mark.parametrize("examples", [80, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [80, pytest.param(300, marks=pytest.mark.slow)])
 def test_any_value_at_any_place_is_a_study_or_a_fault_with_a_line(data_root: Path, examples: int) -> None:
     """Every fault names a place, and a file knows the line of it."""
 
