@@ -64,7 +64,7 @@ class RunnerActor:
 
     def _loop(self) -> None:
         # The Trainer collects garbage twice a trial. Half a million objects of imported modules need no second look:
-        # it took 0.3 to 0.7 s each time.
+        # it took about 0.7 s each time.
         gc.collect()
         gc.freeze()
         try:
