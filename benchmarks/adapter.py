@@ -86,6 +86,17 @@ def _miss(d: int, structure: Structure) -> MissConfig:
     return MissConfig(r=rank, target_modules=["linear"], init_weights=False)
 
 
+def _configs(d: int, structure: Structure) -> dict[str, Any]:
+    """The adapters that are timed everywhere, by name; ``None`` is the frozen layer alone."""
+    return {
+        "base": None,
+        "cdka": _cdka(structure),
+        "lora": _lora(d, structure),
+        "rslora": _lora(d, structure, rslora=True),
+        "miss": _miss(d, structure),
+    }
+
+
 @cache
 def _lokr(d: int, parameters: int) -> LoKrConfig:
     """The LoKr, over its factor and rank, whose size is closest to ``parameters``."""
@@ -123,14 +134,7 @@ def contenders(d: int, tokens: int, dtype: torch.dtype, structure: Structure) ->
     x = torch.randn(tokens, d, dtype=dtype, requires_grad=True)
     cotangent = torch.randn(tokens, d, dtype=dtype)
     lokr = _lokr(d, _parameters(d, structure))
-    configs = {
-        "base": None,
-        "cdka": _cdka(structure),
-        "lora": _lora(d, structure),
-        "rslora": _lora(d, structure, rslora=True),
-        "miss": _miss(d, structure),
-        "lokr": lokr,
-    }
+    configs = {**_configs(d, structure), "lokr": lokr}
     steps = {name: _step(_adapted(d, dtype, c), x, cotangent) for name, c in configs.items()}
     for name, bypass in (("lycoris", False), ("lycoris bypass", True)):
 

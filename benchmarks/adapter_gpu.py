@@ -17,7 +17,7 @@ import torch
 
 from cdka import fused
 
-from .adapter import CONFIGURATIONS, Structure, _adapted, _cdka, _lora, _miss, _parameters, _step
+from .adapter import CONFIGURATIONS, Structure, _adapted, _configs, _parameters, _step
 from .traffic import Traffic, cdka_traffic, lora_traffic
 
 
@@ -55,13 +55,7 @@ def report(d: int, tokens: int, structure: Structure) -> None:
     device, dtype = torch.device("cuda"), torch.bfloat16
     x = torch.randn(tokens, d, dtype=dtype, device=device, requires_grad=True)
     cotangent = torch.randn(tokens, d, dtype=dtype, device=device)
-    configs = {
-        "base": None,
-        "cdka": _cdka(structure),
-        "lora": _lora(d, structure),
-        "rslora": _lora(d, structure, rslora=True),
-        "miss": _miss(d, structure),
-    }
+    configs = _configs(d, structure)
     steps = {name: _step(_adapted(d, dtype, c).to(device), x, cotangent) for name, c in configs.items()}
     ours = steps.pop("cdka")
     steps |= {"expanded": _with_limit(ours, 10**9), "shuffled": _with_limit(ours, 0)}
