@@ -162,9 +162,16 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: begun last, one process would run it while the other has nothing left to do."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort the Ray tests first: they are the longest, and a process that starts one last keeps the other waiting.
+
+    With ``--database postgresql``, deselect tests that use no database: they ran with SQLite and would do the same.
+    """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    if config.getoption("--database") == "postgresql":
+        idle = [item for item in items if "database_url" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=idle)
+        items[:] = [item for item in items if item not in idle]
 
 
 def pytest_collection_finish() -> None:
