@@ -24,7 +24,6 @@ Expansion costs r1 times the arithmetic of B's products. It wins where those are
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -146,22 +145,24 @@ class _KronLinear(torch.autograd.Function):
         m, r2 = B.shape[1], B.shape[2]
         dtype = x.dtype
         seen = x if features is None else features
-        T = torch.mm(seen.reshape(-1, n), A.reshape(r * r1, n).to(dtype).t()).view(-1, r2 * r * r1)
+        T = torch.mm(seen.reshape(-1, n), _cast(A, dtype).reshape(-1, n).t()).view(-1, r2 * r * r1)
         up = None
         if expands(x.device.type, r, r1, r2):
-            up = _expanded(B.to(dtype), r1, scale)
+            up = _expanded(_cast(B, dtype), r1)
             y = _frozen(x, weight, bias)
             if y is not None:
-                y.addmm_(T, up)
+                y.addmm_(T, up, alpha=scale)
+            elif base is not None:
+                y = torch.addmm(base.reshape(-1, m * r1), T, up, alpha=scale)
             else:
-                y = torch.mm(T, up) if base is None else torch.addmm(base.reshape(-1, m * r1), T, up)
+                y = torch.mm(T, up * scale)
         else:
             T = _shuffle(T, r2 * r).reshape(-1, r2 * r)
-            y = _shuffle(torch.mm(T, _flat(B.to(dtype), scale)).view(-1, r1 * m), r1)
+            y = _shuffle(torch.mm(T, _flat(_cast(B, dtype)) * scale).view(-1, r1 * m), r1)
             if base is not None:
                 y = y.add_(base.reshape(-1, m * r1))
             elif weight is not None and bias is None:
-                y.addmm_(x.reshape(-1, x.shape[-1]), weight.to(dtype).t())
+                y.addmm_(x.reshape(-1, x.shape[-1]), _cast(weight, dtype).t())
             elif (frozen := _frozen(x, weight, bias)) is not None:
                 y = frozen.add_(y)
         # Where the batch is large, B as it was expanded is small beside x and is made once a step. The layer's weight
@@ -177,8 +178,11 @@ class _KronLinear(torch.autograd.Function):
         seen, A, B, T, weight, up = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _recorded_gradients(ctx, seen, A, B, weight, dy)
+        kind = dy.device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
+            return _gradients(ctx, seen, A, B, T, weight, up, dy)
         # The products' precision was chosen in the forward pass; autocast must not mix in another one here.
-        with torch.autocast(dy.device.type, enabled=False) if dy.device.type != "meta" else nullcontext():
+        with torch.autocast(kind, enabled=False):
             return _gradients(ctx, seen, A, B, T, weight, up, dy)
 
 
@@ -197,18 +201,20 @@ def _gradients(
     need_x, need_A, need_B = ctx.needs_input_grad[:3]
     need_seen = ctx.needs_input_grad[6] if ctx.has_features else need_x
     dtype = seen.dtype
-    rows = dy.reshape(-1, dy.shape[-1]).to(dtype).contiguous()  # a sum's gradient arrives expanded
-    dT, dB = _up_gradients(rows, T, B.to(dtype), ctx.scale, r1, up, (need_seen or need_A, need_B))
-    dx = torch.mm(rows, weight.to(dtype)) if need_x and weight is not None else None
+    rows = _cast(dy, dtype).reshape(-1, dy.shape[-1]).contiguous()  # a sum's gradient arrives expanded
+    dT, dB = _up_gradients(rows, T, _cast(B, dtype), r1, up, (need_seen or need_A, need_B))
+    dx = torch.mm(rows, _cast(weight, dtype)) if need_x and weight is not None else None
     dA = dseen = None
     if need_A:
-        dA = torch.mm(dT.t(), seen.reshape(-1, n)).view(r, r1, n)
+        dA = torch.mm(dT.t(), seen.reshape(-1, n)).mul_(ctx.scale).view(r, r1, n)
+    if need_B:
+        dB.mul_(ctx.scale)
     if need_seen:
-        flat_A = A.reshape(r * r1, n).to(dtype)
+        flat_A = _cast(A, dtype).reshape(-1, n)
         if dx is None or ctx.has_features:
-            dseen = torch.mm(dT, flat_A).view(seen.shape)
+            dseen = torch.mm(dT, flat_A * ctx.scale).view(seen.shape)
         else:
-            dx.view(-1, n).addmm_(dT, flat_A)
+            dx.view(-1, n).addmm_(dT, flat_A, alpha=ctx.scale)
     dx = None if dx is None else dx.view(seen.shape)
     dbase = dy if ctx.has_base else None
     if ctx.has_features:
@@ -217,49 +223,56 @@ def _gradients(
 
 
 def _up_gradients(
-    dy: Tensor, T: Tensor, B: Tensor, scale: float, r1: int, up: Tensor | None, needed: tuple[bool, bool]
-) -> tuple[Any, Tensor | None]:
-    """``dT`` as ``(N*r2, r*r1)`` in the order of A's rows, and ``dB``; ``up`` is B as the forward pass expanded it."""
+    dy: Tensor, T: Tensor, B: Tensor, r1: int, up: Tensor | None, needed: tuple[bool, bool]
+) -> tuple[Any, Any]:
+    """``dT`` as ``(N*r2, r*r1)`` in the order of A's rows, and ``dB``, both still without the scale.
+
+    ``up`` is B as the forward pass expanded it.
+    """
     r, m, r2 = B.shape
     need_T, need_B = needed
     dT = dB = None
     if expands(dy.device.type, r, r1, r2):
         if need_T:
-            dT = torch.mm(dy, (_expanded(B, r1, scale) if up is None else up).t()).view(-1, r * r1)
+            dT = torch.mm(dy, (_expanded(B, r1) if up is None else up).t()).view(-1, r * r1)
         if need_B:
             wide = torch.mm(T.t(), dy)
             if r1 > 1:
                 wide = wide.view(r2 * r, r1, m, r1).diagonal(dim1=1, dim2=3).sum(-1)
-            dB = wide.view(r2, r, m).permute(1, 2, 0) * scale
+            dB = wide.view(r2, r, m).permute(1, 2, 0)
         return dT, dB
     shuffled = _shuffle(dy, m).reshape(-1, m)
     if need_T:
-        dT = _shuffle(torch.mm(shuffled, _flat(B, scale).t()).view(-1, r1 * r2 * r), r1).reshape(-1, r * r1)
+        dT = _shuffle(torch.mm(shuffled, _flat(B).t()).view(-1, r1 * r2 * r), r1).reshape(-1, r * r1)
     if need_B:
-        dB = torch.mm(T.t(), shuffled).view(r2, r, m).permute(1, 2, 0) * scale
+        dB = torch.mm(T.t(), shuffled).view(r2, r, m).permute(1, 2, 0)
     return dT, dB
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``t.to(dtype)``, without the call where it would do nothing: layers are many."""
+    return t if t.dtype is dtype else t.to(dtype)
 
 
 def _frozen(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
     if weight is None:
         return None
-    return linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return linear(x.reshape(-1, x.shape[-1]), _cast(weight, x.dtype), None if bias is None else _cast(bias, x.dtype))
 
 
-def _flat(B: Tensor, scale: float) -> Tensor:
-    """``(r2*r, m)``: row ``(v, i)`` is column v of B_i, scaled."""
+def _flat(B: Tensor) -> Tensor:
+    """``(r2*r, m)``: row ``(v, i)`` is column v of B_i."""
     r, m, r2 = B.shape
-    return (B.permute(2, 0, 1) * scale).reshape(r2 * r, m)
+    return B.permute(2, 0, 1).reshape(r2 * r, m)
 
 
-def _expanded(B: Tensor, r1: int, scale: float) -> Tensor:
-    """``scale * (B (x) I_r1)`` as ``(r2*r*r1, m*r1)``, rows in the order of T's columns ``(v, i, q)``."""
+def _expanded(B: Tensor, r1: int) -> Tensor:
+    """``B (x) I_r1`` as ``(r2*r*r1, m*r1)``, rows in the order of T's columns ``(v, i, q)``."""
     if r1 == 1:
-        return _flat(B, scale)
+        return _flat(B)
     r, m, r2 = B.shape
-    wide = B.new_zeros(r2, r, r1, m, r1)
-    wide.diagonal(dim1=2, dim2=4).copy_((B.permute(2, 0, 1) * scale).unsqueeze(-1).expand(r2, r, m, r1))
-    return wide.view(r2 * r * r1, m * r1)
+    repeated = B.permute(2, 0, 1).unsqueeze(-1).expand(r2, r, m, r1)
+    return torch.diag_embed(repeated, dim1=2, dim2=4).view(r2 * r * r1, m * r1)
 
 
 def _shuffle(rows: Tensor, groups: int) -> Tensor:

@@ -38,30 +38,23 @@ class CdkaLinear(CdkaModule):
     """
 
     def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
-        base: Any = self.base_layer
-        if not self._may_be_fused(base, x):
+        base = self.base_layer
+        # Anything that watches or changes the base layer must see it called; so must a forward replaced on the
+        # instance, as accelerate does for offloaded weights.
+        if type(base) is not nn.Linear or "forward" in base.__dict__ or _is_hooked(base):
+            return None
+        weight, bias = base.weight, base.bias
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            return None
+        # Without autocast, a linear layer refuses an input of another precision; so must it here.
+        if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             return None
         A, B = self.cdka_A[name], self.cdka_B[name]
-        if not can_fuse(x, A, B, base.weight, base.bias):
+        if not can_fuse(x, A, B, weight, bias):
             return None
         dropout = self.cdka_dropout[name]
         features = dropout(x) if self.training and not isinstance(dropout, nn.Identity) else None
-        return fused(x, A, B, self.scaling[name], base.weight, base.bias, features=features)
-
-    @staticmethod
-    def _may_be_fused(base: Any, x: Tensor) -> bool:
-        """Whether the base layer is a frozen linear map that nobody watches, in a precision that meets x's."""
-        # Anything that watches or changes the base layer must see it called.
-        if type(base) is not nn.Linear or base._forward_hooks or base._forward_pre_hooks:
-            return False
-        if base._backward_hooks or base._backward_pre_hooks:
-            return False
-        if "forward" in vars(base):  # replaced on the instance, as accelerate does for offloaded weights
-            return False
-        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
-            return False
-        # Without autocast, a linear layer refuses an input of another precision; so must it here.
-        return bool(base.weight.dtype == x.dtype) or torch.is_autocast_enabled(x.device.type)
+        return fused(x, A, B, self.scaling[name], weight, bias, features=features)
 
     def _add_product(self, result: Tensor, features: Tensor, name: str) -> Tensor:
         A, B = self.cdka_A[name], self.cdka_B[name]
@@ -71,6 +64,10 @@ class CdkaLinear(CdkaModule):
 
     def _product(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
         return kron_linear(x, A, B, scale)
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 class CdkaConv2d(CdkaModule):
