@@ -31,6 +31,18 @@ def cdka_traffic(d: int, r1: int, r2: int, r: int, *, expanded: bool, bias: bool
     return Traffic((7 if bias else 5) + 4 * t, 7 + 6 * t)
 
 
+def grouped_traffic(d: int, r1: int, r2: int, r: int, layers: int) -> Traffic:
+    """Of each of ``layers`` layers that see the same input (``cdka/groups.py``); B is expanded.
+
+    Alone, k frozen layers write k gradients of x, which autograd sums (k - 1 times two reads and a write). A group
+    writes the first, and adds the others and its adapters' in place.
+    """
+    t = r * r1 * r2 / d
+    # Each layer's T is copied out of the common product, unless it lies there as it is needed; dT is copied into one.
+    copied = 0 if r2 == 1 else 2 * t
+    return Traffic(2 + 1 / layers + 2 * t + copied, 5 / layers + 6 * t)
+
+
 def lora_traffic(d: int, rank: int) -> Traffic:
     """Of one LoRA layer as PEFT computes it, in one precision and without dropout."""
     t = rank / d

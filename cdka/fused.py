@@ -24,6 +24,7 @@ Expansion costs r1 times the arithmetic of B's products. It wins where those are
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -145,11 +146,11 @@ class _KronLinear(torch.autograd.Function):
         m, r2 = B.shape[1], B.shape[2]
         dtype = x.dtype
         seen = x if features is None else features
-        T = torch.mm(seen.reshape(-1, n), _cast(A, dtype).reshape(-1, n).t()).view(-1, r2 * r * r1)
+        T = torch.mm(seen.reshape(-1, n), cast(A, dtype).reshape(-1, n).t()).view(-1, r2 * r * r1)
         up = None
         if expands(x.device.type, r, r1, r2):
-            up = _expanded(_cast(B, dtype), r1)
-            y = _frozen(x, weight, bias)
+            up = expanded(cast(B, dtype), r1)
+            y = frozen_output(x, weight, bias)
             if y is not None:
                 y.addmm_(T, up, alpha=scale)
             elif base is not None:
@@ -158,17 +159,15 @@ class _KronLinear(torch.autograd.Function):
                 y = torch.mm(T, up * scale)
         else:
             T = _shuffle(T, r2 * r).reshape(-1, r2 * r)
-            y = _shuffle(torch.mm(T, _flat(_cast(B, dtype)) * scale).view(-1, r1 * m), r1)
+            y = _shuffle(torch.mm(T, _flat(cast(B, dtype)) * scale).view(-1, r1 * m), r1)
             if base is not None:
                 y = y.add_(base.reshape(-1, m * r1))
             elif weight is not None and bias is None:
-                y.addmm_(x.reshape(-1, x.shape[-1]), _cast(weight, dtype).t())
-            elif (frozen := _frozen(x, weight, bias)) is not None:
+                y.addmm_(x.reshape(-1, x.shape[-1]), cast(weight, dtype).t())
+            elif (frozen := frozen_output(x, weight, bias)) is not None:
                 y = frozen.add_(y)
-        # Where the batch is large, B as it was expanded is small beside x and is made once a step. The layer's weight
-        # is kept as it is and cast again: a cast copy would be held for every layer at once.
-        kept = up if up is not None and r1 > 1 and len(T) >= ROWS_PER_KEPT * up.shape[0] else None
-        ctx.save_for_backward(seen, A, B, T, weight, kept)
+        # The layer's weight is kept as it is and cast again: a cast copy would be held for every layer at once.
+        ctx.save_for_backward(seen, A, B, T, weight, kept_for_backward(up, r1, len(T)))
         ctx.scale, ctx.has_base, ctx.has_features = scale, base is not None, features is not None
         # Autograd forbids changing a view that was made in here in place, as ``hidden += y`` does; data is no view.
         return y.view(*x.shape[:-1], m * r1).data
@@ -178,11 +177,8 @@ class _KronLinear(torch.autograd.Function):
         seen, A, B, T, weight, up = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _recorded_gradients(ctx, seen, A, B, weight, dy)
-        kind = dy.device.type
-        if kind == "meta" or not torch.is_autocast_enabled(kind):
-            return _gradients(ctx, seen, A, B, T, weight, up, dy)
         # The products' precision was chosen in the forward pass; autocast must not mix in another one here.
-        with torch.autocast(kind, enabled=False):
+        with without_autocast(dy.device.type):
             return _gradients(ctx, seen, A, B, T, weight, up, dy)
 
 
@@ -201,16 +197,16 @@ def _gradients(
     need_x, need_A, need_B = ctx.needs_input_grad[:3]
     need_seen = ctx.needs_input_grad[6] if ctx.has_features else need_x
     dtype = seen.dtype
-    rows = _cast(dy, dtype).reshape(-1, dy.shape[-1]).contiguous()  # a sum's gradient arrives expanded
-    dT, dB = _up_gradients(rows, T, _cast(B, dtype), r1, up, (need_seen or need_A, need_B))
-    dx = torch.mm(rows, _cast(weight, dtype)) if need_x and weight is not None else None
+    rows = cast(dy, dtype).reshape(-1, dy.shape[-1]).contiguous()  # a sum's gradient arrives expanded
+    dT, dB = up_gradients(rows, T, cast(B, dtype), r1, up, (need_seen or need_A, need_B))
+    dx = torch.mm(rows, cast(weight, dtype)) if need_x and weight is not None else None
     dA = dseen = None
     if need_A:
         dA = torch.mm(dT.t(), seen.reshape(-1, n)).mul_(ctx.scale).view(r, r1, n)
     if need_B:
         dB.mul_(ctx.scale)
     if need_seen:
-        flat_A = _cast(A, dtype).reshape(-1, n)
+        flat_A = cast(A, dtype).reshape(-1, n)
         if dx is None or ctx.has_features:
             dseen = torch.mm(dT, flat_A * ctx.scale).view(seen.shape)
         else:
@@ -222,7 +218,7 @@ def _gradients(
     return (dseen if dx is None else dx), dA, dB, None, None, None, None, dbase
 
 
-def _up_gradients(
+def up_gradients(
     dy: Tensor, T: Tensor, B: Tensor, r1: int, up: Tensor | None, needed: tuple[bool, bool]
 ) -> tuple[Any, Any]:
     """``dT`` as ``(N*r2, r*r1)`` in the order of A's rows, and ``dB``, both still without the scale.
@@ -234,7 +230,7 @@ def _up_gradients(
     dT = dB = None
     if expands(dy.device.type, r, r1, r2):
         if need_T:
-            dT = torch.mm(dy, (_expanded(B, r1) if up is None else up).t()).view(-1, r * r1)
+            dT = torch.mm(dy, (expanded(B, r1) if up is None else up).t()).view(-1, r * r1)
         if need_B:
             wide = torch.mm(T.t(), dy)
             if r1 > 1:
@@ -249,15 +245,28 @@ def _up_gradients(
     return dT, dB
 
 
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+def kept_for_backward(up: Tensor | None, r1: int, rows: int) -> Tensor | None:
+    """B as it was expanded, where it is small beside x: it is then made once a step."""
+    return up if up is not None and r1 > 1 and rows >= ROWS_PER_KEPT * up.shape[0] else None
+
+
+def without_autocast(kind: str) -> AbstractContextManager[object]:
+    """A context in which autocast is off on this kind of device; costs nothing where it is off already."""
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     """``t.to(dtype)``, without the call where it would do nothing: layers are many."""
     return t if t.dtype is dtype else t.to(dtype)
 
 
-def _frozen(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+def frozen_output(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """The frozen layer's output as ``(N, d_out)``, in x's precision; ``None`` without a weight."""
     if weight is None:
         return None
-    return linear(x.reshape(-1, x.shape[-1]), _cast(weight, x.dtype), None if bias is None else _cast(bias, x.dtype))
+    return linear(x.reshape(-1, x.shape[-1]), cast(weight, x.dtype), None if bias is None else cast(bias, x.dtype))
 
 
 def _flat(B: Tensor) -> Tensor:
@@ -266,7 +275,7 @@ def _flat(B: Tensor) -> Tensor:
     return B.permute(2, 0, 1).reshape(r2 * r, m)
 
 
-def _expanded(B: Tensor, r1: int) -> Tensor:
+def expanded(B: Tensor, r1: int) -> Tensor:
     """``B (x) I_r1`` as ``(r2*r*r1, m*r1)``, rows in the order of T's columns ``(v, i, q)``."""
     if r1 == 1:
         return _flat(B)

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from .config import SCALES, CdkaConfig
 from .divisors import largest_divisor
 from .errors import AdapterError, TargetError
+from .groups import group_layers
 from .layer import BASE, CdkaLayer, layer_dimensions
 from .modules import CdkaConv2d, CdkaLinear
 from .rearrangement import truncate_factors
@@ -64,6 +65,11 @@ class CdkaModel(BaseTuner):
             # An additional adapter is not trained until it is chosen.
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
+
+    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """See PEFT's ``BaseTuner.inject_adapter``; layers that see the same input are then computed together."""
+        super().inject_adapter(model, *args, **kwargs)
+        group_layers(model, CdkaLinear)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

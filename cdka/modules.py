@@ -10,6 +10,7 @@ from torch.nn.functional import pad, unfold
 
 from .config import CdkaConfig
 from .fused import can_fuse, compute_dtype, fused
+from .groups import LayerGroup, LayerTensors
 from .kronecker import kron_linear
 from .layer import CdkaLayer
 
@@ -37,7 +38,32 @@ class CdkaLinear(CdkaModule):
     ``(..., d_in) -> (..., d_out)``.
     """
 
+    group: LayerGroup | None = None
+
     def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
+        tensors = self._fusible_tensors(x, name)
+        if tensors is None:
+            return None
+        if self._drops(name):
+            return fused(x, *tensors, features=self.cdka_dropout[name](x))
+        if self.group is not None and torch.is_grad_enabled():
+            output = self.group.output(self, x, tensors)
+            if output is not None:
+                return output
+        return fused(x, *tensors)
+
+    def shared_tensors(self, x: Tensor) -> LayerTensors | None:
+        """See :class:`~cdka.groups.GroupedLayer`."""
+        names = [name for name in self.active_adapters if name in self.cdka_A]
+        if self.disable_adapters or self.merged or len(names) != 1 or self._drops(names[0]):
+            return None
+        return self._fusible_tensors(x, names[0])
+
+    def _drops(self, name: str) -> bool:
+        return self.training and not isinstance(self.cdka_dropout[name], nn.Identity)
+
+    def _fusible_tensors(self, x: Tensor, name: str) -> LayerTensors | None:
+        """What base layer and adapter are computed from in one function; ``None`` where that is not the same."""
         base = self.base_layer
         # Anything that watches or changes the base layer must see it called; so must a forward replaced on the
         # instance, as accelerate does for offloaded weights.
@@ -50,11 +76,7 @@ class CdkaLinear(CdkaModule):
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             return None
         A, B = self.cdka_A[name], self.cdka_B[name]
-        if not can_fuse(x, A, B, weight, bias):
-            return None
-        dropout = self.cdka_dropout[name]
-        features = dropout(x) if self.training and not isinstance(dropout, nn.Identity) else None
-        return fused(x, A, B, self.scaling[name], weight, bias, features=features)
+        return LayerTensors(A, B, self.scaling[name], weight, bias) if can_fuse(x, A, B, weight, bias) else None
 
     def _add_product(self, result: Tensor, features: Tensor, name: str) -> Tensor:
         A, B = self.cdka_A[name], self.cdka_B[name]

@@ -209,8 +209,8 @@ def test_shapes_and_precisions_hold_on_tensors_without_storage(
     r1, r2, r = structure
     d_in, d_out = 320, 192
     expansions: list[int] = []
-    original = module._expanded
-    monkeypatch.setattr(module, "_expanded", lambda B, r1: (expansions.append(r1), original(B, r1))[1])
+    original = module.expanded
+    monkeypatch.setattr(module, "expanded", lambda B, r1: (expansions.append(r1), original(B, r1))[1])
     x = torch.empty(tokens, d_in, device="meta", dtype=dtype, requires_grad=True)
     W = torch.empty(d_out, d_in, device="meta", dtype=dtype)
     A = torch.empty(r, r1, d_in // r2, device="meta", requires_grad=True)

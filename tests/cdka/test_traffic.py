@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from benchmarks.traffic import cdka_traffic
+from benchmarks.traffic import cdka_traffic, grouped_traffic
 from cdka import fused as module
 from cdka.fused import expands, fused
+from cdka.groups import LayerTensors, grouped
 
 
 class Touched(TorchDispatchMode):
@@ -22,9 +25,9 @@ class Touched(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.Tag.inplace_view in func.tags or func.is_view:
+        if torch.Tag.inplace_view in func.tags or func.is_view or func is torch.ops.aten._unsafe_view.default:
             return result
-        for tensor in [*args, *(result if isinstance(result, (tuple, list)) else [result])]:
+        for tensor in tree_leaves([args, result]):
             # Tokens are a prime: only activations have a multiple of so many numbers.
             if isinstance(tensor, torch.Tensor) and tensor.numel() % self.tokens == 0:
                 self.numbers += tensor.numel()
@@ -53,6 +56,39 @@ def test_the_model_of_activations_moved_is_what_operations_touch(
     unit = tokens * d
     found = forward.numbers / unit - 2, backward.numbers / unit - 2
     model = cdka_traffic(d, r1, r2, r, expanded=expanded, bias=bias)
+    assert found == pytest.approx((model.forward, model.backward), abs=1e-6)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("structure", [(1, 1, 8), (2, 2, 8), (2, 8, 4)])
+def test_the_model_of_layers_that_see_the_same_input_is_what_operations_touch(
+    structure: tuple[int, int, int], layers: int
+) -> None:
+    r1, r2, r = structure
+    tokens, d = 521, 128
+    x = torch.randn(tokens, d, requires_grad=True)
+    made = [
+        LayerTensors(
+            torch.randn(r, r1, d // r2, requires_grad=True),
+            torch.randn(r, d // r1, r2, requires_grad=True),
+            0.5,
+            torch.randn(d, d),
+            None,
+        )
+        for _ in range(layers)
+    ]
+    frozen = [nn.functional.linear(x, layer.weight) for layer in made]
+    cotangents = [torch.randn(tokens, d) for _ in made]
+    with Touched(tokens) as alone:
+        torch.autograd.backward(frozen, cotangents)
+    x.grad = None
+    with Touched(tokens) as forward:
+        outputs = grouped(x, made)
+    with Touched(tokens) as backward:
+        torch.autograd.backward(outputs, cotangents)
+    unit = tokens * d * layers
+    found = forward.numbers / unit - 2, (backward.numbers - alone.numbers) / unit
+    model = grouped_traffic(d, r1, r2, r, layers)
     assert found == pytest.approx((model.forward, model.backward), abs=1e-6)
 
 
