@@ -10,7 +10,7 @@ PARALLEL := $(PYTEST) --numprocesses $(WORKERS) --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 ARGS ?=
 
-.PHONY: setup demo serve check-tools test test-slow test-peft test-compose lint bench bench-full clean
+.PHONY: setup demo serve check-tools test test-slow test-slow-system test-slow-others test-peft test-compose lint bench bench-full clean
 
 # One resolver pass over exact pins. Bytecode is written when a module is first imported: most never are.
 define install
@@ -56,11 +56,16 @@ check-tools:
 test: check-tools lint
 	$(PARALLEL) -m "not slow" $(ARGS)
 
-# Tests that start clusters and kill processes run one at a time. On PostgreSQL each process has its own cluster; test_tasks
-# is about training, which no database changes.
+# Tests that start clusters and kill processes run one at a time, and mostly wait; the others run beside them.
 test-slow: check-tools $(VENV)/.dev
-	$(PARALLEL) tests/cdka tests/service tests/workers -m slow $(ARGS)
+	+$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-slow-system test-slow-others
+
+test-slow-system:
 	$(PYTEST) tests/system -m slow $(ARGS)
+
+# What uses a database runs on PostgreSQL, too, with a cluster for each process; test_tasks is about training.
+test-slow-others:
+	$(PARALLEL) tests/cdka tests/service tests/workers -m slow $(ARGS)
 	$(PARALLEL) tests/service tests/workers --ignore tests/workers/test_tasks.py -m "not slow or both_databases" \
 	  --database postgresql $(ARGS)
 
