@@ -1,12 +1,13 @@
 """CDKA beside no adapter, LoRA, rsLoRA, MiSS, PEFT's LoKr and LyCORIS' LoKr of equal parameters.
 
-    python -m benchmarks.adapter [--full | --models | --crossover | --memory | --merged | --profile]
+    python -m benchmarks.adapter [--full | --models | --groups | --crossover | --memory | --merged | --profile]
 
 One thread, forward and backward: medians of CPU time over interleaved rounds, as ratios within one run. Without an
 option: one layer, then whole models.
 
 --full       layers of all widths, token counts and precisions
 --models     a training step of a BERT (384 x 6 layers, 8 x 64 tokens) and a Llama (512 x 8 layers, 4 x 256 tokens)
+--groups     three layers that see the same input, computed together and one by one
 --crossover  expanded against shuffled products: where ``fused.LARGEST_EXPANSION`` comes from
 --memory     peak memory of a training step of a 6-layer model, CDKA over LoRA, each in a process of its own
 --merged     inference after merging, over the base layer
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -31,6 +33,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import cdka
 from cdka import fused
+from cdka.modules import CdkaLinear
 
 from .measure import medians
 
@@ -193,6 +196,45 @@ class _Bert:
         return model, {"input_ids": torch.randint(0, 30000, (8, 64)), "labels": torch.randint(0, 5, (8,))}
 
 
+class _Attention(nn.Module):
+    """Three layers that see the same input, named so that they are computed together."""
+
+    def __init__(self, d: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d, d, bias=False, dtype=dtype) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
+
+
+def group_contenders(
+    d: int, x: torch.Tensor, cotangent: torch.Tensor, structure: Structure
+) -> dict[str, Callable[[], None]]:
+    """Steps of three layers with the same input: CDKA together and layer by layer, and the others."""
+    made = {}
+    for name, config in _configs(d, structure).items():
+        model: nn.Module = _Attention(d, x.dtype)
+        if config is not None:
+            config.target_modules = ["q_proj", "k_proj", "v_proj"]
+            model = get_peft_model(model, config, autocast_adapter_dtype=False)
+        made[name] = model.to(x.device)
+    made["cdka, layer by layer"] = alone = deepcopy(made["cdka"])
+    for layer in alone.modules():
+        if isinstance(layer, CdkaLinear):
+            layer.group = None
+    return {name: _step(model, x, cotangent) for name, model in made.items()}
+
+
+def groups() -> None:
+    """Three layers with the same input, over the same computed layer by layer, and over LoRA and MiSS."""
+    for d, tokens in ((384, 512), (1024, 512)):
+        for structure in CONFIGURATIONS:
+            x, cotangent = torch.randn(tokens, d, requires_grad=True), torch.randn(tokens, 3 * d)
+            seconds = medians(group_contenders(d, x, cotangent, structure), 15, max(1, int(2e8 / (d * d * tokens))))
+            ratios = "  ".join(f"/{n} {seconds['cdka'] / s:.2f}" for n, s in seconds.items() if n != "cdka")
+            print(f"three layers, d={d:<5} tokens={tokens} {structure!s:<12} cdka {ratios}", flush=True)
+
+
 def models() -> None:
     """A training step (forward, backward, optimizer) of whole models, over LoRA's of rank 8."""
     for kind in (_Bert, _Llama):
@@ -313,12 +355,12 @@ def profile() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("full", "models", "crossover", "memory", "merged", "profile"):
+    for name in ("full", "models", "groups", "crossover", "memory", "merged", "profile"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    chosen = [f for f in (models, crossover, memory, merged, profile) if getattr(options, f.__name__)]
+    chosen = [f for f in (models, groups, crossover, memory, merged, profile) if getattr(options, f.__name__)]
     if chosen:
         for measure in chosen:
             measure()
@@ -330,6 +372,7 @@ def main() -> None:
                 for structure in CONFIGURATIONS:
                     report(d, tokens, dtype, structure, rounds=5 if options.full else 15)
     merged()
+    groups()
     models()
 
 

@@ -17,8 +17,8 @@ import torch
 
 from cdka import fused
 
-from .adapter import CONFIGURATIONS, Structure, _adapted, _configs, _parameters, _step
-from .traffic import Traffic, cdka_traffic, lora_traffic
+from .adapter import CONFIGURATIONS, Structure, _adapted, _configs, _parameters, _step, group_contenders
+from .traffic import Traffic, cdka_traffic, grouped_traffic, lora_traffic
 
 
 def medians(contenders: dict[str, Callable[[], None]], rounds: int = 30, inner: int = 10) -> dict[str, float]:
@@ -83,6 +83,19 @@ def report(d: int, tokens: int, structure: Structure) -> None:
         )
 
 
+def report_group(d: int, tokens: int, structure: Structure) -> None:
+    """Print the milliseconds of three layers that see the same input."""
+    x = torch.randn(tokens, d, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    cotangent = torch.randn(tokens, 3 * d, dtype=torch.bfloat16, device="cuda")
+    found = medians(group_contenders(d, x, cotangent, structure))
+    r1, r2, r = structure
+    model = grouped_traffic(d, r1, r2, r, 3)
+    moves = model.forward + model.backward
+    print(f"three layers, d={d} tokens={tokens} bf16 {structure!s:<12} moves {moves:.2f} N*d each")
+    for name, milliseconds in found.items():
+        print(f"  {name:<20} {milliseconds:7.3f} ms  over LoRA {milliseconds / found['lora']:5.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=4096)
@@ -94,6 +107,8 @@ def main() -> None:
     print(torch.cuda.get_device_name(), f"torch {torch.__version__}")
     for structure in CONFIGURATIONS:
         report(options.width, options.tokens, structure)
+        if fused.expands("cuda", structure[2], structure[0], structure[1]):
+            report_group(options.width, options.tokens, structure)
 
 
 if __name__ == "__main__":
