@@ -12,7 +12,8 @@ import httpx
 
 from .errors import Unavailable
 from .scheduling.context import Context
-from .scheduling.maintenance import collect_checkpoints, maintain, purge_deleted, tidy
+from .scheduling.maintenance import collect_checkpoints, maintain, tidy
+from .scheduling.removal import purge_deleted
 from .scheduling.webhooks import deliver_due
 
 _log = logging.getLogger(__name__)

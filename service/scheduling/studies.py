@@ -19,10 +19,10 @@ from ..domain.study_spec import LimitsSpec, StudySpec
 from ..errors import Changed, Conflict, Fault, InvalidRequest
 from .advancing import advance, search_trials
 from .context import Context
-from .maintenance import purge
 from .planning import Planned, plan_study
 from .predicting import measurement
 from .quotas import require_room_for_study
+from .removal import purge
 from .retrying import retried
 
 Counts = dict[tuple[TrialPhase, TrialState], int]

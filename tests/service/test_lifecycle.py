@@ -10,7 +10,8 @@ import pytest
 
 from service.db.checks import check
 from service.scheduling.context import Context
-from service.scheduling.maintenance import maintain, purge_deleted
+from service.scheduling.maintenance import maintain
+from service.scheduling.removal import purge_deleted
 from tests.conftest import Api, FakeClock
 
 POINT = {"r1": 2, "r2": 4, "r": 4, "alpha": 8, "learning_rate": 0.001}

@@ -12,7 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from service.client import Client
-from service.scheduling.maintenance import collect_checkpoints, purge
+from service.scheduling.maintenance import collect_checkpoints
+from service.scheduling.removal import purge
 from tests.conftest import Api
 from tests.service.test_client_and_cli import AppTransport
 from workers.runner import Runner
