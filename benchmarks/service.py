@@ -33,14 +33,14 @@ from sqlalchemy import insert
 from transformers import BertConfig
 
 from service.app import make_context
+from service.cli.processes import free_port
 from service.client import Client
 from service.db.models import StudyCountRow, StudyRow, TrialRow
 from service.domain.records import Role
 from service.domain.shape import Shape
-from service.processes import free_port
-from service.scheduling import leasing
-from service.scheduling.access import create_token, ensure_team
+from service.leases import acquisition as leasing
 from service.settings import Settings
+from service.tenancy.tokens import create_token, ensure_team
 
 RUNS = 3
 

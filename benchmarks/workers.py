@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from service.cli.demo import Sizes, demo_study, prepare_data
+from service.cli.processes import Server, free_port
 from service.client import Client
-from service.demo import Sizes, demo_study, prepare_data
-from service.processes import Server, free_port
 from service.settings import Settings
 
 ONE = "from benchmarks.workers import run_trials; run_trials(1)"
@@ -33,7 +33,7 @@ def run_trials(most: int) -> None:
     """Run up to ``most`` trials in this process, until there is nothing to do."""
     import torch
 
-    from workers.runner import Runner
+    from workers.runner.runner import Runner
 
     torch.set_num_threads(1)
     settings = Settings()

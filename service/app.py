@@ -27,18 +27,18 @@ from .api.hub import EventHub
 from .api.limits import RateLimits
 from .api.metrics import Metrics
 from .api.middleware import RequestMiddleware, current_request_id
-from .chores import Chores
+from .context.context import Clock, Context
 from .dashboard import charts_api, pages
 from .db.engine import Database
 from .domain.records import Role
 from .domain.study_spec import StudySpec
 from .errors import ServiceError
-from .logs import set_up_logging
-from .scheduling.access import DEFAULT_TEAM, adopt_token, authenticate, create_token, ensure_team
-from .scheduling.context import Clock, Context
 from .schemas.common import Problem
 from .search.optuna_policy import OptunaPolicy
+from .server.chores import Chores
+from .server.logs import set_up_logging
 from .settings import Settings, explain
+from .tenancy.tokens import DEFAULT_TEAM, adopt_token, authenticate, create_token, ensure_team
 
 API = "/api/v1"
 # A stream or a slow answer may take so long to end when the server is asked to stop.

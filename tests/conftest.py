@@ -26,11 +26,11 @@ from sqlalchemy.pool import Pool
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from service.app import create_app, make_context
+from service.context.context import Context
 from service.db.engine import Database
 from service.domain.records import Role
-from service.scheduling.access import create_token, ensure_team
-from service.scheduling.context import Context
 from service.settings import Settings
+from service.tenancy.tokens import create_token, ensure_team
 
 from .postgres import Cluster
 

@@ -60,7 +60,7 @@ def main() -> None:
 
     import ray
 
-    from .pool import Pool
+    from .cluster.pool import Pool
 
     connect(settings.ray_address)
     # After ray.init, which installs handlers of its own.
@@ -97,7 +97,7 @@ def connect(address: str | None) -> None:
     """
     import ray
 
-    from .actor import NAMESPACE
+    from .cluster.actor import NAMESPACE
 
     if address is None or not address:
         ray.init(

@@ -26,10 +26,10 @@ from urllib.parse import urlparse
 
 import httpx
 
+from service.cli.demo import Sizes, demo_study, prepare_data
+from service.cli.processes import free_port
 from service.client import Client
-from service.demo import Sizes, demo_study, prepare_data
 from service.errors import ServiceError
-from service.processes import free_port
 
 HERE = Path(__file__).resolve().parent
 DOCKER = HERE.parent

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ..scheduling import strategies
 from ..schemas.common import Page
 from ..schemas.studies import StrategyOut
+from ..studies import strategies
 from .dependencies import Reader, problems
 
 router = APIRouter(tags=["studies"])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Header, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 
+from ..context.context import Context
 from ..domain.records import Principal, Role
 from ..errors import (
     Changed,
@@ -22,9 +23,8 @@ from ..errors import (
     Unauthorized,
     Unavailable,
 )
-from ..scheduling.access import anyone, authenticate, authenticate_session
-from ..scheduling.context import Context
 from ..schemas.common import Problem
+from ..tenancy.tokens import anyone, authenticate, authenticate_session
 from .limits import RateLimits
 
 SESSION_COOKIE = "cdka_session"

@@ -12,11 +12,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from ..context.context import Context
 from ..domain.records import Event
 from ..domain.states import STUDY_ENDED
 from ..errors import ServiceError
-from ..scheduling import events
-from ..scheduling.context import Context
+from ..results import events
 from ..schemas.common import Page
 from ..schemas.studies import EventOut
 from .dependencies import ContextDep, Id, Limit, Reader, problems

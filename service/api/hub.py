@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import anyio
 from fastapi.concurrency import run_in_threadpool
 
+from ..context.context import Context
 from ..db.studies import Studies
 from ..errors import ServiceError
-from ..scheduling.context import Context
 
 POLL_SECONDS = 0.5
 

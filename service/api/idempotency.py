@@ -23,9 +23,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import IntegrityError
 
+from ..context.context import Context
 from ..db.idempotency import KeptAnswer, KeptAnswers
 from ..errors import KeyReused
-from ..scheduling.context import Context
 from .dependencies import bearer_token, get_context, identify
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]

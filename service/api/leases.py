@@ -7,8 +7,10 @@ from anyio.lowlevel import RunVar
 from fastapi import APIRouter
 
 from ..domain.records import Failure
-from ..scheduling import demand as demands
-from ..scheduling import leasing, reporting, results, trial_logs
+from ..leases import acquisition as leasing
+from ..leases import demand as demands
+from ..leases import reports as reporting
+from ..leases import results, trial_logs
 from ..schemas.leases import (
     DemandItem,
     DemandOut,

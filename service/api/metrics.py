@@ -9,12 +9,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ..context.context import Context
 from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
 from ..domain.states import StudyPhase, TrialPhase, TrialState
-from ..scheduling.context import Context
 
 _TIMES = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

@@ -15,8 +15,9 @@ from ..domain.metrics import METRICS
 from ..domain.records import Ranking, RankingState, Study
 from ..domain.states import StudyState
 from ..errors import Changed, Fault, InvalidRequest
-from ..scheduling import comparing, exporting, predicting, reading, studies
-from ..scheduling.planning import plan_prediction
+from ..results import comparison as comparing
+from ..results import export as exporting
+from ..results import reading
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
@@ -31,6 +32,9 @@ from ..schemas.studies import (
     rankings,
 )
 from ..schemas.trials import TrialOut
+from ..studies import predictions as predicting
+from ..studies import studies
+from ..studies.plans import plan_prediction
 from .dependencies import ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ..scheduling import access, hosts, teams
+from ..leases import hosts
 from ..schemas.common import Page
 from ..schemas.teams import (
     AuditOut,
@@ -19,6 +19,8 @@ from ..schemas.teams import (
     TeamWithUsage,
     UsageOut,
 )
+from ..tenancy import teams
+from ..tenancy import tokens as access
 from .dependencies import Admin, ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, problems
 from .idempotency import IdempotentRoute
 

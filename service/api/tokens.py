@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from fastapi import APIRouter
 
-from ..scheduling import access
 from ..schemas.common import Page
 from ..schemas.tokens import RotationRequest, TokenCreated, TokenOut, TokenRequest
+from ..tenancy import tokens as access
 from .dependencies import Admin, ContextDep, Id, IdempotencyKey, problems
 from .idempotency import IdempotentRoute
 

@@ -10,9 +10,11 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from ..domain.states import TrialPhase, TrialState
-from ..scheduling import reading, trial_logs, trials
+from ..leases import trial_logs
+from ..results import reading
 from ..schemas.common import Page
 from ..schemas.trials import MetricOut, TrialLogOut, TrialOut, TrialRequest
+from ..studies import trials
 from .dependencies import ContextDep, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute
 from .studies import remove_file

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ..scheduling import webhooks
 from ..schemas.common import Page
 from ..schemas.webhooks import DeliveryOut, WebhookCreated, WebhookOut, WebhookRequest
+from ..tenancy import webhooks
 from .dependencies import ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from ..api.dependencies import ContextDep, Id, Reader, problems
 from ..db.studies import Studies
-from ..scheduling.comparing import compare, searched
+from ..results.comparison import compare, searched
 from . import charts
 
 router = APIRouter(tags=["studies"])

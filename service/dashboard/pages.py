@@ -17,15 +17,20 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from ..api.dependencies import SESSION_COOKIE, ContextDep, get_principal
+from ..context.context import Context
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
 from ..domain.states import STUDY_ENDED
 from ..domain.statistics import Estimate
 from ..errors import Forbidden, NotFound, ServiceError, Unauthorized
-from ..scheduling import access, comparing, hosts, reading, studies, teams, trials
-from ..scheduling.context import Context
-from ..scheduling.predicting import get_predictions
+from ..leases import hosts
+from ..results import comparison as comparing
+from ..results import reading
 from ..schemas.studies import RankingOut, StudyOut, rankings
+from ..studies import studies, trials
+from ..studies.predictions import get_predictions
+from ..tenancy import teams
+from ..tenancy import tokens as access
 
 HERE = Path(__file__).parent
 # The package's pages are its own affair; what is used of it is the Swagger UI that it carries.

@@ -46,7 +46,7 @@ class TrialPhase(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Why an attempt ended without a result; each kind has a budget of its own (see ``scheduling.results``)."""
+    """Why an attempt ended without a result; each kind has a budget of its own (see ``service.leases.results``)."""
 
     PREEMPTED = "preempted"
     OUT_OF_MEMORY = "out_of_memory"

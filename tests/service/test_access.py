@@ -9,9 +9,9 @@ from fastapi.routing import APIRoute
 from sqlalchemy import text
 
 from service.db.models import Base
-from service.scheduling import webhooks
-from service.scheduling.access import TOKEN_PREFIX, digest
-from service.scheduling.webhooks import create_webhook
+from service.tenancy import webhooks
+from service.tenancy.tokens import TOKEN_PREFIX, digest
+from service.tenancy.webhooks import create_webhook
 from tests.conftest import Api, FakeClock, make_study
 
 ROLES = ("admin", "member", "viewer", "worker")
@@ -120,7 +120,7 @@ def things(api: Api) -> dict[str, str]:
 
 
 def caller(api: Api) -> Any:
-    from service.scheduling.access import authenticate
+    from service.tenancy.tokens import authenticate
 
     return authenticate(api.ctx, api.token("member"))
 

@@ -14,12 +14,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from service import cli, errors
+from service import errors
+from service.cli import program as cli
+from service.cli.commands import session
+from service.cli.study_file import StudyFile
 from service.client import Client
-from service.commands import session
 from service.schemas.specs import Shape
 from service.schemas.studies import StudyOut
-from service.study_file import StudyFile
 from tests.conftest import Api, make_study
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.scheduling.combining import Combiner, NotServed
+from service.context.combiner import Combiner, NotServed
 
 
 class Counter:

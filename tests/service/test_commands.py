@@ -11,8 +11,9 @@ import typer.main
 import yaml
 from typer.testing import CliRunner
 
-from service import cli, errors
-from service.scheduling import webhooks
+from service import errors
+from service.cli import program as cli
+from service.tenancy import webhooks
 from tests.conftest import Api, FakeClock, make_study
 
 from .test_client_and_cli import client, command

@@ -19,10 +19,10 @@ from sqlalchemy import text
 from service.api import events as events_api
 from service.api import hub
 from service.app import create_app, make_context
+from service.context.context import Context
 from service.db.models import Base
-from service.logs import set_up_logging
-from service.scheduling.context import Context
-from service.scheduling.maintenance import KEPT_ANSWERS, tidy
+from service.server.logs import set_up_logging
+from service.server.maintenance import KEPT_ANSWERS, tidy
 from tests.conftest import Api, FakeClock, make_study
 
 

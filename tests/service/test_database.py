@@ -22,8 +22,8 @@ from service.db.checks import check
 from service.db.engine import Database, alembic_config
 from service.domain.records import Role
 from service.errors import Conflict, InvalidRequest, Unavailable
-from service.scheduling.access import create_token
 from service.settings import Settings
+from service.tenancy.tokens import create_token
 from tests.conftest import Api, FakeClock
 
 # A database of every earlier revision, filled by that release in every state that a study and a trial can have.

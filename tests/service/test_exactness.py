@@ -16,14 +16,18 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event, text
 
 from service.app import create_app, make_context
+from service.context.context import Context
 from service.db.checks import check
+from service.db.retries import ATTEMPTS, retried
 from service.db.studies import Studies
 from service.domain.records import Principal, Role
 from service.domain.shape import Shape
 from service.errors import Contention, Unavailable
-from service.scheduling import granting, leasing, reporting, results, studies
-from service.scheduling.context import Context
-from service.scheduling.retrying import ATTEMPTS, retried
+from service.leases import acquisition as leasing
+from service.leases import grants as granting
+from service.leases import reports as reporting
+from service.leases import results
+from service.studies import studies
 from tests.busy import busy_processes
 from tests.conftest import Api, FakeClock, make_study
 
@@ -388,7 +392,7 @@ def test_a_kill_between_any_two_statements_loses_and_doubles_nothing(
 
 
 def test_contention_is_tried_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.scheduling.retrying.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("service.db.retries.FIRST_WAIT", 0.0)
     calls = []
 
     @retried
@@ -459,7 +463,7 @@ def test_a_clock_that_jumps_ahead_expires_nothing_that_is_alive(api: Api, clock:
 
 
 def test_limits_do_not_count_a_jump_of_the_clock_against_a_trial(api: Api, ctx: Context, clock: FakeClock) -> None:
-    from service.scheduling.maintenance import maintain
+    from service.server.maintenance import maintain
 
     api.create(search={"trials": 1}, limits={"stall_minutes": 5})
     lease = api.lease()

@@ -19,9 +19,9 @@ from schemathesis.checks import CHECKS
 from schemathesis.config import SchemathesisConfig
 
 from service.api.limits import RateLimits
+from service.cli.study_file import StudyFile
 from service.errors import InvalidStudy
-from service.scheduling.planning import plan_study
-from service.study_file import StudyFile
+from service.studies.plans import plan_study
 from tests.conftest import Api, make_study
 
 CASES = 4_000
@@ -37,7 +37,7 @@ ENDLESS = "/api/v1/studies/{study_id}/events"
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_api_keeps_its_schema_under_generated_requests(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    from service.scheduling import webhooks
+    from service.tenancy import webhooks
 
     monkeypatch.setattr(webhooks, "permitted_address", lambda url, private, resolve=None: "203.0.113.9")
     api.http.app.state.limits = RateLimits(0, refusals_a_minute=1_000_000)  # type: ignore[attr-defined]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.scheduling.context import Context
-from service.scheduling.results import MOST_LOSSES
+from service.context.context import Context
+from service.leases.results import MOST_LOSSES
 from tests.conftest import Api, FakeClock
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from service.context.context import Context
 from service.db.checks import check
-from service.scheduling.context import Context
-from service.scheduling.maintenance import maintain
-from service.scheduling.removal import purge_deleted
+from service.server.maintenance import maintain
+from service.studies.removal import purge_deleted
 from tests.conftest import Api, FakeClock
 
 POINT = {"r1": 2, "r2": 4, "r": 4, "alpha": 8, "learning_rate": 0.001}

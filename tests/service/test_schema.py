@@ -12,8 +12,8 @@ from service.app import main, make_context, prepare_database
 from service.db.engine import Database, alembic_config
 from service.db.models import Base
 from service.errors import Unauthorized
-from service.scheduling.access import authenticate
 from service.settings import Settings
+from service.tenancy.tokens import authenticate
 
 
 def test_upgrade_makes_what_the_models_describe_and_downgrade_leaves_nothing(blank_url: str) -> None:

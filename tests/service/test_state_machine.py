@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.app import create_app, make_context
 from service.db.checks import check
 from service.domain.states import STUDY_TRANSITIONS, TRIAL_TRANSITIONS, StudyState, TrialState
-from service.scheduling.access import ensure_team
-from service.scheduling.maintenance import maintain
+from service.server.maintenance import maintain
 from service.settings import Settings
+from service.tenancy.tokens import ensure_team
 from tests.conftest import Api, FakeClock
 
 ENDED = {"completed", "pruned", "infeasible", "failed", "cancelled"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.scheduling import trial_logs
+from service.leases import trial_logs
 from tests.conftest import Api
 
 

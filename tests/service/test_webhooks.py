@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from service.context.context import Context
 from service.errors import InvalidRequest
-from service.scheduling.context import Context
-from service.scheduling.webhooks import BACK_OFF, deliver_due, permitted_address
+from service.tenancy.webhooks import BACK_OFF, deliver_due, permitted_address
 from tests.conftest import Api, FakeClock
 
 
@@ -116,7 +116,7 @@ def test_what_fails_is_tried_again_with_growing_pauses_and_then_given_up(
 def test_a_receiver_that_is_back_gets_what_it_missed_and_a_dead_sender_loses_nothing(
     api: Api, receiver: Receiver, http: httpx.Client, clock: FakeClock
 ) -> None:
-    from service.scheduling.webhooks import _claim
+    from service.tenancy.webhooks import _claim
 
     made = hook(api, receiver)
     api.call("POST", f"/studies/{api.create()['id']}/cancel")

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from service.cli.demo import MODEL_NAME, Sizes, demo_study, prepare_data
+from service.cli.processes import Server, free_port
 from service.client import Client
-from service.demo import MODEL_NAME, Sizes, demo_study, prepare_data
-from service.processes import Server, free_port
 from service.settings import Settings
 
 # A tiny slice of the demo: real model, real articles.

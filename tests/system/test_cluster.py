@@ -15,9 +15,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from service.cli.demo import demo_study, prepare_data
+from service.cli.processes import Process, Server, child_environment, free_port
 from service.client import Client
-from service.demo import demo_study, prepare_data
-from service.processes import Process, Server, child_environment, free_port
 from service.settings import Settings
 
 from .conftest import SLICE, until

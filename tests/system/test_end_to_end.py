@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 import cdka
-from service.demo import MODEL_NAME
+from service.cli.demo import MODEL_NAME
 
 from .conftest import SLICE, System
 

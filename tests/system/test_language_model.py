@@ -12,11 +12,11 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app, make_context
 from service.client import Client
-from service.scheduling.access import ensure_team
 from service.settings import Settings
+from service.tenancy.tokens import ensure_team
 from tests.conftest import Api, write_lines
 from tests.service.test_client_and_cli import AppTransport
-from workers.runner import Runner
+from workers.runner.runner import Runner
 
 pytestmark = pytest.mark.slow
 

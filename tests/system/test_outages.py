@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
+from service.cli.processes import free_port
 from service.client import Client
 from service.db.checks import check
 from service.db.engine import Database
 from service.errors import Unavailable
-from service.processes import free_port
 from service.schemas.specs import Shape
 from tests.conftest import make_study
 from tests.postgres import Cluster

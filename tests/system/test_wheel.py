@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.processes import free_port
+from service.cli.processes import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from workers.cache import TokenisedCache, mapped
+from workers.inputs.token_cache import TokenisedCache, mapped
 
 
 def numbers(count: int = 10) -> Any:

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = r"""
 import logging, os, subprocess, sys, warnings
-from workers.capture import CapturedOutput
+from workers.runner.output import CapturedOutput
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 print("before")
 with CapturedOutput() as output:
@@ -37,12 +37,12 @@ def test_output_is_caught_and_passed_on() -> None:
 
 FLOOD = r"""
 import os
-from workers import capture
-with capture.CapturedOutput() as output:
+from workers.runner.output import MOST_WAITING, CapturedOutput
+with CapturedOutput() as output:
     for k in range(30_000):
         os.write(1, b"x" * 99 + b"\n")
 start, piece = output.waiting()
-assert start == 3_000_000 - capture.MOST_WAITING, start
+assert start == 3_000_000 - MOST_WAITING, start
 assert len(piece) <= 100_000
 """
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from service.client import Client
-from service.scheduling.maintenance import collect_checkpoints
+from service.server.maintenance import collect_checkpoints
 from tests.conftest import Api, write_lines
 from tests.service.test_client_and_cli import AppTransport
-from workers import runner as runner_module
-from workers.runner import Runner
+from workers.runner import runner as runner_module
+from workers.runner.runner import Runner
 
 # Five steps an epoch; what interrupts comes in the middle of one.
 LONG = {"epochs": 3, "checkpoint_steps": 4}

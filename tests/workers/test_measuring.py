@@ -12,8 +12,8 @@ import cdka
 from service.client import Client
 from tests.conftest import Api
 from tests.service.test_client_and_cli import AppTransport
-from workers import measuring
-from workers.runner import Poisoned, Runner
+from workers.runner.runner import Poisoned, Runner
+from workers.training import measurement as measuring
 
 WITH_MEASURED = {"predictors": ["guideline", "measured", "alignment"], "seeds": 1, "learning_rate": "shared"}
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_measured_stops_no_search(api: Api, runner: Runner, monke
 
     study = api.create(search={"trials": 1, "retries": 0}, compare=WITH_MEASURED, training={"epochs": 1})
     with monkeypatch.context() as patch:
-        patch.setattr("workers.runner.measure", fail)
+        patch.setattr("workers.runner.runner.measure", fail)
         with pytest.raises(Poisoned):
             run(runner)
     found = rankings(api, study)["measured"]

@@ -19,9 +19,9 @@ from transformers import (
 
 from service.schemas.specs import AdapterSpec, StudySpec
 from tests.conftest import make_study
-from workers.adapters import adapter_config
 from workers.failures import Rejected
-from workers.models import WarmModel, load_warm, new_modules
+from workers.inputs.base_models import WarmModel, load_warm, new_modules
+from workers.training.adapters import adapter_config
 
 TINY = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 PARAMS = {"r1": 2, "r2": 2, "r": 2, "alpha": 16.0}

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from service.client import Client
 from tests.conftest import Api
 from tests.service.test_client_and_cli import AppTransport
-from workers import runner as runner_module
-from workers.prefix import frozen_depth
-from workers.runner import Runner
+from workers.runner import runner as runner_module
+from workers.runner.runner import Runner
+from workers.training.activation_cache import frozen_depth
 
 from .test_tasks import run_one, zoo  # noqa: F401  # a fixture
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.errors import InvalidRequest, LeaseLost, Unavailable
 from service.schemas.leases import DirectiveOut
-from workers.reporting import LOST, MOST_BUFFERED, Reporter
+from workers.runner.reporter import LOST, MOST_BUFFERED, Reporter
 
 
 class Server:

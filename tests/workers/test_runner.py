@@ -21,9 +21,9 @@ from service.client import Client
 from service.errors import Unavailable
 from tests.conftest import Api, sentences, write_lines
 from tests.service.test_client_and_cli import AppTransport
-from workers import runner as runner_module
-from workers.models import BaseWeightsChanged
-from workers.runner import Poisoned, Runner
+from workers.inputs.base_models import BaseWeightsChanged
+from workers.runner import runner as runner_module
+from workers.runner.runner import Poisoned, Runner
 
 
 @pytest.fixture

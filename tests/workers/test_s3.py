@@ -12,11 +12,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from service.client import Client
-from service.scheduling.maintenance import collect_checkpoints
-from service.scheduling.removal import purge
+from service.server.maintenance import collect_checkpoints
+from service.studies.removal import purge
 from tests.conftest import Api
 from tests.service.test_client_and_cli import AppTransport
-from workers.runner import Runner
+from workers.runner.runner import Runner
 
 from .test_checkpoints import LONG, SPACE, checkpoint_of, only_trial, release_at, run
 

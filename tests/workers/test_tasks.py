@@ -27,7 +27,7 @@ from service.schemas.specs import GenerationSpec
 from tests.conftest import Api, write_lines
 from tests.service.test_client_and_cli import AppTransport
 from workers.failures import Rejected
-from workers.runner import Runner
+from workers.runner.runner import Runner
 from workers.tasks.answers import extract
 from workers.tasks.classification import class_index, classes_of, label_reader
 from workers.tasks.task import Scores

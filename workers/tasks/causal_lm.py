@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache, mapped
-from ..data import Splits
 from ..failures import Rejected
-from ..models import WarmModel, load_warm
+from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.splits import Splits
+from ..inputs.token_cache import TokenisedCache, mapped
 from .answers import extract
 from .batches import batches, device_of, token_losses
 from .task import Prepared, Scores

@@ -13,10 +13,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache, mapped
-from ..data import Splits
 from ..failures import Rejected
-from ..models import WarmModel, load_warm
+from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.splits import Splits
+from ..inputs.token_cache import TokenisedCache, mapped
 from .classification import class_index, classes_of, label_reader
 from .sequence_classification import judge_logits
 from .task import Prepared, Scores

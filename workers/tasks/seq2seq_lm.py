@@ -11,10 +11,10 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache, mapped
-from ..data import Splits
 from ..failures import Rejected
-from ..models import WarmModel, load_warm
+from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.splits import Splits
+from ..inputs.token_cache import TokenisedCache, mapped
 from .answers import extract
 from .batches import batches, token_losses
 from .classification import classification_scores

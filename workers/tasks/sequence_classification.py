@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache, mapped
-from ..data import Splits
-from ..models import WarmModel, load_warm
+from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.splits import Splits
+from ..inputs.token_cache import TokenisedCache, mapped
 from .batches import batches
 from .classification import class_index, classes_of, classification_scores, label_reader
 from .task import Prepared, Scores

@@ -12,10 +12,10 @@ from transformers import AutoModelForSequenceClassification
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache
-from ..data import Splits
 from ..failures import Rejected
-from ..models import WarmModel, load_warm
+from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.splits import Splits
+from ..inputs.token_cache import TokenisedCache
 from .batches import batches
 from .sequence_classification import INPUTS, prepare_texts
 from .task import Prepared, Scores

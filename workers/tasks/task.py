@@ -10,9 +10,9 @@ from peft import TaskType
 
 from service.schemas.specs import StudySpec
 
-from ..cache import TokenisedCache
-from ..data import Splits
-from ..models import WarmModel
+from ..inputs.base_models import WarmModel
+from ..inputs.splits import Splits
+from ..inputs.token_cache import TokenisedCache
 
 
 @dataclass(slots=True)

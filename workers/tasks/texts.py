@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 from service.paths import gguf_file
 from service.schemas.specs import StudySpec, TaskSpec, template_fields
 
-from ..data import Splits
 from ..failures import Rejected
+from ..inputs.splits import Splits
 
 
 def load_tokenizer(study: StudySpec, model_path: str) -> Any:

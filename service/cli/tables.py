@@ -1,0 +1,197 @@
+"""What the commands show in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..client import Client
+from ..errors import Unavailable
+from ..schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
+from ..schemas.studies import RankingOut, StrategyOut, StudyOut
+from ..schemas.trials import TrialOut
+
+ENDED = ("completed", "cancelled", "failed")
+
+
+def watch(client: Client, study_id: str, console: Console, poll_seconds: float = 1.0) -> StudyOut:
+    """Show a study's progress until it ends; a server that is away is waited for."""
+    progress = Progress(
+        TextColumn("{task.description:<13}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+    search = progress.add_task("search", total=None, best="")
+    confirmation = progress.add_task("confirmation", total=None, best="", start=False)
+    told = ""
+    # Into a file, a line for every change; in a terminal, bars that move.
+    with Live(progress, console=console, refresh_per_second=2) if console.is_terminal else nullcontext():
+        while True:
+            try:
+                study = client.study(study_id)
+                comparison = client.comparison(study_id)
+            except Unavailable as error:
+                progress.update(search, best=f"[red]{error.detail}")
+                time.sleep(poll_seconds)
+                continue
+            best = comparison.best_trial
+            said = f"best so far {best['value']:.4f} {comparison.metric} (trial {best['number']})" if best else ""
+            progress.update(search, total=study.search.planned, completed=study.search.finished, best=said)
+            if study.confirmation.planned:
+                progress.start_task(confirmation)
+                progress.update(
+                    confirmation,
+                    total=study.confirmation.planned,
+                    completed=study.confirmation.finished,
+                    best=f"seeds on the {comparison.split} split",
+                )
+            line = _progress_line(study, said)
+            if not console.is_terminal and line != told:
+                console.print(line, highlight=False)
+                told = line
+            if study.state in ENDED:
+                return study
+            time.sleep(poll_seconds)
+
+
+def _progress_line(study: StudyOut, best: str) -> str:
+    parts = [f"{study.state}: search {study.search.finished}/{study.search.planned}"]
+    if study.confirmation.planned:
+        parts.append(f"confirmation {study.confirmation.finished}/{study.confirmation.planned}")
+    return ", ".join([*parts, best]) if best else ", ".join(parts)
+
+
+def structure(params: dict[str, object]) -> str:
+    """``r1, r2, r`` of a configuration; LoRA's are 1, 1, rank."""
+    return f"{params.get('r1', 1)}, {params.get('r2', 1)}, {params.get('r', '?')}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _interval(estimate: EstimateOut | None) -> str:
+    if estimate is None:
+        return "–"
+    interval = "" if estimate.low is None else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+    return f"{estimate.mean:+.3f}{interval}"
+
+
+def comparison_table(comparison: ComparisonOut) -> Table:
+    """Candidates on the test split."""
+    title = f"{comparison.study}: {comparison.metric} on the {comparison.split} split"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("candidate", "r1, r2, r", "alpha", "lr", "params", "budget", "seeds"):
+        table.add_column(name, justify="left" if name == "candidate" else "right", no_wrap=name != "candidate")
+    table.add_column("mean ± sd", justify="right")
+    table.add_column("behind best", justify="right")
+    for c in comparison.candidates:
+        table.add_row(*_row(c))
+    return table
+
+
+def _row(c: CandidateOut) -> list[str]:
+    e = c.estimate
+    mean = "–" if e is None else f"{e.mean:.4f}" + (f" ± {e.spread:.4f}" if e.spread is not None else "")
+    flags = "".join(f"\n[dim]{flag}[/dim]" for flag in c.flags)
+    return [
+        c.title + flags,
+        structure(c.params),
+        _number(c.params.get("alpha")),
+        _number(c.params.get("learning_rate")),
+        f"{c.parameters:,}",
+        f"{c.share_of_budget:.0%}",
+        f"{c.finished}/{c.planned}",
+        mean,
+        "–" if c.name == "best" else _interval(c.regret),
+    ]
+
+
+def print_comparison(comparison: ComparisonOut, console: Console) -> None:
+    """The table, what it says of every predictor, and the notes."""
+    console.print(comparison_table(comparison))
+    for p in comparison.predictors:
+        words = f"[bold]{p.predictor}[/bold]: {p.verdict}."
+        if p.rank_of_winner is not None:
+            words += f" It ranked the best found {p.rank_of_winner} of {p.ranked}."
+        if p.spearman is not None:
+            words += f" Rank correlation with {p.compared_trials} finished trials: {p.spearman:+.2f}."
+        console.print(words)
+    for note in comparison.notes:
+        console.print(f"[dim]{note}[/dim]")
+
+
+def rankings_table(ranking: RankingOut) -> Table:
+    """The head of a predictor's ranking."""
+    said = (
+        f"best of {ranking.ranked} configurations" if ranking.state == "ready" else f"{ranking.state}: {ranking.reason}"
+    )
+    table = Table(title=f"{ranking.predictor}: {said}")
+    for name in ("r1, r2, r", "parameters", "score"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for p in ranking.best:
+        table.add_row(f"{p.r1}, {p.r2}, {p.r}", f"{p.parameters:,}", f"{p.score:.3f}", p.reason)
+    return table
+
+
+def strategies_table(strategies: Sequence[StrategyOut]) -> Table:
+    """Samplers or pruners with their options and the defaults of these."""
+    table = Table()
+    for name in ("name", "objectives", "what it does", "options"):
+        table.add_column(name)
+    for s in strategies:
+        options = s.options.get("properties", {})
+        said = ", ".join(f"{name}: {option.get('default')}" for name, option in options.items())
+        table.add_row(s.name, "several" if s.multi_objective else "one", s.summary, said or "–")
+    return table
+
+
+def studies_table(studies: Sequence[StudyOut]) -> Table:
+    """Studies, a line each."""
+    table = Table()
+    for name in ("id", "name", "state", "phase", "search", "confirmation", "created"):
+        table.add_column(name)
+    for s in studies:
+        table.add_row(
+            s.id,
+            s.name,
+            s.state,
+            s.phase,
+            f"{s.search.finished}/{s.search.planned}",
+            f"{s.confirmation.finished}/{s.confirmation.planned}",
+            f"{s.created_at:%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
+    """Trials, a line each."""
+    table = Table()
+    for name in ("#", "for", "state", "method", "r1, r2, r", "alpha", "learning rate", "seed", metric, "failure"):
+        table.add_column(name)
+    for t in trials:
+        value = t.metrics.get(metric)
+        table.add_row(
+            str(t.number),
+            t.candidate or t.phase,
+            t.state,
+            t.method,
+            structure(t.params),
+            _number(t.params.get("alpha")),
+            _number(t.params.get("learning_rate")),
+            str(t.seed),
+            "–" if value is None else f"{value:.4f}",
+            "" if t.failure is None else f"{t.failure.kind}: {t.failure.message}",
+        )
+    return table

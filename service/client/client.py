@@ -1,0 +1,287 @@
+"""The SDK: a typed client of the REST interface. Imports neither torch nor ray nor FastAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from ..errors import ServiceError
+from ..schemas.common import Page
+from ..schemas.comparison import ComparisonOut
+from ..schemas.leases import DemandOut, DirectiveOut, LeasesOut, LogTaken, ResultOut
+from ..schemas.specs import Shape
+from ..schemas.studies import EventOut, ParetoOut, PredictionsOut, RankingOut, StrategyOut, StudyCreated, StudyOut
+from ..schemas.teams import AuditOut, HostOut, RunnerOut, TeamOut, TeamWithUsage
+from ..schemas.tokens import TokenCreated, TokenOut
+from ..schemas.trials import MetricOut, TrialLogOut, TrialOut
+from ..schemas.webhooks import DeliveryOut, WebhookCreated, WebhookOut
+from .connection import API, Connection
+
+_COMPARISONS = TypeAdapter(list[ComparisonOut])
+_RANKINGS = TypeAdapter(list[RankingOut])
+
+
+class Client(Connection):
+    """Every call of the server, by name. Lists are iterators that fetch page after page."""
+
+    def ready(self) -> bool:
+        """Whether the server answers and its database is in order."""
+        try:
+            self._once("GET", "/readyz", None, None)
+        except ServiceError:
+            return False
+        return True
+
+    # Studies.
+
+    def create_study(self, study: Mapping[str, Any]) -> StudyCreated:
+        """Create a study.
+
+        Raises:
+            InvalidStudy: with every fault; nothing was stored.
+            QuotaExceeded: the team has no room for another.
+        """
+        return StudyCreated.model_validate(self._post("/studies", dict(study)))
+
+    def studies(
+        self, *, state: Sequence[str] = (), name: str | None = None, order: str = "newest"
+    ) -> Iterator[StudyOut]:
+        """Studies by age: those in one of the states (all, if none is named) with this in their name."""
+        return self._pages(StudyOut, "/studies", state=list(state), name=name, order=order)
+
+    def study(self, study_id: str) -> StudyOut:
+        """One study with its progress."""
+        return self._get(StudyOut, f"/studies/{study_id}")
+
+    def update_study(self, study_id: str, *, if_revision: int | None = None, **changes: Any) -> StudyOut:
+        """Change ``name``, ``priority``, ``trials``, ``concurrency``, ``retries`` or ``limits``.
+
+        Raises:
+            Changed: the study is no longer at ``if_revision``.
+        """
+        headers = {} if if_revision is None else {"If-Match": f'"{if_revision}.0"'}
+        said = self._call("PATCH", f"{API}/studies/{study_id}", body=changes, headers=headers)
+        return StudyOut.model_validate(said)
+
+    def pause_study(self, study_id: str, *, drain: bool = True) -> StudyOut:
+        """Start no more trials; those that run go on to their end (``drain``) or back to the queue now."""
+        return StudyOut.model_validate(self._post(f"/studies/{study_id}/pause", params={"drain": drain}))
+
+    def resume_study(self, study_id: str) -> StudyOut:
+        """Go on with a paused study."""
+        return StudyOut.model_validate(self._post(f"/studies/{study_id}/resume"))
+
+    def cancel_study(self, study_id: str) -> StudyOut:
+        """Cancel a study."""
+        return StudyOut.model_validate(self._post(f"/studies/{study_id}/cancel"))
+
+    def delete_study(self, study_id: str, *, purge: bool = False) -> None:
+        """Delete a study with its trials and adapters, after a while or (``purge``) now."""
+        self._call("DELETE", f"{API}/studies/{study_id}", params={"purge": purge})
+
+    def predictions(self, study_id: str) -> list[RankingOut]:
+        """What the predictors said before the study began."""
+        return _RANKINGS.validate_python(self._call("GET", f"{API}/studies/{study_id}/predictions"))
+
+    def comparison(self, study_id: str) -> ComparisonOut:
+        """The search's best against predictions and baselines, as it stands."""
+        return self._get(ComparisonOut, f"/studies/{study_id}/comparison")
+
+    def compare(self, *study_ids: str) -> list[ComparisonOut]:
+        """The comparisons of several studies, side by side."""
+        return _COMPARISONS.validate_python(self._call("GET", f"{API}/compare", params={"study": list(study_ids)}))
+
+    def front(self, study_id: str) -> ParetoOut:
+        """The finished search trials that no other one dominates."""
+        return self._get(ParetoOut, f"/studies/{study_id}/front")
+
+    def watch(self, study_id: str, *, after: int = 0) -> Iterator[EventOut]:
+        """Everything that happens to a study after event ``after``, as it happens, until the study has ended.
+
+        A stream that breaks is taken up where it broke; no event is missed and none comes twice.
+        """
+        return self._stream(EventOut, f"/studies/{study_id}/events", after)
+
+    def events(self, study_id: str, *, after: int = 0) -> Iterator[EventOut]:
+        """What has happened to a study so far, after event ``after``."""
+        while True:
+            page = self._get(Page[EventOut], f"/studies/{study_id}/events/log", after=after, limit=200)
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            after = int(page.next_cursor)
+
+    def export_study(self, study_id: str, file: Path, form: str = "csv") -> Path:
+        """Write a study to a file: ``csv`` (its trials), ``json`` (everything) or ``optuna`` (a storage)."""
+        return self._download(f"/studies/{study_id}/export", file, format=form)
+
+    def predict(self, study: Mapping[str, Any]) -> PredictionsOut:
+        """Predictions for the model, task and budget of a study; nothing is stored."""
+        body = {k: study[k] for k in ("model", "adapter", "budget") if k in study}
+        task = study.get("task")
+        if isinstance(task, Mapping) and "kind" in task:
+            body["task"] = {"kind": task["kind"]}
+        return PredictionsOut.model_validate(self._call("POST", f"{API}/predictions", body=body, repeat=True))
+
+    def samplers(self) -> list[StrategyOut]:
+        """The samplers that a study can name, with the schemas of their options."""
+        return self._get(Page[StrategyOut], "/samplers").items
+
+    def pruners(self) -> list[StrategyOut]:
+        """The pruners that a study can name, with the schemas of their options."""
+        return self._get(Page[StrategyOut], "/pruners").items
+
+    # Trials.
+
+    def trials(
+        self, study_id: str, *, state: Sequence[str] = (), phase: str | None = None, order: str = "number"
+    ) -> Iterator[TrialOut]:
+        """A study's trials by number (``-number``: the newest first)."""
+        return self._pages(TrialOut, f"/studies/{study_id}/trials", state=list(state), phase=phase, order=order)
+
+    def trial(self, trial_id: str) -> TrialOut:
+        """One trial."""
+        return self._get(TrialOut, f"/trials/{trial_id}")
+
+    def enqueue_trial(self, study_id: str, params: Mapping[str, Any]) -> TrialOut:
+        """Put a configuration made by hand (r1, r2, r, alpha, learning_rate) at the end of the queue."""
+        return TrialOut.model_validate(self._post(f"/studies/{study_id}/trials", {"params": dict(params)}))
+
+    def stop_trial(self, trial_id: str) -> TrialOut:
+        """Stop one trial; its study goes on."""
+        return TrialOut.model_validate(self._post(f"/trials/{trial_id}/stop"))
+
+    def retry_trial(self, trial_id: str) -> TrialOut:
+        """Queue a failed trial again."""
+        return TrialOut.model_validate(self._post(f"/trials/{trial_id}/retry"))
+
+    def metrics(self, trial_id: str) -> list[MetricOut]:
+        """Every value that a trial reported."""
+        return self._get(Page[MetricOut], f"/trials/{trial_id}/metrics").items
+
+    def fetch_adapter(self, trial_id: str, file: Path) -> Path:
+        """Write a trial's adapter, as PEFT saved it, to a zip file."""
+        return self._download(f"/trials/{trial_id}/adapter", file)
+
+    # Operation.
+
+    def create_token(
+        self, name: str, role: str, team: str | None = None, expires_at: datetime | None = None
+    ) -> TokenCreated:
+        """Make a token; its secret is in the answer and nowhere else."""
+        end = None if expires_at is None else expires_at.isoformat()
+        body = {"name": name, "role": role, "team": team, "expires_at": end}
+        return TokenCreated.model_validate(self._post("/tokens", body))
+
+    def rotate_token(self, token_id: str, grace_seconds: float = 3600) -> TokenCreated:
+        """Make a new secret for a token; the old one is valid for ``grace_seconds`` more."""
+        return TokenCreated.model_validate(self._post(f"/tokens/{token_id}/rotate", {"grace_seconds": grace_seconds}))
+
+    def revoke_token(self, token_id: str) -> None:
+        """Make a token invalid at once."""
+        self._call("DELETE", f"{API}/tokens/{token_id}")
+
+    def tokens(self) -> list[TokenOut]:
+        """Every token, without its secret."""
+        return self._get(Page[TokenOut], "/tokens").items
+
+    def teams(self) -> list[TeamWithUsage]:
+        """The caller's team (all of them for an admin) with quotas and usage."""
+        return self._get(Page[TeamWithUsage], "/teams").items
+
+    def create_team(self, name: str, **quotas: Any) -> TeamOut:
+        """Make a team; quotas as in :meth:`update_team`."""
+        return TeamOut.model_validate(self._post("/teams", {"name": name, **quotas}))
+
+    def update_team(self, team_id: str, **quotas: Any) -> TeamOut:
+        """Change ``weight``, ``max_running_trials``, ``max_gpus``, ``max_studies``, ``max_storage_bytes``."""
+        return TeamOut.model_validate(self._call("PATCH", f"{API}/teams/{team_id}", body=quotas, repeat=True))
+
+    def workers(self) -> list[RunnerOut]:
+        """The runners that serve the caller's team, with when they were last heard of."""
+        return self._get(Page[RunnerOut], "/workers").items
+
+    def audit(self, target: str | None = None) -> Iterator[AuditOut]:
+        """Who changed what, newest first."""
+        return self._pages(AuditOut, "/audit", target=target)
+
+    def create_webhook(self, url: str, events: Sequence[str] | None = None) -> WebhookCreated:
+        """Have the team's events sent to an address; the signing secret is in the answer and nowhere else."""
+        body = {"url": url} | ({} if events is None else {"events": list(events)})
+        return WebhookCreated.model_validate(self._post("/webhooks", body))
+
+    def webhooks(self) -> list[WebhookOut]:
+        """The team's webhooks."""
+        return self._get(Page[WebhookOut], "/webhooks").items
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Send a webhook nothing more."""
+        self._call("DELETE", f"{API}/webhooks/{webhook_id}")
+
+    def deliveries(self, webhook_id: str) -> Iterator[DeliveryOut]:
+        """A webhook's delivery log, newest first."""
+        return self._pages(DeliveryOut, f"/webhooks/{webhook_id}/deliveries")
+
+    def log(self, trial_id: str, *, attempt: int | None = None, after: int | None = None) -> TrialLogOut:
+        """A stretch of what an attempt (by default the last) printed, from ``after`` on (by default its end)."""
+        asked = {"attempt": attempt, "after": after}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return self._get(TrialLogOut, f"/trials/{trial_id}/logs", **given)
+
+    def hosts(self) -> list[HostOut]:
+        """Hosts that failed trials which others could run, quarantined ones among them."""
+        return self._get(Page[HostOut], "/hosts").items
+
+    def release_host(self, name: str) -> HostOut:
+        """End a host's quarantine."""
+        return HostOut.model_validate(self._post("/hosts/release", {"host": name}))
+
+    # The workers' side.
+
+    def lease(
+        self,
+        runner: str,
+        shape: Shape,
+        warm: Sequence[str] = (),
+        wanted: int = 1,
+        host: str | None = None,
+    ) -> LeasesOut:
+        """Ask for trials that a runner of this shape can run; an empty answer says when to ask again."""
+        body = {"runner": runner, **shape.as_dict(), "warm": list(warm), "max": wanted, "host": host}
+        return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body))
+
+    def report(
+        self, lease_id: str, reports: Sequence[tuple[int, Mapping[str, float]]] = (), checkpoint: str | None = None
+    ) -> DirectiveOut:
+        """Send reports (none: a heartbeat).
+
+        Raises:
+            LeaseLost: stop; the trial is another's now.
+        """
+        body = {"reports": [{"step": s, "metrics": dict(m)} for s, m in reports], "checkpoint": checkpoint}
+        return DirectiveOut.model_validate(self._call("POST", f"{API}/leases/{lease_id}/reports", body=body))
+
+    def append_log(self, lease_id: str, start: int, text: str) -> int:
+        """Add to an attempt's log; returns where it ends now.
+
+        Raises:
+            LeaseLost: the trial is another's now.
+        """
+        body = {"start": start, "text": text}
+        return LogTaken.model_validate(self._call("POST", f"{API}/leases/{lease_id}/logs", body=body)).next
+
+    def finish(self, lease_id: str, result: Mapping[str, Any]) -> ResultOut:
+        """End an attempt; may be repeated.
+
+        Raises:
+            LeaseLost: the trial is another's now.
+        """
+        return ResultOut.model_validate(self._call("PUT", f"{API}/leases/{lease_id}/result", body=dict(result)))
+
+    def demand(self) -> DemandOut:
+        """How many runners of each shape have something to do."""
+        return self._get(DemandOut, "/demand")

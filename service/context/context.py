@@ -1,0 +1,81 @@
+"""What every use case needs; time and decisions come in from here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from ..db.engine import Database
+from ..search.policy import SearchPolicy, StopRule
+from ..settings import Settings
+from .combiner import Combiner
+from .history import Histories
+from .recent import Recent
+
+Clock = Callable[[], datetime]
+# A wall clock that has moved by so much more than time has passed was set.
+CLOCK_TOLERANCE = timedelta(seconds=5)
+# Requests that are served in one pass.
+LARGEST_BATCH = 256
+
+
+def unobserved(sampler: str, seconds: float) -> None:
+    """Take no notice of how long a sampler took."""
+
+
+@dataclass(slots=True)
+class Context:
+    """Database, settings, clock and search policy of one server."""
+
+    db: Database
+    settings: Settings
+    clock: Clock
+    policy: SearchPolicy
+    stop_rule: StopRule
+    # What tells true time from a clock that was set; tests that set the clock set this one with it.
+    elapsed: Callable[[], float] = time.monotonic
+    observe_sampling: Callable[[str, float], None] = unobserved
+    histories: Histories = field(default_factory=Histories)
+    # Lease requests that arrive together: what there is to do, by team; trials, by study; runners that found nothing.
+    # Any, because what they ask is defined on top of the context.
+    looks: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
+    asks: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
+    idles: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
+    recent: Recent = field(default_factory=lambda: Recent(64))
+    # Until then no lease expires: runners that could not reach us in an outage get one lease time to come back.
+    expiry_from: datetime = field(init=False)
+    _seen: tuple[datetime, float] = field(init=False)
+    _done: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._seen = self.clock(), self.elapsed()
+        self.forgive_outage()
+
+    @property
+    def lease_time(self) -> timedelta:
+        """How long a lease is held without a report."""
+        return timedelta(seconds=self.settings.lease_seconds)
+
+    def forgive_outage(self) -> None:
+        """Start the lease time during which nothing expires (at start-up, and after the database was away)."""
+        self.expiry_from = self.clock() + self.lease_time
+
+    def is_due(self, chore: str, seconds: float) -> bool:
+        """Whether a chore was last due so long ago; if so, it is as done now."""
+        now = self.elapsed()
+        if now - self._done.get(chore, -seconds) < seconds:
+            return False
+        self._done[chore] = now
+        return True
+
+    def clock_was_set(self) -> bool:
+        """Whether the wall clock has jumped since this was last asked; then nothing expires for a lease time."""
+        (wall, true), now = self._seen, (self.clock(), self.elapsed())
+        self._seen = now
+        if abs((now[0] - wall) - timedelta(seconds=now[1] - true)) <= CLOCK_TOLERANCE:
+            return False
+        self.forgive_outage()
+        return True

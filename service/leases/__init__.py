@@ -1,0 +1,1 @@
+"""Hand trials out to runners and take their reports and results."""

@@ -1,0 +1,62 @@
+"""How much there is to do: for the pool, which keeps as many runners."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..context.context import Context
+from ..db.studies import Studies
+from ..db.teams import Teams
+from ..db.trials import Trials
+from ..domain.records import StudyLoad
+from ..domain.shape import Shape
+from ..domain.states import StudyPhase, TrialState
+from ..studies.progress import Counts, search_trials
+
+
+def running_trials(counts: Counts) -> int:
+    """Trials that run."""
+    return sum(n for (_, state), n in counts.items() if state is TrialState.RUNNING)
+
+
+def open_slots(study: StudyLoad, counts: Counts) -> int:
+    """Trials of a study that wait in the queue or are yet to be asked for."""
+    queued = sum(n for (_, state), n in counts.items() if state is TrialState.QUEUED)
+    asked = max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0
+    return queued + asked
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How many runners of one shape could work right now, those that already do included."""
+
+    shape: Shape
+    slots: int
+
+
+def demand(ctx: Context, team_id: str | None = None) -> list[Demand]:
+    """Slots by resource shape.
+
+    Per study the trials that run or could run now: at most its concurrency, and its team's quota.
+    """
+    with ctx.db.read() as session:
+        loads = Studies(session).loads(team_id)
+        counts = Trials(session).counts([s.id for s in loads])
+        teams = {team.id: team for team in Teams(session).list()} if loads else {}
+    slots: dict[Shape, int] = {}
+    left = {t.id: (t.max_running_trials, t.max_gpus) for t in teams.values()}
+    for study in loads:
+        mine = counts[study.id]
+        wanted = min(running_trials(mine) + open_slots(study, mine), study.concurrency)
+        trials_left, gpus_left = left[study.team_id]
+        if trials_left is not None:
+            wanted = min(wanted, trials_left)
+        gpus = study.shape.gpus
+        if gpus_left is not None and gpus > 0:
+            wanted = min(wanted, int(gpus_left / gpus + 1e-9))
+        left[study.team_id] = (
+            None if trials_left is None else trials_left - wanted,
+            None if gpus_left is None else gpus_left - wanted * gpus,
+        )
+        slots[study.shape] = slots.get(study.shape, 0) + wanted
+    return [Demand(shape, n) for shape, n in sorted(slots.items()) if n > 0]

@@ -1,0 +1,273 @@
+"""Grant trials of one study to all runners that wait for one: what is queued first, then what the search proposes."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from ..context.context import Context
+from ..context.history import Snapshot
+from ..db.leases import Leases
+from ..db.metrics import Metrics
+from ..db.retries import retried
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.operation import RunnerSeen
+from ..domain.records import UNRECORDED, Lease, NewTrial, Observation, Study, StudyLoad, Trial
+from ..domain.shape import Shape
+from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
+from ..errors import Contention
+from ..search.policy import Problem, Proposal
+from ..studies.progress import Counts, advance, search_trials
+from ..tenancy.quotas import room_for_trials
+from .demand import running_trials
+
+# Replicas that propose the same number race: one wins, the others propose again on the new history.
+ASK_ATTEMPTS = 20
+# A pass proposes for so long, then stores what it has; who is left is served by the next pass.
+PASS_SECONDS = 1.0
+# Replicates of a configuration train with seeds that neither the search nor the confirmation uses otherwise.
+REPLICATE_SEED_STEP = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Who asks for work, for which team (``None``: all), what it offers and which base models it holds."""
+
+    name: str
+    shape: Shape
+    team_id: str | None = None
+    warm: tuple[str, ...] = ()
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease with the trial and the study it is for."""
+
+    lease: Lease
+    trial: Trial
+    study: Study
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A runner that wants a trial of a study, and whether a trial was queued when it asked."""
+
+    load: StudyLoad
+    runner: Runner
+    queued: bool
+
+
+class _Outcome(Enum):
+    """What came of proposing."""
+
+    MORE = auto()  # every proposal was stored; there may be more to have
+    NONE_LEFT = auto()  # no room, or nothing left to try
+    RACED = auto()  # another replica stored its proposals first
+
+
+def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
+    """Answer the asks of one study in order; ``None`` where it has nothing to give.
+
+    Costs one reading of the history and one transaction, however many ask. The proposals are those that the same asks
+    get one after the other: each is made as if the ones before it were running. After ``PASS_SECONDS`` only the first
+    asks are answered, at least one.
+
+    Raises:
+        NotFound: the study was deleted.
+        Contention: other replicas were faster every time; nothing was granted.
+    """
+    load, runners = asks[-1].load, [ask.runner for ask in asks]
+    deadline = time.monotonic() + PASS_SECONDS
+    most, queued = len(runners), any(ask.queued for ask in asks)
+    grants: list[Grant | None] = []
+    for _ in range(ASK_ATTEMPTS):
+        try:
+            if queued:
+                grants += _grant_queued(ctx, load, runners[len(grants) :])
+            if len(grants) == len(runners):
+                return grants
+            made, outcome = _propose_and_record(ctx, load, runners[len(grants) :][:most], deadline)
+        except Exception:
+            # What was granted before is committed and must reach its runners. Whoever is next meets the error.
+            if grants and not ctx.db.in_unit:
+                return grants
+            raise
+        grants += made
+        if outcome is _Outcome.NONE_LEFT:
+            return [*grants, *[None] * (len(runners) - len(grants))]
+        if outcome is _Outcome.RACED:
+            # The fewer are proposed at once, the sooner they are stored: whoever lost must win some time.
+            most, queued = max(1, most // 2), True
+        if grants and time.monotonic() > deadline:
+            return grants
+    if not grants:
+        raise Contention("other replicas of the server are serving this study; retry")
+    return grants
+
+
+@retried
+def _grant_queued(ctx: Context, load: StudyLoad, runners: Sequence[Runner]) -> list[Grant]:
+    """Grant the queued trials of a study, lowest number first, as far as there is room."""
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        study = Studies(session).get(load.id, lock=True)
+        room = _room(session, study, load, Trials(session).counts([study.id])[study.id], len(runners))
+        grants: list[Grant] = []
+        for runner in runners[:room]:
+            trial = Trials(session).first_queued(study.id)
+            if trial is None:
+                break
+            study = _started(session, study, now)
+            grants.append(_grant(ctx, session, study, trial, runner, now))
+        return grants
+
+
+def _room(session: Session, study: Study, load: StudyLoad, counts: Counts, wanted: int, *, lock: bool = True) -> int:
+    """How many of ``wanted`` further trials of the study may start now; ``lock`` keeps it so until the commit."""
+    if study.state not in (StudyState.QUEUED, StudyState.RUNNING):
+        return 0
+    room = max(0, min(wanted, study.spec.search.concurrency - running_trials(counts)))
+    return room_for_trials(session, load, room, lock=lock) if load.limited and room else room
+
+
+def _yet_to_ask(study: Study, counts: Counts) -> int:
+    """Search trials that are planned and not proposed yet."""
+    return max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0
+
+
+def _propose_and_record(
+    ctx: Context, load: StudyLoad, runners: Sequence[Runner], deadline: float
+) -> tuple[list[Grant], _Outcome]:
+    """Ask the policy outside of any write, then record its answers; the number decides between replicas."""
+    snapshot = ctx.histories.snapshot(ctx.db, load.id)
+    study = snapshot.study
+    # A unit of work reads through its own transaction: a second connection could wait for the rows that it holds.
+    with ctx.db.read() if ctx.db.in_unit else ctx.db.look() as session:
+        counts = Trials(session).counts([study.id])[study.id]
+        wanted = min(len(runners), _yet_to_ask(study, counts))
+        room = _room(session, study, load, counts, wanted, lock=False)
+    if not room:
+        return [], _Outcome.NONE_LEFT
+    proposals, ends = _propose(ctx, snapshot, room, deadline)
+    try:
+        return _record(ctx, load, runners, proposals, snapshot.next_number, ends)
+    except IntegrityError:
+        return [], _Outcome.RACED
+
+
+def _propose(ctx: Context, snapshot: Snapshot, most: int, deadline: float) -> tuple[list[Proposal], bool]:
+    """Up to ``most`` proposals, at least one before the deadline; and whether the space holds no more after them."""
+    study, history = snapshot.study, snapshot.history
+    problem = Problem(study.id, study.spec, study.plan)
+    proposals: list[Proposal] = []
+    while len(proposals) < most and (not proposals or time.monotonic() < deadline):
+        number, began = snapshot.next_number + len(proposals), time.perf_counter()
+        proposal = ctx.policy.propose(problem, history, number)
+        ctx.observe_sampling(study.spec.search.sampler, time.perf_counter() - began)
+        if proposal is None:
+            return proposals, True
+        proposals.append(proposal)
+        running = Observation(
+            number, TrialState.RUNNING, proposal.params, proposal.point, proposal.attrs, version=UNRECORDED
+        )
+        history.update([running])
+    return proposals, False
+
+
+@retried
+def _record(
+    ctx: Context, load: StudyLoad, runners: Sequence[Runner], proposals: Sequence[Proposal], first: int, ends: bool
+) -> tuple[list[Grant], _Outcome]:
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        study = Studies(session).get(load.id, lock=True)
+        trials = Trials(session)
+        counts = trials.counts([study.id])[study.id]
+        # Numbers from 0 on have no gaps, so the next one is how many there are.
+        if sum(n for (phase, _), n in counts.items() if phase is not TrialPhase.MEASUREMENT) != first:
+            return [], _Outcome.RACED
+        room = _room(session, study, load, counts, min(len(runners), _yet_to_ask(study, counts)))
+        stored = trials.add(study.id, [_new_trial(study, first + k, p) for k, p in enumerate(proposals[:room])], now)
+        if stored:
+            study = _started(session, study, now)
+        grants = [_grant(ctx, session, study, t, r, now) for t, r in zip(stored, runners, strict=False)]
+        if ends and len(proposals) < room:
+            Studies(session).set_planned(study.id, search_trials(counts) + len(stored))
+            advance(session, Studies(session).get(study.id, lock=True), now)
+            return grants, _Outcome.NONE_LEFT
+        more = len(grants) == len(runners) or len(proposals) < room
+        return grants, _Outcome.MORE if more else _Outcome.NONE_LEFT
+
+
+def _new_trial(study: Study, number: int, proposal: Proposal) -> NewTrial:
+    structure = study.plan.structure(proposal.params["r1"], proposal.params["r2"])
+    assert structure is not None, "the policy proposed a structure that the plan does not admit"
+    return NewTrial(
+        number=number,
+        phase=TrialPhase.SEARCH,
+        method="cdka",
+        params=proposal.params,
+        point=proposal.point,
+        attrs=proposal.attrs,
+        parameters=structure.unit_parameters * int(proposal.params["r"]),
+        seed=study.spec.search.seed + REPLICATE_SEED_STEP * proposal.replicate,
+    )
+
+
+def _started(session: Session, study: Study, now: datetime) -> Study:
+    """The locked study, running from its first trial on."""
+    if study.state is not StudyState.QUEUED:
+        return study
+    Studies(session).set_state(study, StudyState.RUNNING, now)
+    return Studies(session).get(study.id, lock=True)
+
+
+def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: Runner, now: datetime) -> Grant:
+    leases = Leases(session)
+    if trial.lease_id is not None:
+        # From here on the former holder's calls are refused.
+        leases.end(trial.lease_id, LeaseState.EXPIRED, now)
+    lease = Lease(
+        id=secrets.token_urlsafe(32),
+        trial_id=trial.id,
+        attempt=trial.attempts + 1,
+        runner=runner.name,
+        state=LeaseState.HELD,
+        acquired_at=now,
+        expires_at=now + ctx.lease_time,
+        result=None,
+    )
+    leases.add(lease)
+    see(session, runner, now, lease.id)
+    values: dict[str, Any] = {"lease_id": lease.id, "attempts": lease.attempt, "stop_reason": None}
+    if lease.attempt > 1 and trial.checkpoint is None:
+        Metrics(session).forget(trial.id)
+        values["curve"] = []
+    Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, **values)
+    leased = replace(trial, state=TrialState.RUNNING, lease_id=lease.id, attempts=lease.attempt)
+    return Grant(lease, leased, study)
+
+
+def see(session: Session, runner: Runner, now: datetime, lease_id: str | None) -> None:
+    """Write down that a runner was heard of, what it offers and what it holds."""
+    seen = RunnerSeen(
+        runner.name,
+        runner.team_id,
+        runner.shape,
+        list(runner.warm),
+        lease_id,
+        first_seen_at=now,
+        last_seen_at=now,
+        host=runner.host,
+    )
+    Leases(session).see_runner(seen)

@@ -1,0 +1,99 @@
+"""Machines that fail trials which others can run: noticed, quarantined, given back by an admin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from ..context.context import Context
+from ..db.audit import Audit
+from ..db.hosts import Hosts
+from ..db.leases import Leases
+from ..db.retries import retried
+from ..db.trials import Trials
+from ..domain.operation import Host, RunnerSeen
+from ..domain.records import Lease, Principal, Study
+from ..domain.states import TrialState
+from ..errors import NotFound
+
+# Attempts in a row, of studies that are known to work, that end a host's part.
+MOST_FAILURES = 3
+# A crash of a machine ends all of its runners' attempts within such a time; it is one failure.
+AT_ONCE = timedelta(seconds=20)
+# Another host counts as there if one of its runners was heard of so lately.
+SEEN = timedelta(minutes=10)
+
+
+def quarantined(session: Session, hosts: Iterable[tuple[str | None, str | None]]) -> set[tuple[str | None, str | None]]:
+    """Those of the hosts, given with the team (``None``: all teams) of their runners, that are to be given nothing."""
+    found = set()
+    for team_id, host in {h for h in hosts if h[1] is not None}:
+        known = Hosts(session).get(team_id, str(host))
+        if known is not None and known.quarantined_at is not None:
+            found.add((team_id, host))
+    return found
+
+
+def clear(session: Session, lease: Lease) -> None:
+    """An attempt went well, or its runner is heard of again: what spoke against its host does not count any more."""
+    runner = _runner_of(session, lease)
+    if runner is None or runner.host is None:
+        return
+    known = Hosts(session).get(runner.team_id, runner.host)
+    if known is not None and (known.failures or known.quarantined_at is not None):
+        Hosts(session).write(runner.team_id, runner.host, failures=0, reason=None, quarantined_at=None)
+
+
+def blame(session: Session, study: Study, lease: Lease, now: datetime, reason: str) -> None:
+    """An attempt failed. It counts against its host if its study has finished trials, so can be run.
+
+    The third in a row quarantines the host, unless it is the last that runners were heard of from. What fails at one
+    time, such as all runners of a machine that is started again, is one failure of it.
+    """
+    runner = _runner_of(session, lease)
+    counts = Trials(session).counts([study.id])[study.id]
+    works = any(n for (_, state), n in counts.items() if state is TrialState.COMPLETED)
+    if runner is None or runner.host is None or not works:
+        return
+    hosts, team, host = Hosts(session), runner.team_id, runner.host
+    hosts.know(team, host)
+    known = hosts.get(team, host, lock=True)
+    assert known is not None
+    if known.failed_at is not None and timedelta(0) <= now - known.failed_at < AT_ONCE:
+        return
+    failures = known.failures + 1
+    hosts.write(team, host, failures=failures, reason=reason[:2000], failed_at=now)
+    if failures >= MOST_FAILURES and known.quarantined_at is None and not hosts.is_last(team, host, now - SEEN):
+        hosts.write(team, host, quarantined_at=now)
+
+
+def _runner_of(session: Session, lease: Lease) -> RunnerSeen | None:
+    return Leases(session).runner(lease.runner)
+
+
+def list_hosts(ctx: Context) -> list[Host]:
+    """Hosts that something spoke against, by name."""
+    with ctx.db.read() as session:
+        return Hosts(session).list()
+
+
+@retried
+def release_host(ctx: Context, caller: Principal, name: str) -> Host:
+    """End a host's quarantine.
+
+    Raises:
+        NotFound: nothing is known against a host of that name.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        hosts = Hosts(session)
+        known = [h for h in hosts.list() if h.name == name]
+        if not known:
+            raise NotFound(f"nothing is known against a host {name}")
+        for host in known:
+            hosts.write(host.team_id, name, failures=0, failed_at=None, quarantined_at=None)
+        Audit(session).record(caller, now, "host.release", name)
+        return replace(known[0], failures=0, failed_at=None, quarantined_at=None)

@@ -1,0 +1,146 @@
+"""Take a running trial's reports, renew its lease and tell its runner to go on or to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from ..context.context import Context
+from ..db.leases import Leases
+from ..db.metrics import Metrics
+from ..db.retries import retried
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.records import Lease, MetricPoint, Study, Trial
+from ..domain.states import EventKind, StopReason, TrialPhase
+from ..search.policy import Problem
+from .fences import held, reclaim
+
+SEEN_RESOLUTION = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """What the runner is to do: go on while ``reason`` is None, else stop for it."""
+
+    reason: str | None
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What came of a report: the trial with its evaluations, and how many of them are new."""
+
+    trial: Trial
+    study: Study
+    reason: str | None
+    expires_at: datetime
+    new_evaluations: int
+
+
+def report(
+    ctx: Context,
+    lease_id: str,
+    team_id: str | None,
+    reports: Sequence[tuple[int, dict[str, float]]],
+    checkpoint: str | None,
+) -> Directive:
+    """Record reports (none: a heartbeat), renew the lease, decide.
+
+    A step without metrics is progress all the same: it tells a slow trial from a hung one.
+
+    Raises:
+        NotFound: there was never such a lease in this team.
+        LeaseLost: the lease is no longer held; nothing was changed.
+    """
+    taken = _take(ctx, lease_id, team_id, reports, checkpoint)
+    reason = taken.reason
+    judged = taken.trial.phase is TrialPhase.SEARCH and taken.study.spec.search.pruner != "none"
+    if reason is None and taken.new_evaluations and judged:
+        reason = _judge(ctx, taken)
+    return Directive(reason, taken.expires_at)
+
+
+@retried
+def _take(
+    ctx: Context,
+    lease_id: str,
+    team_id: str | None,
+    reports: Sequence[tuple[int, dict[str, float]]],
+    checkpoint: str | None,
+) -> _Taken:
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        lease, trial, study = held(session, lease_id, team_id)
+        trial = reclaim(session, trial, now)
+        expires_at = now + ctx.lease_time
+        points = [MetricPoint(step, name, value, now) for step, values in reports for name, value in values.items()]
+        added = Metrics(session).add(trial.id, points)
+        changes: dict[str, Any] = {}
+        if checkpoint is not None and checkpoint != trial.checkpoint:
+            # A new checkpoint is progress: losses count only between checkpoints.
+            changes = {"checkpoint": checkpoint, "losses": 0}
+        step = max((step for step, _ in reports), default=-1)
+        progress = (max(step, lease.progress_step), now) if added or changes or step > lease.progress_step else None
+        Leases(session).renew(lease.id, expires_at, progress)
+        Leases(session).hear_of(lease.runner, now, SEEN_RESOLUTION)
+        reason = trial.stop_reason
+        if reason is None and _is_over_time(study, lease, now):
+            reason = changes["stop_reason"] = StopReason.TIMED_OUT
+        values = _evaluations(study, points, added)
+        if added:
+            data = {"trial_id": trial.id, "number": trial.number, "phase": trial.phase, "step": step}
+            latest = {p.name: p.value for p in sorted(points, key=lambda p: p.step)}
+            version = Studies(session).touch(study.id, EventKind.TRIAL_REPORTED, now, {**data, "metrics": latest})
+            changes["version"] = version
+            if values:
+                changes["curve"] = [*trial.curve, *values]
+        if changes:
+            Trials(session).write(trial.id, **changes)
+        trial = replace(trial, curve=changes.get("curve", trial.curve))
+    return _Taken(trial, study, reason, expires_at, len(values))
+
+
+def _evaluations(study: Study, points: Sequence[MetricPoint], added: Sequence[tuple[str, int]]) -> list[float]:
+    """The new values of the pruning metric, in the order of their steps."""
+    new = set(added)
+    mine = {p.step: p.value for p in points if p.name == study.spec.pruning_metric and (p.name, p.step) in new}
+    return [mine[step] for step in sorted(mine)]
+
+
+def _is_over_time(study: Study, lease: Lease, now: datetime) -> bool:
+    minutes = study.spec.limits.trial_minutes
+    return minutes is not None and (now - lease.acquired_at).total_seconds() > minutes * 60
+
+
+def _judge(ctx: Context, taken: _Taken) -> str | None:
+    """Ask the stop rule about each of the newest evaluations in turn, on the history as it now stands.
+
+    A stop is remembered, so that a repeated report says it again.
+    """
+    snapshot = ctx.histories.snapshot(ctx.db, taken.study.id)
+    problem = Problem(snapshot.study.id, snapshot.study.spec, snapshot.study.plan)
+    last = len(taken.trial.curve)
+    stop = any(
+        ctx.stop_rule.should_stop(problem, snapshot.history, taken.trial.number, evaluation)
+        for evaluation in range(last - taken.new_evaluations + 1, last + 1)
+    )
+    if not stop:
+        return None
+    _prune(ctx, taken.trial.id)
+    return StopReason.PRUNED
+
+
+@retried
+def _prune(ctx: Context, trial_id: str) -> None:
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        study_id = Trials(session).get(trial_id).study_id
+        Studies(session).get(study_id, lock=True)
+        trial = Trials(session).get(trial_id, lock=True)
+        if trial.stop_reason is None:
+            Trials(session).write(trial_id, stop_reason=StopReason.PRUNED)
+            data = {"trial_id": trial.id, "number": trial.number, "reason": StopReason.PRUNED}
+            Studies(session).touch(study_id, EventKind.TRIAL_STOPPING, now, data)

@@ -1,0 +1,1 @@
+"""Read what studies have found: the comparison, exports, the Pareto front, events."""

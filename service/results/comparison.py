@@ -1,0 +1,238 @@
+"""Say how the predictions fared against what the search found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..context.context import Context
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.comparison import CandidateResult, Comparison, PredictorResult
+from ..domain.metrics import IN_POINTS
+from ..domain.records import Candidate, Observation, StoredPrediction, Study, Trial
+from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.statistics import FEWEST_SEEDS, Estimate, estimate, paired_difference, spearman
+from ..domain.study_spec import Direction
+from ..studies.confirmation import best_trial
+
+
+def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
+    """The comparison as it stands; what is still to come is null.
+
+    Raises:
+        NotFound: there is no such study in this team.
+    """
+    with ctx.db.read() as session:
+        study = Studies(session).get(study_id, team_id)
+    return ctx.recent.get(("comparison", study_id, study.version), lambda: _compare(ctx, study))
+
+
+def _compare(ctx: Context, study: Study) -> Comparison:
+    with ctx.db.read() as session:
+        confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
+        predictions = Studies(session).predictions(study.id)
+        scores = Trials(session).scores(study.id)
+    return build_comparison(study, searched(ctx, study.id), confirmed, predictions, scores)
+
+
+def searched(ctx: Context, study_id: str) -> list[Observation]:
+    """The search trials of a study, by number, from the history that asks use, too."""
+    return ctx.histories.snapshot(ctx.db, study_id).history.observations()
+
+
+def build_comparison(
+    study: Study,
+    searched: Sequence[Observation],
+    confirmed: Sequence[Trial],
+    predictions: Mapping[str, Sequence[StoredPrediction]],
+    scores: Mapping[str, list[float]],
+) -> Comparison:
+    """The comparison as a pure function of what is recorded."""
+    objective = study.spec.objective
+    best = best_trial(searched, objective.metric, objective.direction)
+    results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
+    by_name = {r.name: r for r in results}
+    predictors = [
+        _predictor(study, name, ranking, by_name.get(name), searched, best) for name, ranking in predictions.items()
+    ]
+    return Comparison(
+        study_id=study.id,
+        study=study.name,
+        state=study.state,
+        phase=study.phase,
+        metric=objective.metric,
+        direction=objective.direction,
+        split="test",
+        budget=study.plan.max_parameters,
+        learning_rate_rule=study.spec.compare.learning_rate,
+        best_trial=None if best is None else _best(best, objective.metric),
+        candidates=results,
+        predictors=predictors,
+        notes=[*_notes(study, results), *_unmeasured(study, predictions)],
+    )
+
+
+def _best(trial: Observation, metric: str) -> dict[str, Any]:
+    return {"number": trial.number, "params": trial.params, "value": trial.metrics[metric], "split": "validation"}
+
+
+def _finished(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -> dict[int, Trial]:
+    metric = study.spec.objective.metric
+    return {
+        t.seed: t
+        for t in confirmed
+        if t.candidate == candidate.runs_as and t.state is TrialState.COMPLETED and metric in t.metrics
+    }
+
+
+def _candidate(
+    study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Mapping[str, list[float]]
+) -> CandidateResult:
+    metric = study.spec.objective.metric
+    mine = _finished(study, candidate, confirmed)
+    values = [mine[seed].metrics[metric] for seed in sorted(mine)]
+    params = next(iter(mine.values())).params if mine else candidate.params
+    share = candidate.parameters / study.plan.max_parameters
+    flags = []
+    if share < study.plan.min_fill:
+        flags.append(f"uses only {share:.0%} of the budget (min_fill is {study.plan.min_fill:.0%})")
+    if share > 1:
+        flags.append(f"is over the budget ({share:.0%})")
+    failed = [t for t in confirmed if t.candidate == candidate.runs_as and t.state in _UNUSABLE]
+    if failed:
+        flags.append(f"{len(failed)} of {study.spec.compare.seeds} seeds did not finish")
+    if candidate.runs_as != candidate.name:
+        flags.append(f"identical with {candidate.runs_as!r}, whose runs stand for both")
+    return CandidateResult(
+        name=candidate.name,
+        title=candidate.title,
+        method=candidate.method,
+        params=params,
+        parameters=candidate.parameters,
+        share_of_budget=share,
+        finished=len(mine),
+        planned=study.spec.compare.seeds,
+        values=values,
+        estimate=estimate(values, _scores(mine, sorted(mine), scores)) if values else None,
+        regret=_regret(study, candidate, confirmed, scores),
+        flags=flags,
+    )
+
+
+_UNUSABLE = (TrialState.FAILED, TrialState.INFEASIBLE, TrialState.CANCELLED)
+
+
+def _scores(
+    trials: Mapping[int, Trial], seeds: Sequence[int], scores: Mapping[str, list[float]]
+) -> list[list[float]] | None:
+    found = [scores.get(trials[seed].id) for seed in seeds]
+    if any(s is None for s in found) or len({len(s or []) for s in found}) != 1:
+        return None
+    return [list(s) for s in found if s is not None]
+
+
+def _regret(
+    study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Mapping[str, list[float]]
+) -> Estimate | None:
+    """How far the candidate is behind the best found, over the seeds that both finished."""
+    metric = study.spec.objective.metric
+    best, mine = (_finished(study, c, confirmed) for c in (study.candidates[0], candidate))
+    seeds = sorted(best.keys() & mine.keys())
+    if not seeds:
+        return None
+    first, second = (best, mine) if study.spec.objective.direction is Direction.MAXIMIZE else (mine, best)
+    return paired_difference(
+        [first[s].metrics[metric] for s in seeds],
+        [second[s].metrics[metric] for s in seeds],
+        _scores(first, seeds, scores),
+        _scores(second, seeds, scores),
+    )
+
+
+def _predictor(
+    study: Study,
+    name: str,
+    ranking: Sequence[StoredPrediction],
+    result: CandidateResult | None,
+    searched: Sequence[Observation],
+    best: Observation | None,
+) -> PredictorResult:
+    scores = {p.structure: p.score for p in ranking}
+    ranks = {p.structure: k + 1 for k, p in enumerate(ranking)}
+    metric = study.spec.objective.metric
+    sign = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
+    compared = [
+        (scores[s], sign * t.metrics[metric])
+        for t in searched
+        if t.state is TrialState.COMPLETED and (s := _structure(t)) in scores and metric in t.metrics
+    ]
+    top = ranking[0]
+    return PredictorResult(
+        predictor=name,
+        choice={"r1": top.r1, "r2": top.r2, "r": top.r, "parameters": top.parameters},
+        reason=top.reason,
+        regret=result.regret if result else None,
+        rank_of_winner=ranks.get(_structure(best)) if best else None,
+        ranked=len(ranking),
+        spearman=spearman([p for p, _ in compared], [o for _, o in compared]) if compared else None,
+        compared_trials=len(compared),
+        verdict=verdict(name, result.regret if result else None, study),
+    )
+
+
+def _structure(trial: Observation) -> tuple[int, int, int]:
+    return trial.params["r1"], trial.params["r2"], trial.params["r"]
+
+
+def verdict(predictor: str, regret: Estimate | None, study: Study) -> str:
+    """What the regret of a predictor's choice says, in words; never more than the seeds can carry."""
+    who = f"the {predictor}" if predictor == "guideline" else f"{predictor}'s choice"
+    if regret is None:
+        ended = study.phase is StudyPhase.CONFIRMATION or study.spec.compare.seeds
+        return "not confirmed yet" if ended else "not confirmed: compare.seeds is 0"
+    metric = study.spec.objective.metric
+    scale, unit = (100.0, " points") if metric in IN_POINTS else (1.0, f" {metric}")
+    number = f"{regret.mean * scale:+.1f}{unit}" if scale == 100.0 else f"{regret.mean:+.4g}{unit}"
+    rate = " at the winner's learning rate" if study.spec.compare.learning_rate == "shared" else ""
+    if regret.seeds < FEWEST_SEEDS or regret.low is None or regret.high is None:
+        return f"too few seeds for a verdict: {number} over {regret.seeds} seed{'s' * (regret.seeds != 1)}{rate}"
+    if scale == 100.0:
+        interval = f"95 % interval {regret.low * scale:+.1f} to {regret.high * scale:+.1f}"
+    else:
+        interval = f"95 % interval {regret.low:+.4g} to {regret.high:+.4g}"
+    if regret.low > 0:
+        return f"searching beat {who}{rate}: {number}, {interval}"
+    if regret.high < 0:
+        return f"{who} beat what the search found{rate}: {number}, {interval}"
+    return f"no evidence that searching beat {who}{rate}: {number}, {interval}"
+
+
+def _unmeasured(study: Study, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[str]:
+    missing = [name for name in study.spec.compare.predictors if name not in predictions]
+    if study.phase is StudyPhase.MEASUREMENT:
+        return [f"The predictor {name} is being measured." for name in missing]
+    return [f"The predictor {name} could not be measured and is left out; its predictions say why." for name in missing]
+
+
+def _notes(study: Study, results: Sequence[CandidateResult]) -> list[str]:
+    compare = study.spec.compare
+    notes = ["Confirmation runs are judged on the test split, which the search never saw, with seeds it never used."]
+    if compare.learning_rate == "shared":
+        notes.append("All candidates run at the winner's learning rate, which favours the winner.")
+    else:
+        notes.append(
+            f"Every candidate's learning rate was tuned in a search of {compare.tuning_trials} trials of its own."
+        )
+    if 0 < compare.seeds < FEWEST_SEEDS:
+        notes.append(f"{compare.seeds} seeds only illustrate: no verdict is drawn from fewer than {FEWEST_SEEDS}.")
+    if study.planned < study.spec.search.trials:
+        notes.append(
+            f"The space holds {study.planned} configurations; {study.spec.search.trials} trials were asked for."
+        )
+    if study.reason and study.state is StudyState.COMPLETED:
+        notes.append(f"The search ended early: {study.reason}.")
+    over = [r for r in results if r.share_of_budget < study.plan.min_fill]
+    if over:
+        notes.append("Candidates that use less of the budget than min_fill are flagged: size may explain them.")
+    return notes

@@ -1,0 +1,1 @@
+"""What a server does beside answering requests: background work and logs."""

@@ -1,0 +1,80 @@
+"""Predictions that are there, and the measurement that one of them waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cdka
+
+from ..context.context import Context
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.plan import Plan
+from ..domain.records import NewTrial, Ranking, RankingState, StoredPrediction, Study, Trial
+from ..domain.states import TRIAL_ENDED, TrialPhase
+from ..domain.study_spec import StudySpec
+from ..errors import Fault, InvalidRequest
+from .plans import candidates_for
+
+MEASURED = "measured"
+# Before trial 0, so that the search's own numbers stay what they are without it.
+NUMBER = -1
+BATCHES = 4
+
+
+def get_predictions(ctx: Context, study_id: str, team_id: str | None) -> list[Ranking]:
+    """A study's rankings by predictor, in the order in which it names them.
+
+    Raises:
+        NotFound: there is no such study in this team.
+    """
+    with ctx.db.read() as session:
+        studies = Studies(session)
+        study = studies.get(study_id, team_id)
+        predictions = studies.predictions(study_id)
+        measurement = Trials(session).numbered(study_id, NUMBER) if MEASURED not in predictions else None
+    return rankings(study.spec, predictions, measurement)
+
+
+def rankings(
+    spec: StudySpec, predictions: Mapping[str, Sequence[StoredPrediction]], measurement: Trial | None = None
+) -> list[Ranking]:
+    """Every predictor that a study names, those that have yet to speak among them."""
+    found = []
+    for name in spec.compare.predictors:
+        if name in predictions:
+            found.append(Ranking(name, RankingState.READY, None, list(predictions[name])))
+        elif measurement is not None and measurement.state in TRIAL_ENDED:
+            reason = measurement.failure.message if measurement.failure else f"the measurement was {measurement.state}"
+            found.append(Ranking(name, RankingState.FAILED, reason, []))
+        else:
+            found.append(Ranking(name, RankingState.PENDING, "a runner measures it before the search", []))
+    return found
+
+
+def measurement(spec: StudySpec, plan: Plan) -> NewTrial | None:
+    """The trial that measures gradients for a new study, if it wants that."""
+    if MEASURED not in spec.compare.predictors:
+        return None
+    candidates = [c.structure for c in candidates_for(plan, spec.search_space)]
+    params: dict[str, Any] = {
+        "batches": BATCHES,
+        "max_parameters": plan.max_parameters,
+        "candidates": [list(sizes) for sizes in sorted(candidates)],
+    }
+    return NewTrial(NUMBER, TrialPhase.MEASUREMENT, "full", params, 0, spec.search.seed)
+
+
+def measured_ranking(study: Study, trial: Trial, entries: Sequence[Mapping[str, Any]]) -> list[StoredPrediction]:
+    """What a runner measured, as it is stored.
+
+    Raises:
+        InvalidRequest: it is not about the configurations that were asked for.
+    """
+    asked = {tuple(sizes) for sizes in trial.params["candidates"]}
+    if {(e["r1"], e["r2"], e["r"]) for e in entries} != asked or len(entries) != len(asked):
+        fault = Fault("#/predictions", f"give one for each of the {len(asked)} configurations in the trial's params")
+        raise InvalidRequest("a completed measurement holds the score of every configuration", [fault])
+    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in study.plan.shapes]
+    return [StoredPrediction(**e, parameters=cdka.count_parameters(shapes, e["r1"], e["r2"], e["r"])) for e in entries]

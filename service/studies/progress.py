@@ -1,0 +1,99 @@
+"""Move a study on when what it waited for has ended: search, then confirmation, then completed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from ..db.observations import Observations
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.records import Study
+from ..domain.states import TRIAL_ENDED, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from .confirmation import best_trial, candidates, confirmation_trials, tuning_trials
+
+Counts = Mapping[tuple[TrialPhase, TrialState], int]
+
+
+def search_trials(counts: Counts) -> int:
+    """Search trials that exist, in whatever state."""
+    return sum(n for (phase, _), n in counts.items() if phase is TrialPhase.SEARCH)
+
+
+def advance(session: Session, study: Study, now: datetime) -> None:
+    """Decide what comes next for a locked study. Does nothing while trials are open or more are to be asked for."""
+    if study.phase is StudyPhase.MEASUREMENT and study.state in (StudyState.QUEUED, StudyState.RUNNING):
+        counts = Trials(session).counts([study.id])[study.id]
+        # Whatever it came to: a predictor that could not be measured stops no search.
+        if not any(phase is TrialPhase.MEASUREMENT and state not in TRIAL_ENDED for phase, state in counts):
+            Studies(session).set_phase(study.id, StudyPhase.SEARCH, now)
+        return
+    if study.state is not StudyState.RUNNING:
+        return
+    counts = Trials(session).counts([study.id])[study.id]
+    if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED):
+        return
+    if study.phase is StudyPhase.SEARCH:
+        if search_trials(counts) >= study.planned:
+            _after_search(session, study, now)
+        return
+    confirmed = [t for t in Trials(session).of_study(study.id, TrialPhase.CONFIRMATION) if t.candidate is not None]
+    if confirmed:
+        Studies(session).set_state(study, StudyState.COMPLETED, now)
+    else:
+        _after_tuning(session, study, now)
+
+
+def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> None:
+    """End a locked study with what it has: what waits is cancelled, what runs is told to stop."""
+    trials, studies = Trials(session), Studies(session)
+    trials.cancel_queued(study.id, now)
+    trials.stop_running(study.id, StopReason.CANCELLED)
+    finished = any(
+        state is TrialState.COMPLETED and phase is TrialPhase.SEARCH
+        for (phase, state) in trials.counts([study.id])[study.id]
+    )
+    state = StudyState.COMPLETED if finished else StudyState.FAILED
+    studies.set_state(studies.get(study.id, lock=True), state, now, reason)
+
+
+def _after_search(session: Session, study: Study, now: datetime) -> None:
+    studies, trials = Studies(session), Trials(session)
+    objective = study.spec.objective
+    found = best_trial(Observations(session).of_study(study.id), objective.metric, objective.direction)
+    best = None if found is None else trials.numbered(study.id, found.number)
+    if best is None:
+        reason = "no search trial finished with a value; see the trials' failures"
+        studies.set_state(study, StudyState.FAILED, now, reason)
+        return
+    if study.spec.compare.seeds == 0:
+        studies.set_state(study, StudyState.COMPLETED, now)
+        return
+    chosen = candidates(study, best, studies.predictions(study.id))
+    studies.set_phase(study.id, StudyPhase.CONFIRMATION, now)
+    if study.candidates and study.candidates[0].title == chosen[0].title:
+        # The search went on and found nothing better: what was confirmed stands.
+        advance(session, studies.get(study.id, lock=True), now)
+        return
+    trials.supersede(study.id, now)
+    studies.set_candidates(study.id, chosen)
+    first = trials.next_number(study.id)
+    if study.spec.compare.learning_rate == "tuned":
+        trials.add(study.id, tuning_trials(study, chosen, first), now)
+    else:
+        trials.add(study.id, confirmation_trials(study, chosen, {}, first), now)
+
+
+def _after_tuning(session: Session, study: Study, now: datetime) -> None:
+    trials = Trials(session)
+    objective = study.spec.objective
+    tuned = {}
+    by_candidate = trials.of_study(study.id, TrialPhase.TUNING)
+    for candidate in study.candidates:
+        mine = [t for t in by_candidate if t.candidate == candidate.name]
+        best = best_trial(mine, objective.metric, objective.direction)
+        if best is not None:
+            tuned[candidate.name] = best.params
+    trials.add(study.id, confirmation_trials(study, study.candidates, tuned, trials.next_number(study.id)), now)

@@ -1,0 +1,262 @@
+"""Create, read and steer studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from ..context.context import Context
+from ..db.audit import Audit
+from ..db.retries import retried
+from ..db.studies import Studies, with_text
+from ..db.trials import Trials
+from ..domain.ids import new_id
+from ..domain.records import Principal, Study
+from ..domain.states import STUDY_ENDED, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.study_spec import LimitsSpec, StudySpec
+from ..errors import Changed, Conflict, Fault, InvalidRequest
+from ..tenancy.quotas import require_room_for_study
+from .plans import Planned, plan_study
+from .predictions import measurement
+from .progress import advance, search_trials
+from .removal import purge
+
+Counts = dict[tuple[TrialPhase, TrialState], int]
+
+
+def create_study(ctx: Context, caller: Principal, body: Any) -> tuple[Study, Planned]:
+    """Validate a study in full, then record it with its predictions.
+
+    Raises:
+        InvalidStudy: with every fault; nothing was stored.
+        QuotaExceeded: the team has no room for another.
+    """
+    planned = plan_study(body, ctx.settings.data_dirs)
+    return _store(ctx, caller, planned), planned
+
+
+@retried
+def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
+    now = ctx.clock()
+    measure = measurement(planned.spec, planned.plan)
+    study = Study(
+        id=new_id(now),
+        team_id=caller.team_id,
+        name=planned.spec.name,
+        state=StudyState.QUEUED,
+        phase=StudyPhase.SEARCH if measure is None else StudyPhase.MEASUREMENT,
+        reason=None,
+        spec=planned.spec,
+        plan=planned.plan,
+        candidates=[],
+        version=0,
+        revision=0,
+        planned=planned.spec.search.trials,
+        created_at=now,
+        started_at=None,
+        finished_at=None,
+    )
+    with ctx.db.write() as session:
+        require_room_for_study(session, caller.team_id)
+        studies = Studies(session)
+        studies.add(study)
+        studies.add_predictions(study.id, planned.predictions, planned.spec.compare.predictors)
+        if measure is not None:
+            session.flush()
+            Trials(session).add(study.id, [measure], now)
+        Audit(session).record(caller, now, "study.create", study.id, name=study.name)
+        return studies.get(study.id)
+
+
+def get_study(ctx: Context, study_id: str, team_id: str | None) -> tuple[Study, Counts]:
+    """A study and the number of its trials by phase and state.
+
+    Raises:
+        NotFound: there is none in this team.
+    """
+    with ctx.db.read() as session:
+        return _with_counts(session, study_id, team_id)
+
+
+def _with_counts(session: Session, study_id: str, team_id: str | None) -> tuple[Study, Counts]:
+    study = Studies(session).get(study_id, team_id)
+    return study, Trials(session).counts([study_id])[study_id]
+
+
+def list_studies(
+    ctx: Context,
+    team_id: str | None,
+    limit: int,
+    after: str | None,
+    *,
+    name: str | None = None,
+    states: Sequence[StudyState] = (),
+    ascending: bool = False,
+) -> tuple[list[tuple[Study, Counts]], str | None]:
+    """A page of studies by age, and the cursor of the next page."""
+    with ctx.db.read() as session:
+        found = Studies(session).page(team_id, limit + 1, after, with_text(name, states), ascending)
+        page = found[:limit]
+        counts = Trials(session).counts([s.id for s in page])
+    cursor = page[-1].id if len(found) > limit else None
+    return [(s, counts[s.id]) for s in page], cursor
+
+
+@retried
+def cancel_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, Counts]:
+    """Cancel a study: what is queued is cancelled now, what runs is told to stop at its next report.
+
+    Raises:
+        NotFound: there is none in this team.
+        Conflict: the study has already ended.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        studies, trials = Studies(session), Trials(session)
+        study = studies.get(study_id, caller.scope, lock=True)
+        studies.set_state(study, StudyState.CANCELLED, now, reason="cancelled by request")
+        trials.cancel_queued(study_id, now)
+        trials.stop_running(study_id, StopReason.CANCELLED)
+        Audit(session).record(caller, now, "study.cancel", study_id)
+        return _with_counts(session, study_id, None)
+
+
+@retried
+def pause_study(ctx: Context, caller: Principal, study_id: str, *, drain: bool) -> tuple[Study, Counts]:
+    """Start no more trials of a study. What runs goes on to its end (``drain``), or gives its trial back now.
+
+    Raises:
+        NotFound: there is none in this team.
+        Conflict: the study has ended or is paused already.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        studies = Studies(session)
+        study = studies.get(study_id, caller.scope, lock=True)
+        how = "running trials go on to their end" if drain else "running trials stop and go back to the queue"
+        studies.set_state(study, StudyState.PAUSED, now, reason=f"paused by request: {how}")
+        if not drain:
+            Trials(session).stop_running(study_id, StopReason.PAUSED)
+        Audit(session).record(caller, now, "study.pause", study_id, drain=drain)
+        return _with_counts(session, study_id, None)
+
+
+@retried
+def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, Counts]:
+    """Go on with a paused study.
+
+    Raises:
+        NotFound: there is none in this team.
+        Conflict: the study is not paused.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        studies = Studies(session)
+        study = studies.get(study_id, caller.scope, lock=True)
+        if study.state is not StudyState.PAUSED:
+            raise Conflict(f"a {study.state} study cannot be resumed; only a paused one can")
+        studies.set_state(study, StudyState.RUNNING, now)
+        Trials(session).go_on(study_id)
+        Audit(session).record(caller, now, "study.resume", study_id)
+        # What ran on while the study was paused may have been all that it waited for.
+        advance(session, studies.get(study_id, lock=True), now)
+        return _with_counts(session, study_id, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What may be changed of a study while it runs; ``None`` leaves a value as it is."""
+
+    name: str | None = None
+    priority: int | None = None
+    trials: int | None = None
+    concurrency: int | None = None
+    retries: int | None = None
+    limits: LimitsSpec | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that are to change."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {k: v.model_dump() if isinstance(v, LimitsSpec) else v for k, v in found.items() if v is not None}
+
+
+@retried
+def update_study(
+    ctx: Context, caller: Principal, study_id: str, changes: Changes, revision: int | None = None
+) -> tuple[Study, Counts]:
+    """Rename, extend, re-prioritise, or change concurrency, retries and limits. Running trials are never touched.
+
+    A completed study that gets more trials (or a later limit) goes on searching.
+
+    Raises:
+        NotFound: there is none in this team.
+        Changed: the study is not at ``revision``.
+        InvalidRequest: fewer trials than there are already.
+        Conflict: the study has ended and cannot be extended.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        studies = Studies(session)
+        study = studies.get(study_id, caller.scope, lock=True)
+        if revision is not None and revision != study.revision:
+            raise Changed(f"the study is at revision {study.revision}, not {revision}: read it again, then change it")
+        given = changes.given()
+        there = search_trials(Trials(session).counts([study_id])[study_id])
+        if changes.trials is not None and changes.trials < there:
+            fault = Fault("#/trials", f"{there} trials exist already; give {there} to ask for no more")
+            raise InvalidRequest("the study cannot be changed so", [fault])
+        if study.state in (StudyState.CANCELLED, StudyState.FAILED) and given.keys() - {"name"}:
+            raise Conflict(f"a {study.state} study can only be renamed; that state is final")
+        studies.set_spec(study, _changed(study.spec, changes), now, given)
+        Audit(session).record(caller, now, "study.update", study_id, **given)
+        if changes.trials is not None or changes.limits is not None:
+            _go_on(session, studies.get(study_id, lock=True), there, now)
+        return _with_counts(session, study_id, None)
+
+
+def _changed(spec: StudySpec, changes: Changes) -> StudySpec:
+    search = {k: v for k in ("trials", "concurrency", "retries") if (v := getattr(changes, k)) is not None}
+    whole = {k: v for k in ("name", "priority", "limits") if (v := getattr(changes, k)) is not None}
+    return spec.model_copy(update={**whole, "search": spec.search.model_copy(update=search)})
+
+
+def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:
+    """Search on, if there is now more to search for than the study has done."""
+    studies = Studies(session)
+    if study.planned <= there:
+        return
+    if study.phase is StudyPhase.CONFIRMATION:
+        studies.set_phase(study.id, StudyPhase.SEARCH, now)
+    if study.state is StudyState.COMPLETED:
+        studies.set_state(study, StudyState.RUNNING, now)
+
+
+def delete_study(ctx: Context, caller: Principal, study_id: str, *, purge_now: bool) -> None:
+    """Hide a study at once, cancelling it if it runs; its rows and artifacts go after ``CDKA_PURGE_HOURS``, or now.
+
+    Raises:
+        NotFound: there is none in this team.
+    """
+    _delete(ctx, caller, study_id, purge_now)
+    if purge_now:
+        purge(ctx, study_id)
+
+
+@retried
+def _delete(ctx: Context, caller: Principal, study_id: str, purge_now: bool) -> None:
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        studies, trials = Studies(session), Trials(session)
+        study = studies.get(study_id, caller.scope, lock=True)
+        if study.state not in STUDY_ENDED:
+            studies.set_state(study, StudyState.CANCELLED, now, reason="deleted by request")
+            trials.cancel_queued(study_id, now)
+        # Its runners find no trial any more (404), which ends what they do.
+        for trial in trials.running(study_id):
+            trials.set_state(trial, TrialState.CANCELLED, now)
+        studies.mark_deleted(study_id, now)
+        Audit(session).record(caller, now, "study.delete", study_id, name=study.name, purge=purge_now)

@@ -1,0 +1,179 @@
+"""Read, enqueue, stop and retry trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cdka
+
+from ..context.context import Context
+from ..db.audit import Audit
+from ..db.metrics import Metrics
+from ..db.retries import retried
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.records import MetricPoint, NewTrial, Principal, Study, Trial
+from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from ..errors import Conflict, Fault, InvalidRequest
+from ..search.coordinates import to_point
+from .progress import advance, search_trials
+
+
+def list_trials(
+    ctx: Context,
+    study_id: str,
+    team_id: str | None,
+    limit: int,
+    after: int | None,
+    states: Sequence[TrialState] = (),
+    phase: TrialPhase | None = None,
+    *,
+    descending: bool = False,
+) -> tuple[list[Trial], int | None]:
+    """A page of a study's trials by number, and the cursor of the next page.
+
+    Raises:
+        NotFound: there is no such study in this team.
+    """
+    with ctx.db.read() as session:
+        Studies(session).get(study_id, team_id)
+        found = Trials(session).page(study_id, limit + 1, after, states, phase, descending=descending)
+    page = found[:limit]
+    return page, page[-1].number if len(found) > limit else None
+
+
+def get_trial(ctx: Context, trial_id: str, team_id: str | None) -> Trial:
+    """A trial.
+
+    Raises:
+        NotFound: there is none in this team.
+    """
+    with ctx.db.read() as session:
+        return Trials(session).get(trial_id, team_id)
+
+
+def get_metrics(ctx: Context, trial_id: str, team_id: str | None) -> list[MetricPoint]:
+    """Every reported value of a trial.
+
+    Raises:
+        NotFound: there is none in this team.
+    """
+    with ctx.db.read() as session:
+        Trials(session).get(trial_id, team_id)
+        return Metrics(session).of_trial(trial_id)
+
+
+@retried
+def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[str, Any]) -> Trial:
+    """Put a configuration made by hand at the end of the queue. It is one of the study's search trials.
+
+    Raises:
+        NotFound: there is no such study in this team.
+        InvalidRequest: the configuration does not divide a layer, or is over the budget; every fault is named.
+        Conflict: the study has ended, is past its search, or has no trial left.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        study = Studies(session).get(study_id, caller.scope, lock=True)
+        if study.state in STUDY_ENDED or study.phase is StudyPhase.CONFIRMATION:
+            raise Conflict(f"the study is {study.state} in its {study.phase}; extend it (PATCH trials), then enqueue")
+        if search_trials(Trials(session).counts([study_id])[study_id]) >= study.planned:
+            raise Conflict(f"all {study.planned} trials of the study are taken; extend it (PATCH trials), then enqueue")
+        parameters = _parameters(study, params)
+        new = NewTrial(
+            number=Trials(session).next_number(study_id),
+            phase=TrialPhase.SEARCH,
+            method="cdka",
+            params=params,
+            point=to_point(params, study.spec, study.plan),
+            parameters=parameters,
+            seed=study.spec.search.seed,
+        )
+        (trial,) = Trials(session).add(study_id, [new], now)
+        Audit(session).record(caller, now, "trial.enqueue", trial.id, study_id=study_id, params=params)
+        return trial
+
+
+def _parameters(study: Study, params: dict[str, Any]) -> int:
+    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in study.plan.shapes]
+    faults = []
+    for name, sizes in (("r1", (params["r1"], 1)), ("r2", (1, params["r2"]))):
+        try:
+            cdka.require_divisible(shapes, *sizes)
+        except cdka.IndivisibleError as error:
+            faults.append(Fault(f"#/params/{name}", str(error)))
+    if not faults:
+        count = cdka.count_parameters(shapes, params["r1"], params["r2"], params["r"])
+        if count <= study.plan.max_parameters:
+            return count
+        unit = count // params["r"]
+        most = study.plan.max_parameters // unit
+        right = f"r may be up to {most}" if most else "no r fits: choose other sizes"
+        faults.append(
+            Fault("#/params/r", f"{count:,} parameters are over the budget of {study.plan.max_parameters:,}; {right}")
+        )
+    raise InvalidRequest("the configuration cannot run; nothing was enqueued", faults)
+
+
+@retried
+def stop_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
+    """Stop one trial: a queued one ends now, a running one at its next report. The study goes on.
+
+    Raises:
+        NotFound: there is none in this team.
+        Conflict: the trial has ended.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        trials = Trials(session)
+        study_id = trials.get(trial_id, caller.scope).study_id
+        study = Studies(session).get(study_id, lock=True)
+        trial = trials.get(trial_id, lock=True)
+        Audit(session).record(caller, now, "trial.stop", trial_id, study_id=study_id)
+        if trial.state is TrialState.RUNNING:
+            trials.write(trial_id, stop_reason=StopReason.CANCELLED)
+            data = {"trial_id": trial.id, "number": trial.number, "reason": StopReason.CANCELLED}
+            Studies(session).touch(study_id, EventKind.TRIAL_STOPPING, now, data)
+        else:
+            trials.set_state(trial, TrialState.CANCELLED, now)
+            advance(session, Studies(session).get(study.id, lock=True), now)
+        return trials.get(trial_id)
+
+
+@retried
+def retry_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
+    """Queue a failed trial again, with its retries and losses as new. A completed study runs again for it.
+
+    Raises:
+        NotFound: there is none in this team.
+        Conflict: the trial has not failed, or its study was cancelled or has failed.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        trials, studies = Trials(session), Studies(session)
+        study_id = trials.get(trial_id, caller.scope).study_id
+        study = studies.get(study_id, lock=True)
+        trial = trials.get(trial_id, lock=True)
+        if study.state in (StudyState.CANCELLED, StudyState.FAILED):
+            raise Conflict(f"the trial's study is {study.state}; that state is final")
+        if trial.state is not TrialState.FAILED:
+            raise Conflict(f"the trial is {trial.state}; only a failed one is retried")
+        trials.set_state(
+            trial,
+            TrialState.QUEUED,
+            now,
+            EventKind.TRIAL_QUEUED,
+            errors=0,
+            losses=0,
+            lease_id=None,
+            stop_reason=None,
+            failure_kind=None,
+            failure_message=None,
+        )
+        Audit(session).record(caller, now, "trial.retry", trial_id, study_id=study_id)
+        if study.state is StudyState.COMPLETED:
+            studies.set_state(studies.get(study_id, lock=True), StudyState.RUNNING, now)
+        if trial.phase is TrialPhase.SEARCH and study.phase is StudyPhase.CONFIRMATION:
+            studies.set_phase(study_id, StudyPhase.SEARCH, now)
+        return trials.get(trial_id)

@@ -1,0 +1,1 @@
+"""Runners on a Ray cluster: the pool that keeps them, their actors, trials of several processes."""

@@ -1,0 +1,122 @@
+"""A runner as a Ray actor: detached, restarted by Ray when its process dies, gone when it is retired."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import ray
+import transformers
+
+from service.client import Client
+from service.schemas.leases import LeaseOut
+from service.schemas.specs import Shape
+from service.settings import Settings
+
+from ..runner.runner import Runner
+
+_log = logging.getLogger(__name__)
+NAMESPACE = "cdka"
+NAME_PREFIX = "cdka-runner-"
+
+
+class RunnerActor:
+    """Starts its loop in a thread at construction, so that a process that Ray restarts goes on by itself."""
+
+    def __init__(self, settings: dict[str, Any], name: str, shape: Shape) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        # Progress bars are for terminals; these lines go to a file.
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        made = Settings(**settings)
+        client = Client(made.server_url, made.read_token())
+        # A restarted process is another runner to the server: its former lease is not its own.
+        self._runner = Runner(client, made, f"{name}:{os.getpid()}", shape)
+        self._given: dict[str, Any] = {}
+        # Nodes that processes of the present trial are on.
+        self._nodes: set[str] = set()
+        if shape.processes > 1:
+            from .processes import Room, launch
+
+            namespace = ray.get_runtime_context().namespace
+            room = Room(shape)
+
+            def run(lease: LeaseOut, is_wanted: Callable[[], bool]) -> dict[str, Any]:
+                self._nodes.clear()
+                room.leave()
+                return launch(lease, made, shape, name, namespace, lambda: bool(self._nodes), is_wanted)
+
+            self._runner.launch = run
+            self._runner.may_lease = room.is_there
+        self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._preempted)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        # The Trainer collects garbage twice a trial. Half a million objects of imported modules need no second look:
+        # it took about 0.7 s each time.
+        gc.collect()
+        gc.freeze()
+        try:
+            self._runner.run()
+        except BaseException:
+            _log.exception("this runner is replaced")
+            # Ray starts a fresh process in place of this one.
+            os._exit(1)
+
+    def _preempted(self, *_: object) -> None:
+        """The machine is about to go: leave a checkpoint, give the trial back, and be gone."""
+        _log.warning("told to end (SIGTERM): the present trial is given back to the queue")
+        self._runner.release()
+        threading.Thread(target=self._leave, name="leaving").start()
+
+    def _leave(self) -> None:
+        self._thread.join()
+        os._exit(0)
+
+    def status(self) -> dict[str, Any]:
+        """Whether it is busy, for how long it has been idle, its process."""
+        idle = 0.0 if self._runner.busy else time.monotonic() - self._runner.idle_since
+        return {"busy": self._runner.busy, "idle_seconds": idle, "pid": os.getpid()}
+
+    def joined(self, node: str) -> None:
+        """A process of the present trial is there, on this node."""
+        self._nodes.add(node)
+
+    def give_back(self, node: str) -> None:
+        """A node is about to go: the present trial is given back if a process of it is there."""
+        if node in self._nodes:
+            self._runner.give_back()
+
+    def take(self, result: dict[str, Any]) -> None:
+        """Take the result of a trial from the first of its processes."""
+        self._given = result
+
+    def taken(self) -> dict[str, Any]:
+        """The result that was given last."""
+        return self._given
+
+    def is_released(self) -> bool:
+        """Whether the present trial is to be given back."""
+        return self._runner.released
+
+    def release(self) -> None:
+        """Give the present trial back to the queue, and be done."""
+        self._runner.release()
+        self._thread.join()
+
+    def retire(self) -> None:
+        """Take no further trial; leave when the present one is done."""
+        self._runner.retire()
+        self._thread.join()
+        ray.actor.exit_actor()

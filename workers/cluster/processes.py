@@ -1,0 +1,238 @@
+"""One trial in several processes that share its batches: Ray Train's TorchTrainer, with DistributedDataParallel."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from service.client import Client
+from service.schemas.leases import LeaseOut
+from service.schemas.specs import FailureKind, Shape
+from service.settings import Settings
+
+from ..failures import classify
+from ..runner.checkpoints import StoredCheckpoints
+from ..runner.output import CapturedOutput
+from ..runner.reporter import LOST, Reporter
+from ..runner.runner import Runner
+from ..training.trial import RELEASED
+
+_log = logging.getLogger(__name__)
+GIB = 2**30
+ASK_SECONDS = 1.0
+ROOM_SECONDS = 0.5
+# Reasons to stop, as the number by which the first process tells the others.
+_REASONS = ("pruned", "paused", "cancelled", "timed_out", RELEASED, LOST)
+_OTHER = "stopped"
+
+
+def share_of(shape: Shape) -> dict[str, float]:
+    """What each process of a trial holds: an even share of the trial's resources."""
+    share: dict[str, float] = {"CPU": shape.cpus / shape.processes}
+    if shape.gpus:
+        share["GPU"] = shape.gpus / shape.processes
+    if shape.memory_gib:
+        share["memory"] = shape.memory_gib * GIB / shape.processes
+    return share | {name: amount / shape.processes for name, amount in shape.custom}
+
+
+def scaling(shape: Shape) -> ScalingConfig:
+    """A trial's processes as Ray Train is told of them."""
+    return ScalingConfig(
+        num_workers=shape.processes,
+        use_gpu=shape.gpus > 0,
+        resources_per_worker=share_of(shape),
+        accelerator_type=shape.accelerator_type or None,
+    )
+
+
+class Room:
+    """Space on the cluster for the processes of one trial, asked for before a trial is leased.
+
+    Until there is some the placement group is pending, which is what Ray's autoscaler looks at.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._group: Any = None
+        self._ready: Any = None
+
+    def is_there(self) -> bool:
+        """Whether there is room now."""
+        if self._group is None:
+            bundle = share_of(self._shape)
+            if self._shape.accelerator_type:
+                # A sliver of what Ray marks such nodes by.
+                bundle[f"accelerator_type:{self._shape.accelerator_type}"] = 0.001
+            self._group = ray.util.placement_group([bundle] * self._shape.processes, strategy="PACK")
+            self._ready = self._group.ready()
+        done, _ = ray.wait([self._ready], timeout=ROOM_SECONDS)
+        return bool(done)
+
+    def leave(self) -> None:
+        """Give the space to whoever comes next: the processes themselves, which Ray Train places."""
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+            self._group = self._ready = None
+
+
+def _never_again() -> Any:
+    # Ray's annotations are those of its former FailureConfig.
+    config: Any = FailureConfig
+    return config(max_failures=0, max_preemption_failures=0)
+
+
+class _Launcher:
+    """Holds Ray Train's run of one trial: when it is killed all that it has started goes, too."""
+
+    def run(self, config: dict[str, Any], folder: str) -> None:
+        """Run the trial's processes to their end."""
+        shape, lease = Shape.of(config["shape"]), config["lease"]
+        TorchTrainer(
+            train_process,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
+            scaling_config=scaling(shape),
+            run_config=RunConfig(
+                name=f"{lease['trial']['id']}-{lease['trial']['attempt']}",
+                storage_path=folder,
+                # What is lost goes on under a lease of its own, from the checkpoint that the server knows.
+                failure_config=_never_again(),
+            ),
+        ).fit()
+
+
+def launch(
+    lease: LeaseOut,
+    settings: Settings,
+    shape: Shape,
+    coordinator: str,
+    namespace: str,
+    has_begun: Callable[[], bool],
+    is_wanted: Callable[[], bool],
+) -> dict[str, Any]:
+    """Run a leased trial in ``shape.processes`` processes and return its result.
+
+    The first process reports and stores; the others only train. One that dies ends them all, and the trial goes back
+    to the queue with its last checkpoint. A trial that is no longer wanted before it ``has_begun`` is given back from
+    here; afterwards its first process ends it in order.
+    """
+    config = {
+        "lease": lease.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"token"}),
+        "shape": shape.as_dict(),
+        "coordinator": coordinator,
+        "namespace": namespace,
+    }
+    # Where trials keep things is not Ray Train's affair: it has a folder for its own few bytes.
+    folder = settings.home / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Any: Ray wraps the class at run time.
+    wrapped: Any = ray.remote(num_cpus=0, max_restarts=0)(_Launcher)
+    launcher: Any = wrapped.remote()
+    run = launcher.run.remote(config, str(folder))
+    try:
+        while not ray.wait([run], timeout=ASK_SECONDS)[0]:
+            if not has_begun() and not is_wanted():
+                return {"state": "released"}
+        ray.get(run)
+    except Exception as error:  # every failure of a process is a result of the trial
+        return _failed(error)
+    finally:
+        ray.kill(launcher)
+    runner: Any = ray.get_actor(coordinator, namespace=namespace)
+    result: Any = ray.get(runner.taken.remote())
+    return dict(result)
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    cause = _root(causes[min(causes)])
+    if isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
+        message = f"one of the trial's processes was lost: {str(cause).splitlines()[0]}"
+        return {"state": "failed", "failure": {"kind": FailureKind.PREEMPTED, "message": message}}
+    kind, message = classify(cause)
+    state = "infeasible" if kind in (FailureKind.OUT_OF_MEMORY, FailureKind.DIVERGED) else "failed"
+    return {"state": state, "failure": {"kind": kind, "message": message}}
+
+
+def _root(error: BaseException) -> BaseException:
+    while (inner := getattr(error, "_base_exc", None) or getattr(error, "cause", None)) is not None and isinstance(
+        inner, BaseException
+    ):
+        error = inner
+    return error
+
+
+def train_process(config: dict[str, Any]) -> None:
+    """What each process of a trial does; the first one hands the result to the runner that launched them."""
+    import torch.distributed as dist
+
+    lease = LeaseOut.model_validate(config["lease"])
+    settings = Settings(**config["settings"])
+    shape = Shape.of(config["shape"])
+    torch.set_num_threads(max(1, int(shape.cpus / shape.processes)))
+    coordinator: Any = ray.get_actor(config["coordinator"], namespace=config["namespace"])
+    ray.get(coordinator.joined.remote(ray.get_runtime_context().get_node_id()))
+    runner = Runner(Client(settings.server_url, settings.read_token()), settings, config["coordinator"], shape)
+    # Beside the one for gradients: what is agreed on is a number in host memory.
+    runner.agree = _agree(dist.new_group(backend="gloo"))
+    if dist.get_rank() > 0:
+        quiet = Reporter(runner.client, lease.id, lease.heartbeat_seconds)
+        # Never started: it takes what the training says, and sends nothing.
+        runner.leads = False
+        runner.train(lease, quiet, StoredCheckpoints(lease.trial, settings.artifacts_url, None))
+        return
+    with CapturedOutput() as output:
+        reporter = Reporter(runner.client, lease.id, lease.heartbeat_seconds, output)
+        stored = StoredCheckpoints(lease.trial, settings.artifacts_url, reporter)
+        reporter.start()
+        over = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(coordinator, runner, over), name="watcher", daemon=True)
+        watcher.start()
+        try:
+            result = runner.train(lease, reporter, stored)
+        finally:
+            over.set()
+            output.stop()
+            undelivered = reporter.close()
+    stored.drop_old()
+    result["resources"] = {"processes": shape.processes, **result.get("resources", {})}
+    for step, metrics in undelivered:
+        _log.warning("the server has not taken the report of step %d: %s", step, metrics)
+    ray.get(coordinator.take.remote(result))
+
+
+def _watch(coordinator: Any, runner: Runner, over: threading.Event) -> None:
+    """Pass on that the runner is told to give its trial back."""
+    while not over.wait(ASK_SECONDS):
+        try:
+            if ray.get(coordinator.is_released.remote(), timeout=10 * ASK_SECONDS):
+                runner.release()
+                return
+        except ray.exceptions.RayError:
+            _log.debug("the runner does not answer")
+
+
+def _agree(group: Any) -> Callable[[str | None], str | None]:
+    """All processes stop at one step, for the first one's reason: each asks at the same places, in the same order."""
+    import torch.distributed as dist
+
+    def agree(reason: str | None) -> str | None:
+        known = -1 if reason is None else _REASONS.index(reason) if reason in _REASONS else len(_REASONS)
+        said = torch.tensor([known], dtype=torch.int64)
+        dist.broadcast(said, 0, group=group)
+        if (number := int(said)) < 0:
+            return None
+        return _REASONS[number] if number < len(_REASONS) else _OTHER
+
+    return agree

@@ -1,0 +1,1 @@
+"""What trials are made from: base models, data splits, tokenised data."""

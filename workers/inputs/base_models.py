@@ -1,0 +1,161 @@
+"""The base model, loaded once and given back after every trial exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.config import PeftConfig
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import BitsAndBytesConfig, set_seed
+from transformers.utils.import_utils import is_bitsandbytes_available
+
+from service.paths import gguf_file
+from service.schemas.specs import StudySpec
+
+from ..failures import Rejected
+
+
+class BaseWeightsChanged(RuntimeError):
+    """A trial left the frozen base weights different: this process must not train another."""
+
+
+@dataclass(slots=True)
+class WarmModel:
+    """A base model that trials borrow.
+
+    ``new_modules`` are those without pretrained weights (a classification head): they are drawn anew, from the
+    trial's seed, whenever the model is lent, so a warm runner trains exactly what a cold one would.
+    """
+
+    model: Any
+    new_modules: tuple[str, ...]
+    _fingerprint: int = field(init=False)
+    _frozen: dict[str, bool] = field(init=False)
+    _buffers: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fingerprint = self.fingerprint()
+        self._frozen = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        self._buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+
+    def lend(self, config: PeftConfig, seed: int) -> PeftModel:
+        """The model with a fresh adapter on it, head and adapter drawn from ``seed``."""
+        set_seed(seed)
+        self.draw_heads()
+        lent = get_peft_model(self.model, config)
+        for parameter in lent.parameters():
+            if parameter.requires_grad:
+                # Small steps of 16-bit weights round to nothing.
+                parameter.data = parameter.data.float()
+        return lent
+
+    def draw_heads(self) -> None:
+        """Draw the modules without pretrained weights anew, from torch's present seed."""
+        for name in self.new_modules:
+            self._draw(self.model.get_submodule(name))
+
+    def _draw(self, module: nn.Module) -> None:
+        for child in module.modules():
+            for parameter in child.parameters(recurse=False):
+                # transformers skips whatever carries this mark.
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+            self.model._init_weights(child)
+
+    def take_back(self, lent: PeftModel) -> None:
+        """Remove the adapter, put the model's own head back and check the base weights.
+
+        Raises:
+            BaseWeightsChanged: the frozen weights are no longer those that were loaded.
+        """
+        wrapped: nn.Module = lent.get_base_model()
+        # Before the rest is taken off: PEFT would leave the trained copies in place.
+        for name, module in list(wrapped.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                parent, _, child = name.rpartition(".")
+                setattr(wrapped.get_submodule(parent), child, module.original_module)
+        lent.unload()
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        if self.model.is_activation_checkpointing:
+            self.model.activation_checkpointing_disable()
+        for name, buffer in self.model.named_buffers():
+            # Running statistics of a normalisation are no parameters and change all the same.
+            buffer.copy_(self._buffers[name])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._frozen[name])
+            parameter.grad = None
+        if self.fingerprint() != self._fingerprint:
+            raise BaseWeightsChanged("the base weights changed during the trial")
+
+    def fingerprint(self) -> int:
+        """A hash of every bit of the pretrained weights (the head's are left out)."""
+        heads = tuple(f"{name}." for name in self.new_modules)
+        value = 0
+        for name, parameter in sorted(self.model.named_parameters()):
+            if not name.startswith(heads):
+                value = hash((value, name, int(torch.hash_tensor(parameter.detach()).item())))
+        return value
+
+
+def load_warm(auto_class: Any, path: str, study: StudySpec, **kwargs: Any) -> WarmModel:
+    """Load a study's base model and note which of its modules have no pretrained weights.
+
+    Raises:
+        Rejected: it cannot be loaded.
+    """
+    file = gguf_file(path)
+    if file is not None:
+        kwargs["gguf_file"] = file
+    if study.training.quantization == "4bit":
+        kwargs["quantization_config"] = _four_bits(study)
+    elif study.training.precision == "fp32":
+        kwargs["dtype"] = torch.float32
+    try:
+        model, info = auto_class.from_pretrained(
+            path,
+            revision=study.model.revision,
+            trust_remote_code=False,
+            output_loading_info=True,
+            # A head for other classes than the study's is drawn anew.
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise Rejected(f"the model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if file is not None:
+        # The weights were expanded on loading; left in place these would call the model quantised.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    return WarmModel(model, new_modules(model, set(info["missing_keys"]) | mismatched))
+
+
+def new_modules(model: nn.Module, missing: Collection[str]) -> tuple[str, ...]:
+    """The largest modules all of whose parameters are missing from the checkpoint: heads, and what else it lacks.
+
+    Raises:
+        Rejected: a module is there in part.
+    """
+    wanted = {name for name, _ in model.named_parameters()} & set(missing)
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = [f"{name}.{key}" for key, _ in module.named_parameters()]
+        if name and inside and wanted.issuperset(inside) and not name.startswith(tuple(f"{f}." for f in found)):
+            found.append(name)
+    rest = sorted(key for key in wanted if not key.startswith(tuple(f"{f}." for f in found)))
+    if rest:
+        raise Rejected(f"the model's files lack {len(rest)} of its weights ({rest[0]} among them): save it whole")
+    return tuple(found)
+
+
+def _four_bits(study: StudySpec) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available() or not is_bitsandbytes_available():
+        raise Rejected("training.quantization: 4bit needs CUDA and bitsandbytes on the runners; say none")
+    compute = torch.bfloat16 if study.training.precision == "bf16" else torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)

@@ -1,0 +1,356 @@
+"""The runner's loop: lease, train, report, repeat. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import resource
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import cdka
+from service.client import Client
+from service.errors import LeaseLost, NotFound, ServiceError
+from service.paths import locate
+from service.schemas.leases import LeaseOut
+from service.schemas.specs import FailureKind, Shape, StudySpec, TrialPhase
+from service.settings import Settings
+
+from ..failures import Rejected, classify, poisons_process
+from ..inputs.base_models import BaseWeightsChanged, WarmModel
+from ..inputs.splits import load_splits
+from ..inputs.token_cache import TokenisedCache
+from ..tasks import Task, find_task
+from ..tasks.task import Prepared
+from ..training.activation_cache import FrozenPrefix, compute_prefix, frozen_depth
+from ..training.adapters import adapter_config
+from ..training.measurement import measure
+from ..training.trial import RELEASED, Checkpoints, Outcome, train_trial
+from .artifacts import size_of, store_adapter
+from .checkpoints import StoredCheckpoints
+from .output import CapturedOutput
+from .reporter import LOST, Reporter
+
+_log = logging.getLogger(__name__)
+POLL_SECONDS = 1.0
+# An outage of the server is waited out with a finished trial in hand.
+RESULT_PATIENCE_SECONDS = 3600.0
+RETRY_SECONDS = 2.0
+# From when a trial is known to be another's until it must have ended.
+HUNG_SECONDS = float(os.environ.get("CDKA_HUNG_SECONDS", "60"))
+
+
+class Poisoned(Exception):
+    """This process must not run another trial."""
+
+
+@dataclass(slots=True)
+class _Warm:
+    """What is kept between trials: one base model and its data."""
+
+    model_key: str = ""
+    data_key: str = ""
+    model: WarmModel | None = None
+    prepared: Prepared | None = None
+    prefix_key: str = ""
+    prefix: FrozenPrefix | None = None
+
+
+@dataclass
+class Runner:
+    """Runs trials one after the other until it is retired or poisoned.
+
+    Args:
+        client: the SDK, with a worker's token.
+        settings: data directories and where artifacts go.
+        name: how the server knows this runner.
+        shape: what its trials hold; torch gets as many threads as it has CPUs.
+        launch: runs a leased trial in processes of its own and returns its result, where one trial takes several. What
+            it is given beside the lease says whether the trial is still wanted.
+        may_lease: whether there is room for those processes; nothing is leased before.
+    """
+
+    client: Client
+    settings: Settings
+    name: str
+    shape: Shape = field(default_factory=Shape)
+    launch: Callable[[LeaseOut, Callable[[], bool]], dict[str, Any]] | None = None
+    may_lease: Callable[[], bool] | None = None
+    # Of the processes that share a trial one leads: it stores what is left of it. All stop for the reason agreed on.
+    # Ends a process whose trial hangs.
+    end_process: Callable[[], None] = field(default_factory=lambda: _end_process, init=False)
+    leads: bool = field(default=True, init=False)
+    agree: Callable[[str | None], str | None] = field(default_factory=lambda: _itself, init=False)
+    trials_done: int = field(default=0, init=False)
+    busy: bool = field(default=False, init=False)
+    idle_since: float = field(default_factory=time.monotonic, init=False)
+    # Seconds until the server is asked for work again.
+    _pause: float = field(default=POLL_SECONDS, init=False)
+    _warm: _Warm = field(default_factory=_Warm, init=False)
+    _retired: threading.Event = field(default_factory=threading.Event, init=False)
+    _released: threading.Event = field(default_factory=threading.Event, init=False)
+    _given_back: threading.Event = field(default_factory=threading.Event, init=False)
+
+    @property
+    def released(self) -> bool:
+        """Whether it was told to give its trial back."""
+        return self._released.is_set() or self._given_back.is_set()
+
+    def give_back(self) -> None:
+        """Give the present trial back to the queue, and go on with another."""
+        self._given_back.set()
+
+    def retire(self) -> None:
+        """Take no further trial."""
+        self._retired.set()
+
+    def release(self) -> None:
+        """Take no further trial, and give the present one back to the queue within one step."""
+        self._released.set()
+        self._retired.set()
+
+    def run(self) -> None:
+        """Lease and train until retired.
+
+        Raises:
+            Poisoned: this process must be replaced.
+        """
+        torch.set_num_threads(max(1, int(self.shape.cpus)))
+        if 0 < self.shape.gpus < 1 and torch.cuda.is_available():
+            # Neighbours on the same device keep what is theirs.
+            torch.cuda.set_per_process_memory_fraction(self.shape.gpus)
+        while not self._retired.is_set():
+            lease = self._next_lease() if self.may_lease is None or self.may_lease() else None
+            if lease is None:
+                # Runners that were turned away together do not come back together.
+                self._retired.wait(self._pause * random.uniform(0.75, 1.25))
+                continue
+            self.busy = True
+            self._given_back.clear()
+            try:
+                self.run_lease(lease)
+            finally:
+                self.busy, self.idle_since = False, time.monotonic()
+            if self.trials_done >= self.settings.runner_max_trials:
+                raise Poisoned(f"{self.trials_done} trials done; a fresh process takes over")
+
+    def _next_lease(self) -> LeaseOut | None:
+        warm = [self._warm.model_key] if self._warm.model_key else []
+        self._pause = POLL_SECONDS
+        try:
+            answer = self.client.lease(self.name, self.shape, warm, host=socket.gethostname())
+        except ServiceError as error:
+            _log.warning("no lease: %s", error.detail)
+            return None
+        self._pause = answer.retry_after_seconds or POLL_SECONDS
+        return answer.leases[0] if answer.leases else None
+
+    def run_lease(self, lease: LeaseOut) -> None:
+        """Run one leased trial and send its result.
+
+        Raises:
+            Poisoned: the trial's failure makes this process unfit for another.
+        """
+        with CapturedOutput() as output:
+            reporter = Reporter(self.client, lease.id, lease.heartbeat_seconds, output)
+            stored = StoredCheckpoints(lease.trial, self.settings.artifacts_url, reporter)
+            reporter.start()
+            started = time.perf_counter()
+            poison: BaseException | None = None
+            over = threading.Event()
+            threading.Thread(target=self._watch, args=(reporter, over), name="watch", daemon=True).start()
+            try:
+                result = self._launched(lease, reporter) or self.train(lease, reporter, stored)
+            except Exception as error:  # every failure of a trial is a result of it
+                _log.exception("trial %d failed", lease.trial.number)
+                kind, message = classify(error)
+                state = "infeasible" if kind in ("out_of_memory", "diverged") else "failed"
+                result = {"state": state, "failure": {"kind": kind, "message": message}}
+                poison = error if poisons_process(error) else None
+            result["resources"] = {**self._resources(started), **result.get("resources", {})}
+            over.set()
+            output.stop()
+            undelivered = reporter.close()
+        checkpoint = reporter.unsent_checkpoint
+        stored.drop_old()
+        self.trials_done += 1
+        if reporter.stop_reason != LOST:
+            self._deliver(lease, undelivered, checkpoint, result)
+        if poison is not None:
+            raise Poisoned(str(poison)) from poison
+
+    def _launched(self, lease: LeaseOut, reporter: Reporter) -> dict[str, Any] | None:
+        if self.launch is None:
+            return None
+        return self.launch(lease, lambda: self._stop_reason(reporter) is None)
+
+    def _watch(self, reporter: Reporter, over: threading.Event) -> None:
+        """A trial that is another's and goes on all the same hangs: only the end of its process ends it."""
+        while not over.wait(1.0):
+            if reporter.stop_reason == LOST and over.wait(HUNG_SECONDS) is False:
+                _log.error("the trial was taken away %.0f s ago and does not end; this process does", HUNG_SECONDS)
+                self.end_process()
+                return
+
+    def _resources(self, started: float) -> dict[str, Any]:
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": round(seconds, 3),
+            "gpu_seconds": round(seconds * self.shape.gpus, 3),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() and self.shape.gpus else "cpu",
+            "threads": torch.get_num_threads(),
+            "runner": self.name,
+        }
+
+    def _deliver(
+        self,
+        lease: LeaseOut,
+        undelivered: list[tuple[int, dict[str, float]]],
+        checkpoint: str | None,
+        result: dict[str, Any],
+    ) -> None:
+        """Send last reports and result until they are taken: a finished trial outlives an outage of the server."""
+        deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
+        while True:
+            try:
+                if undelivered or checkpoint:
+                    self.client.report(lease.id, undelivered, checkpoint)
+                    undelivered, checkpoint = [], None
+                self.client.finish(lease.id, result)
+                return
+            except (LeaseLost, NotFound) as error:
+                _log.warning("trial %d is another's now: %s", lease.trial.number, error.detail)
+                return
+            except ServiceError as error:
+                if error.status == 422 and result["state"] != "failed":
+                    # Better a failure that says why than a result that nobody hears of.
+                    failure = {"kind": FailureKind.ERROR, "message": f"its result was refused: {error.detail}"}
+                    result = {"state": "failed", "failure": failure, "resources": result["resources"]}
+                    continue
+                if error.status < 500 or time.monotonic() > deadline:
+                    _log.error("the result of trial %d was not taken: %s", lease.trial.number, error.detail)
+                    return
+                time.sleep(RETRY_SECONDS)
+
+    def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> dict[str, Any]:
+        """Run one leased trial here, and return what its result says."""
+        trial = lease.trial
+        _log.info("trial %d, attempt %d: %s %s", trial.number, trial.attempt, trial.method, trial.params)
+        task = find_task(trial.study.task, self.settings.tasks)
+        prepare_started = time.perf_counter()
+        warm, prepared = self._prepare(lease, task)
+        if trial.phase is TrialPhase.MEASUREMENT:
+            return {"state": "completed", "predictions": measure(trial, warm, prepared)}
+        config = adapter_config(
+            trial.method, trial.params, trial.study.adapter, task.task_type, {*task.heads, *warm.new_modules}
+        )
+        prefix = self._frozen_prefix(trial.study, warm, prepared, reporter)
+        model = warm.lend(config, trial.seed)
+        swap_seconds = time.perf_counter() - prepare_started
+        artifact = None
+        try:
+            known = contextlib.nullcontext() if prefix is None else prefix.in_place(model.get_base_model())
+            with tempfile.TemporaryDirectory(prefix="cdka-resume-") as scratch, known:
+                checkpoints = Checkpoints(stored.bring(scratch), stored.keep, self.settings.checkpoint_seconds)
+                outcome = train_trial(
+                    trial, task, model, prepared, reporter, lambda: self.agree(self._stop_reason(reporter)), checkpoints
+                )
+            if outcome.stop_reason is None and self.leads:
+                artifact = store_adapter(
+                    model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
+                )
+        except BaseException:
+            # A model that a failed training had in hand is not lent again.
+            self._warm = _Warm()
+            raise
+        try:
+            warm.take_back(model)
+        except BaseWeightsChanged:
+            self._warm = _Warm()
+            raise
+        resources: dict[str, Any] = {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins}
+        resources |= {"train_seconds": round(outcome.train_seconds, 3), **outcome.use}
+        if prefix is not None:
+            resources["frozen_layers"] = prefix.depth
+        if checkpoints.resume_from is not None:
+            resources["resumed_from"] = trial.checkpoint
+        if artifact is not None:
+            resources["artifact_bytes"] = size_of(artifact)
+        return _result(outcome, artifact, resources)
+
+    def _frozen_prefix(
+        self, study: StudySpec, warm: WarmModel, prepared: Prepared, reporter: Reporter
+    ) -> FrozenPrefix | None:
+        """What the layers below the first adapted one make of the training data, computed with the first trial."""
+        key = f"{self._warm.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
+        if self._warm.prefix_key != key:
+            self._warm.prefix_key, self._warm.prefix = key, None
+            if study.task.architecture is not None and not study.training.gradient_checkpointing:
+                shapes = cdka.module_shapes(warm.model, study.adapter.target_modules, study.task.architecture)
+                layers, depth = frozen_depth(warm.model, [s.name for s in shapes])
+                if depth:
+                    self._warm.prefix = compute_prefix(
+                        warm.model,
+                        layers,
+                        depth,
+                        prepared,
+                        study.training.precision,
+                        self.settings.home / "cache",
+                        self.settings.activation_bytes,
+                        lambda: self._stop_reason(reporter) is None,
+                    )
+                    if self._stop_reason(reporter) is not None:
+                        self._warm.prefix_key = ""
+        return self._warm.prefix
+
+    def _stop_reason(self, reporter: Reporter) -> str | None:
+        return reporter.stop_reason or (RELEASED if self.released else None)
+
+    def _prepare(self, lease: LeaseOut, task: Task) -> tuple[WarmModel, Prepared]:
+        """The base model and the tokenised data, warm if the last trial used the same."""
+        study = lease.trial.study
+        try:
+            path = locate(study.model.path, self.settings.data_dirs)
+        except ServiceError as error:
+            raise Rejected(error.detail) from error
+        training = study.training
+        data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{training.max_length}\n{training.packing}"
+        if self._warm.prepared is None or self._warm.data_key != data_key:
+            self._warm = _Warm()
+            splits = load_splits(study.task, self.settings.data_dirs)
+            cache = TokenisedCache(self.settings.home / "cache" / "tokenised", self.settings.cache_bytes)
+            self._warm.prepared = task.prepare(study, path, splits, cache)
+            self._warm.data_key = data_key
+        if self._warm.model is None:
+            self._warm.model = task.load_model(study, path, self._warm.prepared)
+            self._warm.model_key = study.model_key
+        return self._warm.model, self._warm.prepared
+
+
+def _end_process() -> None:
+    os._exit(70)
+
+
+def _itself(reason: str | None) -> str | None:
+    return reason
+
+
+def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> dict[str, Any]:
+    states = {None: "completed", "pruned": "pruned", "paused": "released", RELEASED: "released"}
+    return {
+        "state": states.get(outcome.stop_reason, "cancelled"),
+        "metrics": outcome.metrics,
+        "scores": outcome.scores if outcome.stop_reason is None else None,
+        "artifact": artifact,
+        "resources": {**resources, "steps": outcome.steps},
+    }

@@ -1,0 +1,401 @@
+"""The training of one trial on a lent model."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader, Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
+
+from service.schemas.leases import LeasedTrial
+from service.schemas.specs import PARAMETERS, TrainingSpec
+
+from ..failures import Diverged, Rejected
+from ..tasks import Task
+from ..tasks.task import Prepared, Scores
+
+_log = logging.getLogger(__name__)
+# On an accelerator, reading a loss waits for the device; on a CPU it costs nothing.
+STEPS_BETWEEN_LOSS_CHECKS = 10
+# Reasons to stop after which the trial will be taken up again.
+RELEASED = "released"
+GIVEN_BACK = frozenset({RELEASED, "paused"})
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a training came to. ``stop_reason`` is set where it was told to stop."""
+
+    metrics: dict[str, float]
+    scores: list[float] | None
+    steps: int
+    stop_reason: str | None
+    train_seconds: float = 0.0
+    use: dict[str, float] = field(default_factory=dict)
+
+
+class Reports(Protocol):
+    """Where a training's evaluations and its progress go."""
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Have a step's metrics delivered."""
+        ...
+
+    def progress(self, step: int) -> None:
+        """Note that training has reached a step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Where a training goes on from, and what becomes of the folders it leaves.
+
+    ``keep`` takes a complete folder and its step. ``least_seconds`` pass between two, unless the study names steps.
+    """
+
+    resume_from: str | None
+    keep: Callable[[str, int], None]
+    least_seconds: float
+
+
+class _Follow(TrainerCallback):
+    """Ends training within one step of a stop, reports every evaluation, and says when to leave a checkpoint."""
+
+    def __init__(
+        self,
+        training: TrainingSpec,
+        stop_reason: Callable[[], str | None],
+        report: Callable[[int, dict[str, float]], None],
+        progress: Callable[[int], None],
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._training = training
+        self._stop_reason = stop_reason
+        self._report = report
+        self._progress = progress
+        self._checkpoints = checkpoints
+        self._saved_at = time.monotonic()
+        self._began = 0.0
+        self._save_at_epoch_end = False
+        # The reason for which training ended before its last step.
+        self.stopped_for: str | None = None
+        # Seconds in optimizer steps alone, without evaluations and checkpoints.
+        self.step_seconds = 0.0
+        self.steps = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.step_seconds += time.perf_counter() - self._began
+        self.steps += 1
+        self._progress(state.global_step)
+        every = self._training.checkpoint_steps
+        if every is not None and state.global_step % every == 0:
+            if self._training.eval_steps is None and _is_whole(state.epoch):
+                # The epoch's evaluation comes first, or whoever goes on from here would never make it.
+                self._save_at_epoch_end = True
+            else:
+                self._save(state, control)
+        elif self._training.eval_steps is not None and state.global_step % self._training.eval_steps == 0:
+            self._save_if_due(state, control)
+        reason = self._stop_reason()
+        if reason in GIVEN_BACK and state.global_step >= state.max_steps:
+            return  # all but done: nobody takes up what has no step left
+        if reason is not None:
+            self.stopped_for = reason
+            control.should_training_stop = True
+            # Whoever takes a trial up again goes on from this very step: what was due at it is done before.
+            control.should_save = reason in GIVEN_BACK
+            control.should_evaluate = control.should_evaluate and reason in GIVEN_BACK
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.stopped_for is not None:
+            # Training that stops within an epoch has this called too.
+            keeps = _is_whole(state.epoch) and self.stopped_for in GIVEN_BACK
+            control.should_evaluate = control.should_evaluate and keeps
+        elif self._save_at_epoch_end:
+            self._save_at_epoch_end = False
+            self._save(state, control)
+        elif self._training.eval_steps is None:
+            self._save_if_due(state, control)
+
+    def _save_if_due(self, state: TrainerState, control: TrainerControl) -> None:
+        if (
+            self._training.checkpoint_steps is None
+            and time.monotonic() - self._saved_at >= self._checkpoints.least_seconds
+        ):
+            self._save(state, control)
+
+    def _save(self, state: TrainerState, control: TrainerControl) -> None:
+        # After the last step there is nothing left to go on with.
+        control.should_save = state.global_step < state.max_steps
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved_at = time.monotonic()
+        assert args.output_dir is not None
+        self._checkpoints.keep(f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._report(state.global_step, named_metrics(metrics or {}))
+
+
+class _TrialTrainer(Trainer):
+    """A Trainer that notices a loss that is no number, judges by the task, and knows LoRA+'s two learning rates."""
+
+    def __init__(self, judge: Callable[[Any], Scores], lora_plus_ratio: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._judge = judge
+        self.samples = self.tokens = 0
+        self._lora_plus_ratio = lora_plus_ratio
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        first = next(iter(inputs.values()))
+        self.samples += len(first)
+        tokens = inputs.get("input_ids")
+        self.tokens += 0 if tokens is None else tokens.numel()
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        every = 1 if loss.device.type == "cpu" else STEPS_BETWEEN_LOSS_CHECKS
+        if self.state.global_step % every == 0 and not math.isfinite(float(loss)):
+            raise Diverged(
+                f"the training loss became {float(loss)} at step {self.state.global_step + 1}; "
+                "a lower learning_rate or alpha would keep it finite"
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The adapter alone: no pickled arguments, and no search for a vocabulary that never changes.
+        model: Any = self.model
+        model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        split = dataloader.dataset
+        model: Any = self.model
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                scores = self._judge(split)
+        finally:
+            model.train(training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.metrics.items()}
+        return EvalLoopOutput(np.empty(0), None, metrics, len(split))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        split: Any = train_dataset if train_dataset is not None else self.train_dataset
+        lengths = [len(ids) for ids in split["input_ids"]]
+        return LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed or self.args.seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        # The task makes its own batches; what is asked of this one is its data set.
+        split: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        return DataLoader(split, collate_fn=list)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._lora_plus_ratio != 1:
+            model: Any = self.model
+            faster = {id(p) for name, p in model.named_parameters() if ".cdka_B." in name or ".lora_B." in name}
+            for group in list(optimizer.param_groups):
+                mine = [p for p in group["params"] if id(p) in faster]
+                group["params"] = [p for p in group["params"] if id(p) not in faster]
+                if mine:
+                    rest = {k: v for k, v in group.items() if k not in ("params", "lr")}
+                    optimizer.add_param_group({"params": mine, "lr": group["lr"] * self._lora_plus_ratio, **rest})
+        return optimizer
+
+
+class LengthGrouped(Sampler[int]):
+    """Indices in batches of like length, drawn anew each epoch from the seed and the epoch's number alone.
+
+    So a training that goes on in the middle of an epoch sees the order that it would have seen.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = list(lengths)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
+
+
+def named_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """The Trainer's metrics under the names that studies use; its own timings are left out."""
+    timings = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    found = {k.removeprefix("eval_"): float(v) for k, v in metrics.items() if k.startswith("eval_")}
+    return {k: v for k, v in found.items() if k not in timings}
+
+
+def train_trial(
+    trial: LeasedTrial,
+    task: Task,
+    model: PeftModel,
+    prepared: Prepared,
+    reports: Reports,
+    stop_reason: Callable[[], str | None],
+    checkpoints: Checkpoints,
+) -> Outcome:
+    """Train, evaluating on the validation split as the study says; a confirmation is judged once, on the test split.
+
+    Two trainings of one configuration and seed are identical, bit for bit, on one machine's CPU; so is one that was
+    interrupted and went on from a checkpoint.
+
+    Raises:
+        Diverged: the loss is no longer a number.
+    """
+    confirming = trial.phase == "confirmation"
+    study = trial.study
+    last: dict[str, Any] = {"metrics": {}, "scores": None, "step": None}
+
+    def judge(split: Any) -> Scores:
+        scored = task.judge(study, model, split, prepared, study.metrics_wanted)
+        last["scores"] = scored.per_example
+        return scored
+
+    def on_evaluation(step: int, metrics: dict[str, float]) -> None:
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise Diverged(
+                f"{bad[0]} became {metrics[bad[0]]} at step {step}; a lower learning_rate would keep it finite"
+            )
+        objectives = [o.metric for o in study.all_objectives if o.metric != PARAMETERS]
+        missing = [name for name in objectives if name not in metrics]
+        if missing:
+            there = ", ".join(metrics)
+            raise Rejected(f"this data gives no {missing[0]!r} to judge by; it gives: {there}")
+        last.update(metrics=metrics, step=step)
+        _log.info("step %d: %s", step, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+        reports.report(step, metrics)
+
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = study.training.tf32
+    try:
+        follow = _Follow(study.training, stop_reason, on_evaluation, reports.progress, checkpoints)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        with tempfile.TemporaryDirectory(prefix="cdka-trial-") as scratch:
+            trainer = _TrialTrainer(
+                judge,
+                study.training.lora_plus_ratio,
+                model=model,
+                args=_arguments(trial, scratch, evaluate=not confirming),
+                train_dataset=prepared.train,
+                eval_dataset=prepared.test if confirming else prepared.validation,
+                data_collator=prepared.collator,
+                callbacks=[follow],
+            )
+            # It would print every evaluation to the runner's standard output.
+            trainer.remove_callback(PrinterCallback)
+            started = time.perf_counter()
+            trainer.train(resume_from_checkpoint=checkpoints.resume_from)
+            seconds = time.perf_counter() - started
+            steps = trainer.state.global_step
+            # What ended with its last step is not given back, whatever was said meanwhile.
+            later = stop_reason()
+            ended_for = follow.stopped_for or (None if later in GIVEN_BACK else later)
+            if ended_for is None and last["step"] != steps:
+                trainer.evaluate()
+            _log.debug("trial %d: %d steps in %.1f s", trial.number, steps, seconds)
+            use = _use(trainer, follow)
+            # The Trainer and its accelerator would keep the adapter's optimizer alive until collected.
+            trainer.accelerator.free_memory()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    return Outcome(last["metrics"], last["scores"], steps, ended_for, seconds, use)
+
+
+def _is_whole(epoch: float | None) -> bool:
+    return epoch is not None and abs(epoch - round(epoch)) < 1e-9
+
+
+def _use(trainer: _TrialTrainer, follow: _Follow) -> dict[str, float]:
+    """What a training took of its device: seconds a step, examples and tokens (padding included) a second."""
+    use: dict[str, float] = {}
+    if follow.steps and follow.step_seconds > 0:
+        use["step_seconds"] = round(follow.step_seconds / follow.steps, 6)
+        use["samples_per_second"] = round(trainer.samples * trainer.args.world_size / follow.step_seconds, 3)
+        if trainer.tokens:
+            use["tokens_per_second"] = round(trainer.tokens * trainer.args.world_size / follow.step_seconds, 3)
+    if torch.cuda.is_available():
+        use["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return use
+
+
+_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_fused": "adamw_torch_fused",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+}
+
+
+def _arguments(trial: LeasedTrial, scratch: str, *, evaluate: bool) -> TrainingArguments:
+    training = trial.study.training
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    evaluation: dict[str, Any] = {"eval_strategy": "epoch"}
+    if training.eval_steps is not None:
+        evaluation = {"eval_strategy": "steps", "eval_steps": training.eval_steps}
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.batch_size // processes,
+        ddp_find_unused_parameters=False if processes > 1 else None,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        activation_checkpointing=training.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        train_sampling_strategy="group_by_length" if training.batching == "length" else "random",
+        optim=_OPTIMIZERS[training.optimizer],
+        learning_rate=trial.params["learning_rate"],
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_ratio,
+        bf16=training.precision == "bf16",
+        seed=trial.seed,
+        data_seed=trial.seed,
+        **(evaluation if evaluate else {"eval_strategy": "no"}),
+        save_strategy="no",
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+    )
