@@ -10,7 +10,7 @@ PARALLEL := $(PYTEST) --numprocesses $(WORKERS) --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 ARGS ?=
 
-.PHONY: setup demo serve check-tools test test-slow test-slow-system test-slow-others test-peft test-compose lint bench bench-full clean
+.PHONY: docs setup demo serve check-tools test test-slow test-slow-system test-slow-others test-peft test-compose lint bench bench-full clean
 
 # One resolver pass over exact pins. Bytecode is written when a module is first imported: most never are.
 define install
@@ -68,6 +68,10 @@ test-slow-others:
 	$(PARALLEL) tests/cdka tests/service tests/workers -m slow $(ARGS)
 	$(PARALLEL) tests/service tests/workers --ignore tests/workers/test_tasks.py -m "not slow or both_databases" \
 	  --database postgresql $(ARGS)
+
+# The reference pages, from the code.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
 
 # The whole stack on a Docker engine; installs and starts Debian's where none runs.
 test-compose: $(VENV)/.dev

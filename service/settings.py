@@ -21,49 +21,67 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CDKA_", populate_by_name=True)
 
-    home: Path = Field(default=Path(".cdka"), description="Where the embedded server keeps what it makes.")
-    database_url: str = Field(default="", description="SQLAlchemy URL; SQLite under CDKA_HOME by default.")
-    database_password_file: Path | None = Field(
-        default=None, description="A file that holds the password for CDKA_DATABASE_URL, which then need not."
+    home: Path = Field(
+        default=Path(".cdka"), description="The folder of the embedded server: database, artifacts, tokens, logs."
     )
-    artifacts_url: str = Field(default="", description="A directory or an fsspec URL; under CDKA_HOME by default.")
+    database_url: str = Field(default="", description="SQLAlchemy URL. Default: SQLite under CDKA_HOME.")
+    database_password_file: Path | None = Field(
+        default=None, description="A file with the password for CDKA_DATABASE_URL."
+    )
+    artifacts_url: str = Field(
+        default="", description="A folder or an fsspec URL for adapters and checkpoints. Default: under CDKA_HOME."
+    )
     data_dirs: Annotated[list[Path], NoDecode] = Field(
         default_factory=lambda: [Path.cwd()],
-        description="Folders, separated as PATH is, that studies may name models and data in.",
+        description="Folders with models and data, separated as in PATH. Paths in studies are relative to them.",
     )
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8765
-    auth: Literal["on", "off"] = "on"
-    lease_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    server_url: str = Field(default="", description="Where clients and runners find the API.")
-    token: SecretStr | None = None
-    token_file: Path | None = Field(default=None, description="A file that holds the token.")
-    ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
-    event_days: Annotated[float, Field(gt=0)] = Field(default=30.0, description="How long events are kept.")
+    host: str = Field(default="127.0.0.1", description="The address that the API listens on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8765, description="The port; 0 takes a free one.")
+    auth: Literal["on", "off"] = Field(
+        default="on", description="off needs no tokens; allowed on loopback addresses only."
+    )
+    lease_seconds: Annotated[float, Field(gt=0, le=86_400)] = Field(
+        default=60.0, description="How long a lease lasts without a report."
+    )
+    server_url: str = Field(
+        default="", description="Where clients and runners find the API. Default: CDKA_HOST and CDKA_PORT."
+    )
+    token: SecretStr | None = Field(default=None, description="The token of clients and runners.")
+    token_file: Path | None = Field(default=None, description="A file with the token.")
+    ray_address: str | None = Field(
+        default=None, validation_alias="RAY_ADDRESS", description="The Ray cluster of the pool. Default: a local one."
+    )
+    event_days: Annotated[float, Field(gt=0)] = Field(default=30.0, description="Days for which events are kept.")
     purge_hours: Annotated[float, Field(ge=0)] = Field(
-        default=168.0, description="How long a deleted study is kept before its rows and artifacts go."
+        default=168.0, description="Hours after which a deleted study's rows and artifacts are removed."
     )
-    webhook_private: bool = Field(default=False, description="Whether webhooks may call private addresses.")
-    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(default=32 * 1024 * 1024, description="Largest request.")
+    webhook_private: bool = Field(default=False, description="Allow webhooks to call private addresses.")
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=32 * 1024 * 1024, description="Largest body of a request."
+    )
     rate_limit: Annotated[int, Field(ge=0)] = Field(
-        default=1200, description="Requests a minute of one member's or viewer's token, per replica; 0 for no limit."
+        default=1200, description="Requests per minute and replica of one member's or viewer's token; 0 is no limit."
     )
-    log_format: Literal["json", "text"] = "json"
-    maintenance_seconds: Annotated[float, Field(gt=0)] = 5.0
-    runner_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
-    runner_max_trials: Annotated[int, Field(ge=1)] = 200
-    tasks: dict[str, str] = Field(
-        default={}, description='Tasks of your own that runners offer, as JSON: {"name": "package.module:Class"}.'
+    log_format: Literal["json", "text"] = Field(default="json", description="Format of the server's log lines.")
+    maintenance_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="Seconds between two checks of expired leases and limits."
     )
+    runner_idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="Seconds after which a runner without work ends."
+    )
+    runner_max_trials: Annotated[int, Field(ge=1)] = Field(
+        default=200, description="Trials after which a runner is replaced by a fresh process."
+    )
+    tasks: dict[str, str] = Field(default={}, description='Your own tasks, as JSON: {"name": "package.module:Class"}.')
     cache_bytes: Annotated[int, Field(ge=0)] = Field(
-        default=50 * 1024**3, description="Most bytes of tokenised data that runners of a machine keep on its disk."
+        default=50 * 1024**3, description="Largest size of the tokenised data that a machine keeps on disk."
     )
     activation_bytes: Annotated[int, Field(ge=0)] = Field(
         default=8 * 1024**3,
-        description="Most bytes on a runner's disk for what frozen lower layers make of the training data.",
+        description="Largest size on disk of the cached activations of frozen lower layers.",
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=60.0, description="Least time between two checkpoints of a trial that does not name its own steps."
+        default=60.0, description="Least time between two checkpoints, unless training.checkpoint_steps is set."
     )
 
     @field_validator("data_dirs", mode="before")

@@ -14,6 +14,7 @@ TOOLS = {
     "Makefile",
     ".ci",
     "benchmarks",
+    "docs",
     "examples",
     "CHANGELOG.md",
     "CONTRIBUTING.md",

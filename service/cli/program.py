@@ -24,13 +24,17 @@ from .commands.session import AsJson, console, errors, load_settings, print_json
 from .processes import Server
 from .study_file import StudyFile
 
-app = typer.Typer(help=(__doc__ or "").splitlines()[0], no_args_is_help=True, add_completion=True)
+app = typer.Typer(
+    help="Search Kronecker adapters: launch, watch and compare studies.", no_args_is_help=True, add_completion=True
+)
 app.add_typer(studies.app)
 app.add_typer(operation.app)
 app.add_typer(trials.app, name="trial")
 app.add_typer(database.app, name="db")
 
-StudyPath = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study file; see examples/.")]
+StudyPath = Annotated[
+    Path, typer.Argument(metavar="STUDY.yaml", help="A study file. See docs/reference/study-file.md.")
+]
 
 
 @contextmanager
@@ -46,9 +50,9 @@ def faults_located(file: StudyFile) -> Iterator[None]:
 
 @app.command()
 def serve(
-    pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Run trials on a local Ray, too.")] = True,
+    pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Also run trials on a local Ray.")] = True,
 ) -> None:
-    """Run the service embedded: API and dashboard on SQLite, and a pool on a local Ray."""
+    """Run everything on this machine: API, dashboard and SQLite, and a pool on a local Ray."""
     settings = load_settings()
     server = Server(settings, with_pool=pool)
     stopping = threading.Event()
@@ -66,7 +70,7 @@ def serve(
 
 @app.command()
 def work() -> None:
-    """Run a pool: keep as many runners on the Ray cluster (RAY_ADDRESS) as the server has work for."""
+    """Run the pool: it starts runners on the Ray cluster (RAY_ADDRESS) as the server needs them."""
     load_settings()
     raise typer.Exit(subprocess.call([sys.executable, "-m", "workers"]))
 
@@ -98,16 +102,16 @@ def submit(
 
 @app.command()
 def validate(study: StudyPath) -> None:
-    """See whether a file has the form of a study; needs no server. What needs the model and data, submit says."""
+    """Check a study file. Does not need a server; model and data are checked at submit."""
     file = StudyFile(study)
     with faults_located(file):
         file.check()
-    print("the file has the form of a study")
+    print(f"{study.name} is valid. Model and data are checked at submit.")
 
 
 @app.command()
 def predict(study: StudyPath, as_json: AsJson = False) -> None:
-    """Predict from a study's budget alone which configuration should win; nothing is stored."""
+    """Rank configurations by the predictors, from the study's budget alone. Stores nothing."""
     file = StudyFile(study)
     with session.connect() as client, faults_located(file):
         found = client.predict(file.content)
@@ -121,7 +125,7 @@ def predict(study: StudyPath, as_json: AsJson = False) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def adapter(context: typer.Context) -> None:
-    """Look into saved adapters, convert and merge them: inspect, export, merge."""
+    """Inspect, export and merge saved adapters."""
     # A process of its own: this command stays free of torch, which takes seconds to import.
     raise typer.Exit(subprocess.call([sys.executable, "-m", "cdka", "adapter", *context.args]))
 
@@ -132,13 +136,13 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Confirmation seeds per candidate.")] = 2,
     train: Annotated[int, typer.Option(min=20, help="Training articles.")] = 160,
     validation: Annotated[int, typer.Option(min=10, help="Validation articles.")] = 160,
-    test: Annotated[int, typer.Option(min=10, help="Test articles, held back from the search.")] = 320,
+    test: Annotated[int, typer.Option(min=10, help="Test articles; the search does not see them.")] = 320,
     epochs: Annotated[int, typer.Option(min=1)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens of an article that are read.")] = 64,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the server up until Ctrl-C.")] = False,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens per article.")] = 64,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the server running until Ctrl-C.")] = False,
 ) -> None:
-    """Run the main job on real input: MiniLM on BBC news topics, searched, confirmed and compared."""
+    """Run a study on real data: MiniLM on BBC news topics, with search, confirmation and comparison."""
     from .demo import Sizes, run_demo
 
     sizes = Sizes(trials, seeds, train, validation, test, epochs, batch_size, max_length)

@@ -39,7 +39,7 @@ def read(command: Any, *arguments: str) -> Any:
 def test_a_study_is_steered_from_the_command_line(command: Any, api: Api, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(make_study(search={"trials": 3, "concurrency": 1})))
-    assert said(command, "validate", str(file)) == "the file has the form of a study"
+    assert said(command, "validate", str(file)) == f"{file.name} is valid. Model and data are checked at submit."
     study = said(command, "submit", str(file))
     assert said(command, "pause", study) == "paused"
     assert said(command, "resume", study) == "running"

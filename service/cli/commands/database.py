@@ -21,23 +21,23 @@ def _run(*arguments: str) -> None:
 
 @app.command()
 def upgrade() -> None:
-    """Bring the schema up to date."""
+    """Upgrade the schema to this release."""
     _run("upgrade")
 
 
 @app.command()
 def backup(file: File) -> None:
-    """Write everything but artifacts to a file, as of one moment; the service may go on meanwhile."""
+    """Write all rows to a file while the service runs. Does not contain artifacts."""
     _run("backup", str(file))
 
 
 @app.command()
 def restore(file: File) -> None:
-    """Fill an empty database from a backup, of this release or an older one, on SQLite or PostgreSQL."""
+    """Fill an empty database from a backup of this or an older release."""
     _run("restore", str(file))
 
 
 @app.command()
 def check() -> None:
-    """See whether schema, references, counts, leases and events are in order; exit 3 with what is not."""
+    """Check schema, references, counts, leases and events. Exits 3 and lists what is wrong."""
     _run("check")

@@ -13,14 +13,14 @@ from . import session
 from .session import AsJson
 
 app = typer.Typer()
-tokens = typer.Typer(help="Make, list, rotate and revoke tokens.", no_args_is_help=True)
-teams = typer.Typer(help="Teams, their shares and quotas.", no_args_is_help=True)
-webhooks = typer.Typer(help="Have a team's events sent somewhere.", no_args_is_help=True)
+tokens = typer.Typer(help="Create, list, rotate and revoke tokens.", no_args_is_help=True)
+teams = typer.Typer(help="Manage teams, their shares and quotas.", no_args_is_help=True)
+webhooks = typer.Typer(help="Manage webhooks that receive a team's events.", no_args_is_help=True)
 app.add_typer(tokens, name="token")
 app.add_typer(teams, name="team")
 app.add_typer(webhooks, name="webhook")
 
-Weight = Annotated[float | None, typer.Option(help="Its share of the cluster, as against the other teams'.")]
+Weight = Annotated[float | None, typer.Option(help="The team's share of the cluster, relative to other teams.")]
 Most = Annotated[int | None, typer.Option(min=0)]
 MostGpus = Annotated[float | None, typer.Option(min=0)]
 QUOTAS = ("max_running_trials", "max_gpus", "max_studies", "max_storage_bytes")
@@ -30,13 +30,14 @@ QUOTAS = ("max_running_trials", "max_gpus", "max_studies", "max_storage_bytes")
 def create_token(
     name: Annotated[str, typer.Option(help="What the token is for.")],
     role: Annotated[str, typer.Option(help="admin, member, viewer or worker.")] = "member",
-    team: Annotated[str | None, typer.Option(help="Its team; your own by default.")] = None,
-    days: Annotated[float | None, typer.Option(min=0, help="How long it is valid; for ever by default.")] = None,
+    team: Annotated[str | None, typer.Option(help="The token's team. Default: your own.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires. Default: never.")] = None,
     local: Annotated[
-        bool, typer.Option("--local", help="Straight in the database (CDKA_DATABASE_URL), for the first token.")
+        bool,
+        typer.Option("--local", help="Write to the database (CDKA_DATABASE_URL) directly, to create the first token."),
     ] = False,
 ) -> None:
-    """Make a token and print its secret, which is shown this once."""
+    """Create a token. Prints its secret, which is shown only once."""
     if local:
         arguments = ["create-token", "--name", name, "--role", role, *(["--team", team] if team else [])]
         raise typer.Exit(subprocess.call([sys.executable, "-m", "service.app", *arguments]))
@@ -47,7 +48,7 @@ def create_token(
 
 @tokens.command("list")
 def list_tokens(as_json: AsJson = False) -> None:
-    """List tokens, without their secrets."""
+    """List tokens. Does not show secrets."""
     with session.connect() as client:
         columns = ["id", "name", "team", "role", "created_at", "expires_at", "revoked_at", "last_used_at"]
         session.show(client.tokens(), columns, as_json)
@@ -56,23 +57,23 @@ def list_tokens(as_json: AsJson = False) -> None:
 @tokens.command("rotate")
 def rotate_token(
     token_id: Annotated[str, typer.Argument()],
-    grace_minutes: Annotated[float, typer.Option(min=0, help="How long the old secret goes on being valid.")] = 60,
+    grace_minutes: Annotated[float, typer.Option(min=0, help="Minutes for which the old secret stays valid.")] = 60,
 ) -> None:
-    """Make a new secret for a token and print it; the old one ends after a while."""
+    """Create a new secret for a token and print it. The old secret expires after the grace period."""
     with session.connect() as client:
         print(client.rotate_token(token_id, grace_minutes * 60).token)
 
 
 @tokens.command("revoke")
 def revoke_token(token_id: Annotated[str, typer.Argument()]) -> None:
-    """Make a token invalid at once."""
+    """Revoke a token immediately."""
     with session.connect() as client:
         client.revoke_token(token_id)
 
 
 @teams.command("list")
 def list_teams(as_json: AsJson = False) -> None:
-    """List teams with their quotas and what they hold right now."""
+    """List teams with their quotas and current use."""
     columns = ["id", "name", "weight", "usage.running_trials", "max_running_trials", "usage.gpus", "max_gpus"]
     columns += ["usage.open_studies", "max_studies", "usage.storage_bytes", "max_storage_bytes"]
     with session.connect() as client:
@@ -88,7 +89,7 @@ def create_team(
     max_studies: Most = None,
     max_storage_bytes: Most = None,
 ) -> None:
-    """Make a team; prints its id."""
+    """Create a team. Prints its id."""
     given = _given(weight, max_running_trials, max_gpus, max_studies, max_storage_bytes)
     with session.connect() as client:
         print(client.create_team(name, **given).id)
@@ -104,7 +105,7 @@ def update_team(
     max_storage_bytes: Most = None,
     lift: Annotated[list[str] | None, typer.Option(help=f"Lift a quota: {', '.join(QUOTAS)}.")] = None,
 ) -> None:
-    """Change a team's share and quotas; what runs goes on."""
+    """Change a team's share and quotas. Does not affect running trials."""
     if unknown := set(lift or ()) - set(QUOTAS):
         raise typer.BadParameter(f"no such quota: {', '.join(sorted(unknown))}; there are: {', '.join(QUOTAS)}")
     given = _given(weight, max_running_trials, max_gpus, max_studies, max_storage_bytes)
@@ -120,10 +121,10 @@ def _given(weight: float | None, *quotas: float | None) -> dict[str, Any]:
 def create_webhook(
     url: Annotated[str, typer.Argument()],
     event: Annotated[
-        list[str] | None, typer.Option(help="Kind of event; may be repeated. study.state by default.")
+        list[str] | None, typer.Option(help="Kind of event; repeat for more. Default: study.state.")
     ] = None,
 ) -> None:
-    """Have the team's events sent to an address; prints the webhook with its signing secret, shown this once."""
+    """Create a webhook. Prints it with its signing secret, which is shown only once."""
     with session.connect() as client:
         session.print_json(client.create_webhook(url, event))
 
@@ -137,7 +138,7 @@ def list_webhooks(as_json: AsJson = False) -> None:
 
 @webhooks.command("deliveries")
 def list_deliveries(webhook_id: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
-    """Show what was sent to a webhook, and what it answered; newest first."""
+    """List a webhook's deliveries and their responses, newest first."""
     columns = ["created_at", "kind", "study_id", "number", "state", "attempts", "status", "error"]
     with session.connect() as client:
         session.show(client.deliveries(webhook_id), columns, as_json)
@@ -145,23 +146,24 @@ def list_deliveries(webhook_id: Annotated[str, typer.Argument()], as_json: AsJso
 
 @webhooks.command("delete")
 def delete_webhook(webhook_id: Annotated[str, typer.Argument()]) -> None:
-    """Send a webhook nothing more."""
+    """Delete a webhook."""
     with session.connect() as client:
         client.delete_webhook(webhook_id)
 
 
 @app.command()
 def workers(as_json: AsJson = False) -> None:
-    """List runners with when they were last heard of."""
+    """List runners and when each was last seen."""
     with session.connect() as client:
         session.show(client.workers(), ["name", "host", "cpus", "gpus", "busy", "warm", "last_seen_at"], as_json)
 
 
 @app.command()
 def hosts(
-    release: Annotated[str | None, typer.Option(help="End this host's quarantine.")] = None, as_json: AsJson = False
+    release: Annotated[str | None, typer.Option(help="End the quarantine of this host.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List hosts that failed trials which others could run."""
+    """List hosts with failures, and which are quarantined."""
     with session.connect() as client:
         found = client.hosts() if release is None else [client.release_host(release)]
         session.show(found, ["name", "failures", "quarantined_at", "reason"], as_json)
@@ -169,14 +171,14 @@ def hosts(
 
 @app.command()
 def demand(as_json: AsJson = False) -> None:
-    """Show how many runners of each shape have something to do."""
+    """Show how many runners of each shape are needed."""
     with session.connect() as client:
         session.show(client.demand().items, ["cpus", "gpus", "slots"], as_json)
 
 
 @app.command()
 def audit(
-    target: Annotated[str | None, typer.Option(help="Only what was done to the thing with this id.")] = None,
+    target: Annotated[str | None, typer.Option(help="Only changes of the resource with this id.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show who changed what, newest first."""

@@ -17,8 +17,8 @@ app = typer.Typer()
 
 @app.command()
 def studies(
-    state: Annotated[list[str] | None, typer.Option(help="Only studies in this state; may be repeated.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only studies with this in their name.")] = None,
+    state: Annotated[list[str] | None, typer.Option(help="Only studies in this state; repeat for more.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only studies whose name contains this.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List studies, newest first."""
@@ -50,16 +50,16 @@ def show(study_id: StudyId, as_json: AsJson = False) -> None:
 @app.command()
 def pause(
     study_id: StudyId,
-    now: Annotated[bool, typer.Option("--now", help="Have running trials stop and go back to the queue.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stop running trials and queue them again.")] = False,
 ) -> None:
-    """Start no more trials of a study until it is resumed."""
+    """Pause a study. Running trials finish unless --now is given."""
     with session.connect() as client:
         print(client.pause_study(study_id, drain=not now).state)
 
 
 @app.command()
 def resume(study_id: StudyId) -> None:
-    """Go on with a paused study."""
+    """Resume a paused study."""
     with session.connect() as client:
         print(client.resume_study(study_id).state)
 
@@ -73,9 +73,10 @@ def cancel(study_id: StudyId) -> None:
 
 @app.command()
 def extend(
-    study_id: StudyId, trials: Annotated[int, typer.Argument(help="Search trials in all, those done included.")]
+    study_id: StudyId,
+    trials: Annotated[int, typer.Argument(help="Total number of search trials, including finished ones.")],
 ) -> None:
-    """Have a study search on: a completed one runs again."""
+    """Add trials to a study. A completed study resumes."""
     with session.connect() as client:
         found = client.update_study(study_id, trials=trials)
     print(f"{found.state}: {found.search.finished} of {found.search.planned} trials")
@@ -85,12 +86,14 @@ def extend(
 def update(
     study_id: StudyId,
     name: Annotated[str | None, typer.Option()] = None,
-    priority: Annotated[int | None, typer.Option(help="Higher goes first within the team.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Trials at once.")] = None,
-    retries: Annotated[int | None, typer.Option(help="Attempts after an error.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="Studies with a higher priority run first within the team.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials that run at the same time.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Further attempts after an error.")] = None,
     limits: Annotated[str | None, typer.Option(help='As JSON, such as {"hours": 12}; replaces all limits.')] = None,
 ) -> None:
-    """Change a study while it runs."""
+    """Change a study. It may be running."""
     changes: dict[str, Any] = {"name": name, "priority": priority, "concurrency": concurrency, "retries": retries}
     if limits is not None:
         try:
@@ -107,7 +110,9 @@ def update(
 @app.command()
 def delete(
     study_id: StudyId,
-    purge: Annotated[bool, typer.Option("--purge", help="Remove rows and adapters now, not after a week.")] = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove rows and adapters now instead of after CDKA_PURGE_HOURS.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a study with its trials and adapters."""
@@ -121,11 +126,11 @@ def delete(
 @app.command()
 def events(
     study_id: StudyId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the study ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the study ends.")] = False,
     after: Annotated[int, typer.Option(min=0, help="Only events after this one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Print what has happened to a study; with --json, an object a line."""
+    """Print a study's events. With --json, one object per line."""
     with session.connect() as client:
         found = client.watch(study_id, after=after) if follow else client.events(study_id, after=after)
         for event in found:
@@ -140,9 +145,9 @@ def events(
 def export(
     study_id: StudyId,
     form: Annotated[str, typer.Option("--format", help="csv, json or optuna.")] = "csv",
-    out: Annotated[Path | None, typer.Option(help="The file; ID.csv, ID.json or ID.db by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file. Default: ID.csv, ID.json or ID.db.")] = None,
 ) -> None:
-    """Write a study to a file: its trials as CSV, all of it as JSON, or a storage that Optuna opens."""
+    """Export a study: trials as CSV, everything as JSON, or a storage for Optuna."""
     suffix = {"optuna": "db"}.get(form, form)
     with session.connect() as client:
         print(client.export_study(study_id, out or Path(f"{study_id}.{suffix}"), form))
@@ -150,7 +155,7 @@ def export(
 
 @app.command()
 def front(study_id: StudyId, as_json: AsJson = False) -> None:
-    """Show the trials that no other one dominates."""
+    """Show the Pareto front."""
     with session.connect() as client:
         found = client.front(study_id)
     if as_json:
@@ -162,7 +167,7 @@ def front(study_id: StudyId, as_json: AsJson = False) -> None:
 
 @app.command()
 def compare(study_ids: Annotated[list[str], typer.Argument(metavar="ID...")], as_json: AsJson = False) -> None:
-    """Compare what searches found with the predictions and baselines."""
+    """Compare the best found with the predictions and baselines."""
     with session.connect() as client:
         found = [client.comparison(study_ids[0])] if len(study_ids) == 1 else client.compare(*study_ids)
     if as_json:

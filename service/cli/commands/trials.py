@@ -12,7 +12,7 @@ from . import session
 from .session import AsJson, StudyId, TrialId
 
 FOLLOW_SECONDS = 2.0
-app = typer.Typer(help="Read and steer single trials.", no_args_is_help=True)
+app = typer.Typer(help="Read and control single trials.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -47,10 +47,10 @@ def metrics(trial_id: TrialId, as_json: AsJson = False) -> None:
 @app.command()
 def logs(
     trial_id: TrialId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the attempt is over.")] = False,
-    attempt: Annotated[int | None, typer.Option(min=1, help="By default the last.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the attempt ends.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Number of the attempt. Default: the last.")] = None,
 ) -> None:
-    """Show what a trial printed: all that is kept of it with --attempt, else the end."""
+    """Show a trial's output: the end of it, or all of one attempt with --attempt."""
     with session.connect() as client:
         after = None if attempt is None else 0
         while True:
@@ -73,7 +73,7 @@ def enqueue(
     alpha: Annotated[float, typer.Option()],
     learning_rate: Annotated[float, typer.Option()],
 ) -> None:
-    """Put a configuration made by hand at the end of a study's queue; prints the trial's id."""
+    """Queue a configuration of your own. Prints the trial's id."""
     params = {"r1": r1, "r2": r2, "r": r, "alpha": alpha, "learning_rate": learning_rate}
     with session.connect() as client:
         print(client.enqueue_trial(study_id, params).id)
@@ -81,7 +81,7 @@ def enqueue(
 
 @app.command()
 def stop(trial_id: TrialId) -> None:
-    """Stop one trial; its study goes on."""
+    """Stop one trial. Its study continues."""
     with session.connect() as client:
         print(client.stop_trial(trial_id).state)
 
@@ -95,8 +95,8 @@ def retry(trial_id: TrialId) -> None:
 
 @app.command()
 def fetch(
-    trial_id: TrialId, out: Annotated[Path | None, typer.Option(help="The file; TRIAL.zip by default.")] = None
+    trial_id: TrialId, out: Annotated[Path | None, typer.Option(help="Output file. Default: TRIAL.zip.")] = None
 ) -> None:
-    """Fetch a trial's adapter, as PEFT saved it, in a zip file."""
+    """Download a trial's adapter, as PEFT saved it, as a zip file."""
     with session.connect() as client:
         print(client.fetch_adapter(trial_id, out or Path(f"{trial_id}.zip")))

@@ -1,0 +1,166 @@
+"""The documentation is true: links, commands, study files, code, state diagrams and generated pages."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from service.cli.program import app
+from service.domain.states import STUDY_TRANSITIONS, TRIAL_TRANSITIONS
+from service.domain.study_spec import StudySpec
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+)
+WRITTEN = [page for page in PAGES if page.parent.name != "reference" and page.name != "CHANGELOG.md"]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    found = re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def all_blocks(*languages: str) -> list[Any]:
+    return [
+        pytest.param(text, id=f"{name(page)}-{k}")
+        for page in PAGES
+        for k, text in enumerate(blocks(page, *languages), 1)
+    ]
+
+
+def test_the_generated_pages_are_what_the_code_says() -> None:
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    for file, make in generate["PAGES"].items():
+        assert (ROOT / "docs/reference" / file).read_text() == make().rstrip() + "\n", f"run make docs: {file} is stale"
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_to_a_file_and_a_section_that_exist(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, section = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} does not exist"
+        assert not section or section in anchors(file), f"{target}: no such section"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name)
+def test_lines_of_prose_fit_a_screen(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 135 and not line.startswith("|")]
+    assert not long
+
+
+def test_the_readme_is_short_and_has_both_pictures() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130
+    assert any(line.startswith("![") for line in lines)
+    assert "```mermaid" in lines
+
+
+def commands_in(page: Path) -> Iterator[list[str]]:
+    text = page.read_text()
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *re.findall(r"`(cdka [^`]+)`", text)]:
+        for part in re.split(r"&&|\|", line.split("#")[0]):
+            words = shlex.split(part.replace("[", " ").replace("]", " "))
+            if words and words[0].removeprefix(".venv/bin/") == "cdka":
+                yield words[1:]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name)
+def test_every_command_and_option_exists(page: Path) -> None:
+    for words in commands_in(page):
+        command: Any = typer.main.get_command(app)
+        rest = list(words)
+        while rest and hasattr(command, "commands") and rest[0] in command.commands:
+            command = command.commands[rest.pop(0)]
+        shown = " ".join(["cdka", *words])
+        if words[:1] == ["adapter"] or words[:1] == ["--install-completion"]:
+            continue  # arguments of `python -m cdka`; an option of typer's
+        assert not hasattr(command, "commands") or words == [] or not rest, f"{shown}: no such command"
+        options = {flag for p in command.params for flag in [*p.opts, *p.secondary_opts]}
+        for word in rest:
+            if word.startswith("-"):
+                assert word in options, f"{shown}: no option {word}"
+
+
+@pytest.mark.parametrize("text", all_blocks("yaml"))
+def test_study_files_validate(text: str) -> None:
+    """A fragment is put in its place in a whole study."""
+    given = yaml.safe_load(text)
+    if "services" in given or "apiVersion" in given:
+        pytest.skip("configuration of another program")
+    study: dict[str, Any] = {
+        "name": "fragment",
+        "model": {"path": "model"},
+        "task": {
+            "kind": "sequence_classification",
+            "dataset": {"path": "json", "data_files": {"train": "train.jsonl"}},
+        },
+        "budget": {"lora_rank": 8},
+    }
+    study.update({"task": given} if "kind" in given else given)
+    StudySpec.model_validate(study)
+
+
+@pytest.mark.parametrize("text", all_blocks("python"))
+def test_python_blocks_run(text: str, data_root: Path) -> None:
+    """On the tiny model in place of a download; what needs a server or a user's data is compiled only."""
+    code = compile(text, "block", "exec")
+    if "token" in text or "batches" in text:
+        return
+    tiny = text.replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(str(data_root / "tiny-bert")))
+    assert tiny != text, "a block that runs loads a model"
+    space: dict[str, Any] = {}
+    exec(compile(tiny, "block", "exec"), space)
+    assert any("cdka_A" in parameter for parameter, _ in space["model"].named_parameters())
+    assert code
+
+
+def transitions(title: str) -> set[tuple[str, str]]:
+    text = (ROOT / "docs/concepts.md").read_text()
+    diagram = text.split(f"\n{title}:\n")[1].split("```")[1]
+    return {(a, b) for a, b in re.findall(r"(\w+) --> (\w+)", diagram)}
+
+
+def test_the_state_diagrams_are_the_tables_of_transitions() -> None:
+    for title, table in (("A study", STUDY_TRANSITIONS), ("A trial", TRIAL_TRANSITIONS)):
+        assert transitions(title) == {(str(a), str(b)) for a, after in table.items() for b in after}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name)
+def test_every_variable_is_a_setting(page: Path) -> None:
+    known = {f"CDKA_{field.upper()}" for field in Settings.model_fields}
+    files = [*(ROOT / "docker").glob("*.yaml"), ROOT / "docker/.env.example"]
+    compose = {found for file in files for found in re.findall(r"CDKA_[A-Z_]+", file.read_text())}
+    assert set(re.findall(r"CDKA_[A-Z]+(?:_[A-Z]+)*", page.read_text())) <= known | compose
