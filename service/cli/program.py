@@ -20,7 +20,7 @@ import typer
 from ..errors import ServiceError, Unavailable
 from . import tables as terminal
 from .commands import database, operation, session, studies, trials
-from .commands.session import AsJson, console, errors, load_settings, print_json
+from .commands.session import AsJson, console, errors, load_settings, print_json, require_extra
 from .processes import Server
 from .study_file import StudyFile
 
@@ -53,6 +53,7 @@ def serve(
     pool: Annotated[bool, typer.Option("--pool/--no-pool", help="Also run trials on a local Ray.")] = True,
 ) -> None:
     """Run everything on this machine: API, dashboard and SQLite, and a pool on a local Ray."""
+    require_extra("server", *(("workers",) if pool else ()))
     settings = load_settings()
     server = Server(settings, with_pool=pool)
     stopping = threading.Event()
@@ -71,6 +72,7 @@ def serve(
 @app.command()
 def work() -> None:
     """Run the pool: it starts runners on the Ray cluster (RAY_ADDRESS) as the server needs them."""
+    require_extra("workers")
     load_settings()
     raise typer.Exit(subprocess.call([sys.executable, "-m", "workers"]))
 
@@ -126,6 +128,7 @@ def predict(study: StudyPath, as_json: AsJson = False) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def adapter(context: typer.Context) -> None:
     """Inspect, export and merge saved adapters."""
+    require_extra("adapter")
     # A process of its own: this command stays free of torch, which takes seconds to import.
     raise typer.Exit(subprocess.call([sys.executable, "-m", "cdka", "adapter", *context.args]))
 
@@ -145,6 +148,7 @@ def demo(
     """Run a study on real data: MiniLM on BBC news topics, with search, confirmation and comparison."""
     from .demo import Sizes, run_demo
 
+    require_extra("server", "workers")
     sizes = Sizes(trials, seeds, train, validation, test, epochs, batch_size, max_length)
     raise typer.Exit(run_demo(sizes, keep=keep, console=console))
 

@@ -9,11 +9,14 @@ from typing import Annotated
 
 import typer
 
+from .session import require_extra
+
 app = typer.Typer(help="Upgrade, back up, restore and check the database.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(metavar="FILE")]
 
 
 def _run(*arguments: str) -> None:
+    require_extra("server")
     # A process of its own: this command stays free of SQLAlchemy and all that the server imports.
     code = subprocess.call([sys.executable, "-m", "service.db", *arguments])
     raise typer.Exit(3 if code else 0)

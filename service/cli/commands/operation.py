@@ -39,6 +39,7 @@ def create_token(
 ) -> None:
     """Create a token. Prints its secret, which is shown only once."""
     if local:
+        session.require_extra("server")
         arguments = ["create-token", "--name", name, "--role", role, *(["--team", team] if team else [])]
         raise typer.Exit(subprocess.call([sys.executable, "-m", "service.app", *arguments]))
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -22,6 +23,22 @@ errors = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 StudyId = Annotated[str, typer.Argument(metavar="ID", help="The study's id.")]
 TrialId = Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's id (see: cdka show ID --json).")]
+
+
+# A package that each extra installs and the others do not.
+_FROM_EXTRA = {"adapter": "peft", "server": "uvicorn", "workers": "ray"}
+
+
+def require_extra(*extras: Literal["adapter", "server", "workers"]) -> None:
+    """Exit 2 with the command that installs what a command needs beyond the base installation, if that is missing."""
+    missing = [extra for extra in extras if importlib.util.find_spec(_FROM_EXTRA[extra]) is None]
+    if missing:
+        errors.print(
+            f"This command needs more than the base installation. Run: pip install 'cdka[{','.join(missing)}]'",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(2)
 
 
 def load_settings() -> Settings:
