@@ -5,57 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from service import errors
-from service.cli import program as cli
-from service.cli.commands import session
 from service.cli.study_file import StudyFile
 from service.client import Client
 from service.schemas.specs import Shape
 from service.schemas.studies import StudyOut
 from tests.conftest import Api, make_study
-
-
-class AppTransport(httpx.BaseTransport):
-    """Carries the SDK's requests into the application in this process."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        answer = self._api.http.request(
-            request.method, str(request.url), content=request.read(), headers=dict(request.headers)
-        )
-        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
-
-
-@pytest.fixture
-def client(api: Api) -> Iterator[Client]:
-    with Client("http://localhost", api.token("admin"), transport=AppTransport(api)) as made:
-        yield made
-
-
-@pytest.fixture
-def command(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs ``cdka`` with the application behind it; returns exit code, output and error output."""
-    admin = api.token("admin")
-    monkeypatch.setattr(session, "connect", lambda: Client("http://localhost", admin, transport=AppTransport(api)))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        found = CliRunner().invoke(cli.app, list(arguments))
-        if isinstance(found.exception, errors.ServiceError):
-            raise found.exception
-        return found.exit_code, found.stdout, found.stderr
-
-    return run
 
 
 def study_file(folder: Path, **changes: Any) -> Path:

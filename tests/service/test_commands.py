@@ -16,10 +16,6 @@ from service.cli import program as cli
 from service.tenancy import webhooks
 from tests.conftest import Api, FakeClock, make_study
 
-from .test_client_and_cli import client, command
-
-__all__ = ["client", "command"]  # fixtures
-
 
 @pytest.fixture(autouse=True)
 def _public_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:

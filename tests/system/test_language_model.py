@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app, make_context
 from service.client import Client
+from service.client.testing import AppTransport
 from service.settings import Settings
 from service.tenancy.tokens import ensure_team
 from tests.conftest import Api, write_lines
-from tests.service.test_client_and_cli import AppTransport
 from workers.runner.runner import Runner
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_it_learns_to_answer_as_it_is_shown(tmp_path: Path) -> None:
         }
         made = api.call("POST", "/studies", json=body)
         assert made.status_code == 201, made.text
-        with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+        with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
             runner = Runner(client, settings, "runner-1")
             lease = runner._next_lease()
             assert lease is not None

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from service.client import Client
+from service.client.testing import AppTransport
 from service.server.maintenance import collect_checkpoints
 from tests.conftest import Api, write_lines
-from tests.service.test_client_and_cli import AppTransport
 from workers.runner import runner as runner_module
 from workers.runner.runner import Runner
 
@@ -27,7 +27,7 @@ SPACE = {"learning_rate": 5e-3, "r1": 2, "r2": {"choices": [4]}}
 
 @pytest.fixture
 def runner(api: Api) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 

@@ -10,8 +10,8 @@ import torch
 
 import cdka
 from service.client import Client
+from service.client.testing import AppTransport
 from tests.conftest import Api
-from tests.service.test_client_and_cli import AppTransport
 from workers.runner.runner import Poisoned, Runner
 from workers.training import measurement as measuring
 
@@ -20,7 +20,7 @@ WITH_MEASURED = {"predictors": ["guideline", "measured", "alignment"], "seeds": 
 
 @pytest.fixture
 def runner(api: Api) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 

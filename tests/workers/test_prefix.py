@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from service.client import Client
+from service.client.testing import AppTransport
 from tests.conftest import Api
-from tests.service.test_client_and_cli import AppTransport
 from workers.runner import runner as runner_module
 from workers.runner.runner import Runner
 from workers.training.activation_cache import frozen_depth
@@ -30,7 +30,7 @@ TASK = {
 
 @pytest.fixture
 def runner(api: Api, zoo: Path) -> Iterator[Runner]:  # noqa: F811
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 

@@ -18,9 +18,9 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from service.client import Client
+from service.client.testing import AppTransport
 from service.errors import Unavailable
 from tests.conftest import Api, sentences, write_lines
-from tests.service.test_client_and_cli import AppTransport
 from workers.inputs.base_models import BaseWeightsChanged
 from workers.runner import runner as runner_module
 from workers.runner.runner import Poisoned, Runner
@@ -28,7 +28,7 @@ from workers.runner.runner import Poisoned, Runner
 
 @pytest.fixture
 def runner(api: Api) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 

@@ -12,10 +12,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from service.client import Client
+from service.client.testing import AppTransport
 from service.server.maintenance import collect_checkpoints
 from service.studies.removal import purge
 from tests.conftest import Api
-from tests.service.test_client_and_cli import AppTransport
 from workers.runner.runner import Runner
 
 from .test_checkpoints import LONG, SPACE, checkpoint_of, only_trial, release_at, run
@@ -46,7 +46,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 def runner(api: Api, store: str) -> Iterator[Runner]:
     api.ctx.settings.artifacts_url = store
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from service.client import Client
+from service.client.testing import AppTransport
 from service.schemas.specs import GenerationSpec
 from tests.conftest import Api, write_lines
-from tests.service.test_client_and_cli import AppTransport
 from workers.failures import Rejected
 from workers.runner.runner import Runner
 from workers.tasks.answers import extract
@@ -118,7 +118,7 @@ def zoo(data_root: Path) -> Path:
 
 @pytest.fixture
 def runner(api: Api, zoo: Path) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api)) as client:
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 
