@@ -1,6 +1,6 @@
-"""Runs the pool: ``python -m workers``.
+"""Run the pool: ``python -m workers``.
 
-Ray reads its authentication mode once, when it is imported. So the environment is made first and Ray comes after it.
+Ray reads its authentication mode when it is imported, so the environment is prepared before the import.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from service.settings import Settings
 _log = logging.getLogger("workers")
 TICK_SECONDS = 1.0
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
-# Whoever supervises this process starts it again; so it joins a head that was restarted.
+# The exit code for a lost cluster. A supervisor starts the pool again, which then joins the restarted head.
 CLUSTER_LOST = 75
 
 
 def own_cluster_environment(settings: Settings) -> None:
-    """Give a cluster of our own a token of our own.
+    """Set a token for a local Ray cluster.
 
-    Without one Ray would write a token into the user's home, and every later cluster there would ask for it.
+    Otherwise Ray writes one into the user's home, and every later cluster of the user requires it.
     """
     token = settings.home / "ray-token"
     if not token.exists():
@@ -45,7 +45,7 @@ def _write_secret(file: Path, secret: str) -> None:
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT. On a cluster of our own, runners end with us; on a joined one they stay."""
+    """Run until SIGTERM or SIGINT. Runners end with a local cluster; on a joined cluster they stay."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -68,7 +68,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     pool = Pool(Client(settings.server_url, token), settings)
-    # Whoever supervises us looks at when it was last touched.
+    # A health check looks at its modification time.
     alive = Path(os.environ["CDKA_POOL_ALIVE"]) if "CDKA_POOL_ALIVE" in os.environ else None
     while not stopping.is_set():
         try:
@@ -76,7 +76,7 @@ def main() -> None:
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             _log.warning("the Ray cluster does not answer (%s); joining it again", str(error).splitlines()[0])
             ray.shutdown()
-            # A driver that has lost its cluster cannot be trusted to join another: a new process does.
+            # A driver cannot join another cluster reliably: a new process does.
             raise SystemExit(CLUSTER_LOST) from None
         if alive is not None:
             alive.touch()
@@ -87,10 +87,10 @@ def main() -> None:
 
 
 def connect(address: str | None) -> None:
-    """Start a cluster of our own, or join the one at ``address``.
+    """Start a local cluster, or join the one at ``address``.
 
-    ``HOST:PORT`` is for a machine that ``ray start`` has made a node of the cluster, ``ray://HOST:PORT`` for any other
-    (a container beside it, a pod next to KubeRay's head service).
+    ``HOST:PORT`` is for a machine that is a node of the cluster, ``ray://HOST:PORT`` for any other, such as a container
+    or a pod beside KubeRay's head service.
 
     Raises:
         SystemExit: the cluster cannot be joined; the message says what would be right.
@@ -127,7 +127,7 @@ def connect(address: str | None) -> None:
 
 
 def ours() -> str:
-    """The versions that all nodes of a cluster must share."""
+    """The versions of Python and Ray, which all nodes of a cluster must share."""
     import ray
 
     return f"Ray {ray.__version__}, Python {platform.python_version()}"

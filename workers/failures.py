@@ -1,4 +1,4 @@
-"""What ended a trial, in the kinds that the server keeps budgets for."""
+"""Classify what ended a trial into the failure kinds of the server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.schemas.specs import FailureKind
 
 
 class Rejected(Exception):
-    """The model or the data cannot be used: no trial of this study can run. The message says what would be right."""
+    """The model or the data cannot be used, so no trial of the study can run. The message says what would be right."""
 
 
 class Diverged(Exception):
@@ -18,7 +18,7 @@ class Diverged(Exception):
 
 
 def classify(error: BaseException) -> tuple[FailureKind, str]:
-    """The kind of a failure, and a message that names cause and remedy."""
+    """The failure's kind, and a message with its cause and remedy."""
     if isinstance(error, Rejected):
         return FailureKind.REJECTED, str(error)
     if isinstance(error, Diverged):
@@ -33,7 +33,7 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
 
 
 def poisons_process(error: BaseException) -> bool:
-    """Whether a warm process cannot be trusted after this: a CUDA error other than out-of-memory, or unknown code."""
+    """Whether the process must be replaced: after a CUDA error but out-of-memory, or an exception in user code."""
     return not (isinstance(error, Rejected | Diverged) or _is_out_of_memory(error))
 
 

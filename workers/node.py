@@ -1,7 +1,7 @@
-"""A machine or container as a node of a Ray cluster: ``python -m workers.node head | join ADDRESS | health | leave``.
+"""Run this machine as a node of a Ray cluster: ``python -m workers.node head | join ADDRESS | health | leave``.
 
-Told to end (SIGTERM), a node takes no more work, has its runners leave checkpoints and give their trials back, and only
-then goes: preemption and ``docker compose stop`` cost no finished step.
+On SIGTERM, a node takes no more work, its runners write checkpoints and return their trials, and then Ray stops. So
+preemption and ``docker compose stop`` lose no finished step.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _log = logging.getLogger("workers.node")
 PORT = 6379
 CLIENT_PORT = 10001
 HEALTH_SECONDS = 10
-# Of the time until a node is killed, so much is kept for Ray's own processes to end.
+# The part of the grace time that is reserved for Ray's own processes to end.
 RESERVED_SECONDS = 10.0
-# Before whoever told us to end ends us.
+# Must end before the supervisor kills this process.
 MARGIN_SECONDS = 5.0
 # Ray's name for the process of an actor.
 _RUNNER = "ray::RunnerActor"
@@ -30,20 +30,20 @@ _TRAINING = "ray::RayTrainWorker"
 
 
 def start_arguments(role: str, address: str | None, environment: dict[str, str]) -> list[str]:
-    """What ``ray start`` is told.
+    """The arguments of ``ray start``.
 
-    ``CDKA_NODE_CPUS``, ``CDKA_NODE_GPUS`` and ``CDKA_NODE_RESOURCES`` (JSON) say what the node offers; Ray counts CPUs
-    and GPUs itself where they do not. ``CDKA_NODE_ADDRESS`` is this machine's address on the cluster's network.
+    ``CDKA_NODE_CPUS``, ``CDKA_NODE_GPUS`` and ``CDKA_NODE_RESOURCES`` (JSON) set what the node offers. By default Ray
+    counts CPUs and GPUs. ``CDKA_NODE_ADDRESS`` is this machine's address on the cluster's network.
 
     Raises:
-        SystemExit: a value is no number, or no JSON object.
+        SystemExit: a value is not a number, or not a JSON object.
     """
     ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
     ray += ["--disable-usage-stats", f"--object-store-memory={environment.get('CDKA_NODE_OBJECT_STORE', 100_000_000)}"]
     if own := environment.get("CDKA_NODE_ADDRESS"):
         ray.append(f"--node-ip-address={own}")
     if role == "head":
-        # The head holds the cluster together; its loss is a restart of everything, so nothing else runs there.
+        # Losing the head restarts the whole cluster, so it runs no trials.
         ray += ["--head", f"--port={PORT}", f"--ray-client-server-port={CLIENT_PORT}", "--num-cpus=0", "--num-gpus=0"]
         return [*ray, "--include-dashboard=false"]
     ray.append(f"--address={address}")
@@ -64,7 +64,7 @@ def start_arguments(role: str, address: str | None, environment: dict[str, str])
 
 
 def run(arguments: Sequence[str], grace: float) -> int:
-    """Run ``ray start`` until it or we are told to end; as the first process of a container, bury all others."""
+    """Run ``ray start`` until it ends or this process gets SIGTERM. Reaps orphans, as a container's first process must."""
     child = subprocess.Popen(arguments)
     told: list[float] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str], grace: float) -> int:
                 child.kill()
             return 0
         try:
-            # Whatever was orphaned here is ours to bury.
+            # Reap orphaned processes, as the first process of a container must.
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return 1
@@ -90,7 +90,7 @@ def run(arguments: Sequence[str], grace: float) -> int:
 
 
 def leave(grace: float) -> None:
-    """Take no more work, end this machine's runners in order, and wait for them, for ``grace`` seconds at most."""
+    """Take no more work, end this machine's runners in order, and wait up to ``grace`` seconds for them."""
     deadline = time.monotonic() + grace
     if not _processes():
         return
@@ -107,8 +107,8 @@ def leave(grace: float) -> None:
 
 
 def _drain(grace: float) -> None:
-    """Have Ray start nothing more here; where the head does not answer it cannot."""
-    # Trials whose runner is elsewhere and that have a process here are given back, too.
+    """Drain the node in Ray, unless the head does not answer."""
+    # Trials that have a process here but their runner elsewhere are returned, too.
     code = (
         "import ray;"
         "ray.init(address='auto', namespace='cdka', logging_level='ERROR', log_to_driver=False);"
@@ -130,7 +130,7 @@ def _drain(grace: float) -> None:
 
 
 def _processes(*names: str) -> list[int]:
-    """Processes of runners and of their trainings in this container, or machine."""
+    """The processes of runners and of their trials on this machine or in this container."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -156,7 +156,7 @@ def health() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """See the module's docstring; ``leave`` is for a hook before a pod's end, where Ray was started by others."""
+    """See the module's docstring. ``leave`` is for a pod's preStop hook, where others started Ray."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m workers.node", description="a node of a Ray cluster")
     roles = parser.add_subparsers(dest="role", required=True)

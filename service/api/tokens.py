@@ -42,5 +42,5 @@ def rotate_token(
 
 @router.delete("/tokens/{token_id}", status_code=204, responses=problems(404))
 def revoke_token(ctx: ContextDep, principal: Admin, token_id: Id) -> None:
-    """Make a token invalid at once."""
+    """Revoke a token immediately."""
     access.revoke_token(ctx, principal, token_id)

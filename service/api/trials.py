@@ -64,7 +64,7 @@ def enqueue_trial(
     body: TrialRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> TrialOut:
-    """Put a configuration made by hand at the end of the queue. It is one of the study's search trials."""
+    """Queue a configuration of the user. It counts as one of the study's search trials."""
     trial = trials.enqueue_trial(ctx, principal, study_id, body.params.model_dump())
     response.headers["Location"] = f"/api/v1/trials/{trial.id}"
     return TrialOut.model_validate(trial)

@@ -43,7 +43,7 @@ class Client(Connection):
 
         Raises:
             InvalidStudy: with every fault; nothing was stored.
-            QuotaExceeded: the team has no room for another.
+            QuotaExceeded: the team's quota of open studies is used up.
         """
         return StudyCreated.model_validate(self._post("/studies", dict(study)))
 
@@ -182,7 +182,7 @@ class Client(Connection):
         return TokenCreated.model_validate(self._post(f"/tokens/{token_id}/rotate", {"grace_seconds": grace_seconds}))
 
     def revoke_token(self, token_id: str) -> None:
-        """Make a token invalid at once."""
+        """Revoke a token immediately."""
         self._call("DELETE", f"{API}/tokens/{token_id}")
 
     def tokens(self) -> list[TokenOut]:

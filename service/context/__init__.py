@@ -1,3 +1,3 @@
-"""What every use case is handed: settings, the database, the clock, the search, and what is kept in memory."""
+"""What every use case is given: settings, database, clock, search policy, and caches."""
 
 from .context import Context as Context

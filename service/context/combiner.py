@@ -1,4 +1,4 @@
-"""Serve callers that wait for the same thing in one pass."""
+"""Serve callers that wait for the same resource in one pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answer = TypeVar("Answer")
 
 
 class NotServed(Exception):
-    """The caller's turn did not come in time."""
+    """The caller was not served in time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,11 +27,11 @@ class _Ticket(Generic[Item, Answer]):
 
 
 class Combiner(Generic[Item, Answer]):
-    """Callers that arrive while others of their key are served wait in line; the first of them then serves all.
+    """Callers that arrive while others of their key are served wait; the first of them then serves all.
 
-    Flat combining (Hendler, Incze, Shavit, Tzafrir, SPAA 2010): one thread works for everyone who waits, so work that
-    is the same for all of them is done once, and nobody holds a lock that the others queue for. A leader serves one
-    batch and hands the line to the next, so no caller works for others without end.
+    Flat combining (Hendler, Incze, Shavit, Tzafrir, SPAA 2010): one thread works for all waiting callers, so
+    shared work is done once and no caller queues for a lock. A leader serves one batch and passes the line on, so no
+    caller works for others without end.
 
     Args:
         most: the largest batch.
@@ -40,7 +40,7 @@ class Combiner(Generic[Item, Answer]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = Lock()
-        # A line exists while somebody leads it.
+        # A line exists while it has a leader.
         self._lines: dict[str, list[_Ticket[Item, Answer]]] = {}
 
     def call(

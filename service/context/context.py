@@ -1,4 +1,4 @@
-"""What every use case needs; time and decisions come in from here."""
+"""The context of every use case; the source of time and of search decisions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .history import Histories
 from .recent import Recent
 
 Clock = Callable[[], datetime]
-# A wall clock that has moved by so much more than time has passed was set.
+# A wall clock that jumps by more than this was set.
 CLOCK_TOLERANCE = timedelta(seconds=5)
 # Requests that are served in one pass.
 LARGEST_BATCH = 256
 
 
 def unobserved(sampler: str, seconds: float) -> None:
-    """Take no notice of how long a sampler took."""
+    """Ignore how long a sampler took."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Context:
     clock: Clock
     policy: SearchPolicy
     stop_rule: StopRule
-    # What tells true time from a clock that was set; tests that set the clock set this one with it.
+    # A monotonic clock, to detect that the wall clock was set; tests set both.
     elapsed: Callable[[], float] = time.monotonic
     observe_sampling: Callable[[str, float], None] = unobserved
     histories: Histories = field(default_factory=Histories)
@@ -45,7 +45,7 @@ class Context:
     asks: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
     idles: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
     recent: Recent = field(default_factory=lambda: Recent(64))
-    # Until then no lease expires: runners that could not reach us in an outage get one lease time to come back.
+    # No lease expires before this time: after an outage, runners get one lease time to come back.
     expiry_from: datetime = field(init=False)
     _seen: tuple[datetime, float] = field(init=False)
     _done: dict[str, float] = field(default_factory=dict, init=False)
@@ -64,7 +64,7 @@ class Context:
         self.expiry_from = self.clock() + self.lease_time
 
     def is_due(self, chore: str, seconds: float) -> bool:
-        """Whether a chore was last due so long ago; if so, it is as done now."""
+        """True at most once per ``seconds``; records the run."""
         now = self.elapsed()
         if now - self._done.get(chore, -seconds) < seconds:
             return False
@@ -72,7 +72,7 @@ class Context:
         return True
 
     def clock_was_set(self) -> bool:
-        """Whether the wall clock has jumped since this was last asked; then nothing expires for a lease time."""
+        """Whether the wall clock has jumped since the last call. If so, no lease expires for one lease time."""
         (wall, true), now = self._seen, (self.clock(), self.elapsed())
         self._seen = now
         if abs((now[0] - wall) - timedelta(seconds=now[1] - true)) <= CLOCK_TOLERANCE:

@@ -1,4 +1,4 @@
-"""The histories that asks have used, brought up to date by what has changed since."""
+"""Histories of studies in memory, updated by the rows that changed since the last use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_KEPT = 32
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A study, its search so far and its next trial's number, as of one moment. The history is the caller's own."""
+    """A study, its history and its next trial's number at one moment. The history is a copy for the caller."""
 
     study: Study
     history: History
@@ -35,8 +35,8 @@ class _Kept:
 class Histories:
     """Histories by study, the most recently used ones kept.
 
-    Every change of a trial carries the study's version at which it was made, under the lock of the study's row, so
-    "all that changed after version v" misses nothing.
+    Every change of a trial carries the study's version, written under the lock of the study's row, so "all changes
+    after version v" is complete.
     """
 
     def __init__(self, most_kept: int = MOST_KEPT) -> None:
@@ -45,7 +45,7 @@ class Histories:
         self._most_kept = most_kept
 
     def snapshot(self, database: Database, study_id: str) -> Snapshot:
-        """The study as it now stands.
+        """The current state of the study.
 
         The lock is held only while changed rows are read: sampling, pruning and comparing work on copies and never
         wait for each other.

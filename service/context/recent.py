@@ -1,4 +1,4 @@
-"""What was worked out lately, kept for as long as it is true."""
+"""A cache of recently computed values whose keys hold a version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Recent:
-    """Values by key, the most recently used ones. Keys hold a version, so that no value is ever out of date."""
+    """The most recently used values by key. Keys hold a version, so values are never stale."""
 
     def __init__(self, most: int) -> None:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
@@ -19,7 +19,7 @@ class Recent:
         self._most = most
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value under the key, made now if it is not there."""
+        """The value under the key, computed now if it is missing."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

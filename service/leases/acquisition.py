@@ -1,4 +1,4 @@
-"""Hand out trials: exactly as many as were asked for, however many runners race for them."""
+"""Lease trials to runners: exactly as many as the study asks for, however many runners race."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .standings import Standing, look_at
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 SEEN_RESOLUTION = timedelta(seconds=10)
-# Runners that ask again and again need not look for expired leases every time.
+# Not every request needs to look for expired leases.
 EXPIRY_SECONDS = 0.5
-# How long a request waits for its turn at a study, and when a runner should ask again: after an answer that there is
-# nothing to do, and after one that its turn did not come in time.
+# How long a request waits for its turn at a study, and after how long a runner should ask again: when there was nothing
+# to do, and when its turn did not come in time.
 PATIENCE_SECONDS = 5.0
 IDLE_SECONDS = 1.0
 BUSY_SECONDS = 2.0
@@ -80,14 +80,14 @@ def _together(
 ) -> Answer:
     """Serve an item together with others of its key that wait."""
     if ctx.db.in_unit:
-        # Nobody else may see what this transaction does, so it works for nobody else.
+        # Other callers must not see this open transaction, so it serves only its own.
         return serve([item])[0]
     return combiner.call(key, item, serve, max(0.0, deadline - time.monotonic()))
 
 
 @retried
 def _note_idle(ctx: Context, runners: Sequence[Runner]) -> list[None]:
-    """Remember runners that found nothing to do; one that asks again and again is written down now and then."""
+    """Record runners that found nothing to do, each at most once in a while."""
     now = ctx.clock()
     with ctx.db.read() as session:
         seen = {r.name: Leases(session).runner(r.name) for r in runners}
@@ -110,7 +110,7 @@ def _is_known(seen: RunnerSeen | None, runner: Runner, now: datetime) -> bool:
 
 
 def expire_leases(ctx: Context) -> None:
-    """Put the trials of expired leases back in the queue; each stays its runner's until another takes it."""
+    """Queue the trials of expired leases again. A lease stays renewable until its trial is leased again."""
     if ctx.clock_was_set():
         _shorten(ctx)
     now = ctx.clock()
@@ -124,7 +124,7 @@ def expire_leases(ctx: Context) -> None:
 
 @retried
 def _shorten(ctx: Context) -> None:
-    """After the clock went backwards leases would be held for as long as it went."""
+    """If the clock was set back, leases would last longer by that much."""
     with ctx.db.write() as session:
         Leases(session).shorten(ctx.clock() + ctx.lease_time)
 

@@ -1,4 +1,4 @@
-"""How much there is to do: for the pool, which keeps as many runners."""
+"""How many runners are needed, by shape. The pool keeps that many."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..studies.progress import Counts, search_trials
 
 
 def running_trials(counts: Counts) -> int:
-    """Trials that run."""
+    """The number of running trials."""
     return sum(n for (_, state), n in counts.items() if state is TrialState.RUNNING)
 
 
 def open_slots(study: StudyLoad, counts: Counts) -> int:
-    """Trials of a study that wait in the queue or are yet to be asked for."""
+    """The number of trials of a study that are queued or not proposed yet."""
     queued = sum(n for (_, state), n in counts.items() if state is TrialState.QUEUED)
     asked = max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0
     return queued + asked
@@ -28,7 +28,7 @@ def open_slots(study: StudyLoad, counts: Counts) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How many runners of one shape could work right now, those that already do included."""
+    """How many runners of one shape have work, including those that already run."""
 
     shape: Shape
     slots: int
@@ -37,7 +37,7 @@ class Demand:
 def demand(ctx: Context, team_id: str | None = None) -> list[Demand]:
     """Slots by resource shape.
 
-    Per study the trials that run or could run now: at most its concurrency, and its team's quota.
+    Counts the trials of each study that run or could run now, at most its concurrency and its team's quota.
     """
     with ctx.db.read() as session:
         loads = Studies(session).loads(team_id)

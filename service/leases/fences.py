@@ -1,4 +1,4 @@
-"""Which lease may still act on its trial."""
+"""Decide whether a lease may still act on its trial."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .hosts import clear
 def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, Trial, Study]:
     """The lease with its locked trial and study, if the lease may still act.
 
-    A lease may act until its trial is leased again or ends. An expired one whose trial is still in the queue may,
-    too: whoever comes back in time loses nothing.
+    A lease may act until its trial is leased again or ends. An expired lease may act while its trial is still queued,
+    so a runner that comes back in time loses nothing.
 
     Raises:
         NotFound: there was never such a lease in this team (``None``: in any).
         LeaseLost: it is no longer held; nothing was changed.
     """
     trial_id, study_id = Leases(session).place(lease_id)
-    # The study first, then its trial: everyone takes locks in this order.
+    # Lock order everywhere: the study, then its trial.
     study = Studies(session).get(study_id, team_id, lock=True)
     trial = Trials(session).get(trial_id, lock=True)
     lease = Leases(session).get(lease_id)
@@ -38,12 +38,12 @@ def held(session: Session, lease_id: str, team_id: str | None) -> tuple[Lease, T
 
 
 def reclaim(session: Session, trial: Trial, now: datetime) -> Trial:
-    """Take a trial that an expired lease put back in the queue out of it again."""
+    """Take a trial back from the queue for its expired lease."""
     if trial.state is not TrialState.QUEUED:
         return trial
     losses = max(0, trial.losses - 1)
     if trial.lease_id is not None:
-        # Nor does the silence of its runner speak against a host any more.
+        # The runner's silence no longer counts against its host.
         clear(session, Leases(session).get(trial.lease_id))
     Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, losses=losses)
     return replace(trial, state=TrialState.RUNNING, losses=losses)

@@ -1,4 +1,4 @@
-"""Grant trials of one study to all runners that wait for one: what is queued first, then what the search proposes."""
+"""Grant trials of one study to all waiting runners: queued trials first, then new proposals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .demand import running_trials
 
 # Replicas that propose the same number race: one wins, the others propose again on the new history.
 ASK_ATTEMPTS = 20
-# A pass proposes for so long, then stores what it has; who is left is served by the next pass.
+# How long one pass proposes. It then stores what it has; the next pass serves the rest.
 PASS_SECONDS = 1.0
 # Replicates of a configuration train with seeds that neither the search nor the confirmation uses otherwise.
 REPLICATE_SEED_STEP = 1000
@@ -40,7 +40,7 @@ REPLICATE_SEED_STEP = 1000
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Who asks for work, for which team (``None``: all), what it offers and which base models it holds."""
+    """A runner that asks for work: its team (``None``: all), its resources and the base models it holds."""
 
     name: str
     shape: Shape
@@ -51,7 +51,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A lease with the trial and the study it is for."""
+    """A lease with its trial and study."""
 
     lease: Lease
     trial: Trial
@@ -68,7 +68,7 @@ class Ask:
 
 
 class _Outcome(Enum):
-    """What came of proposing."""
+    """The outcome of proposing."""
 
     MORE = auto()  # every proposal was stored; there may be more to have
     NONE_LEFT = auto()  # no room, or nothing left to try
@@ -76,15 +76,15 @@ class _Outcome(Enum):
 
 
 def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
-    """Answer the asks of one study in order; ``None`` where it has nothing to give.
+    """Serve the requests for one study in order; ``None`` for those that get no trial.
 
-    Costs one reading of the history and one transaction, however many ask. The proposals are those that the same asks
-    get one after the other: each is made as if the ones before it were running. After ``PASS_SECONDS`` only the first
-    asks are answered, at least one.
+    Reads the history once and writes one transaction for all. The proposals equal those that the same requests get one
+    by one: each is made as if the ones before it were running. After ``PASS_SECONDS`` only the first requests are
+    answered, at least one.
 
     Raises:
         NotFound: the study was deleted.
-        Contention: other replicas were faster every time; nothing was granted.
+        Contention: other replicas stored the same numbers first every time; nothing was granted.
     """
     load, runners = asks[-1].load, [ask.runner for ask in asks]
     deadline = time.monotonic() + PASS_SECONDS
@@ -98,7 +98,7 @@ def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
                 return grants
             made, outcome = _propose_and_record(ctx, load, runners[len(grants) :][:most], deadline)
         except Exception:
-            # What was granted before is committed and must reach its runners. Whoever is next meets the error.
+            # Committed grants must reach their runners. The next request meets the error.
             if grants and not ctx.db.in_unit:
                 return grants
             raise
@@ -106,7 +106,7 @@ def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
         if outcome is _Outcome.NONE_LEFT:
             return [*grants, *[None] * (len(runners) - len(grants))]
         if outcome is _Outcome.RACED:
-            # The fewer are proposed at once, the sooner they are stored: whoever lost must win some time.
+            # A smaller batch is stored sooner, so a replica that lost the race wins eventually.
             most, queued = max(1, most // 2), True
         if grants and time.monotonic() > deadline:
             return grants
@@ -117,7 +117,7 @@ def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
 
 @retried
 def _grant_queued(ctx: Context, load: StudyLoad, runners: Sequence[Runner]) -> list[Grant]:
-    """Grant the queued trials of a study, lowest number first, as far as there is room."""
+    """Grant a study's queued trials, lowest number first, up to its free slots."""
     now = ctx.clock()
     with ctx.db.write() as session:
         study = Studies(session).get(load.id, lock=True)
@@ -148,7 +148,7 @@ def _yet_to_ask(study: Study, counts: Counts) -> int:
 def _propose_and_record(
     ctx: Context, load: StudyLoad, runners: Sequence[Runner], deadline: float
 ) -> tuple[list[Grant], _Outcome]:
-    """Ask the policy outside of any write, then record its answers; the number decides between replicas."""
+    """Propose outside of any write transaction, then record. The trial's number decides between replicas."""
     snapshot = ctx.histories.snapshot(ctx.db, load.id)
     study = snapshot.study
     # A unit of work reads through its own transaction: a second connection could wait for the rows that it holds.
@@ -225,7 +225,7 @@ def _new_trial(study: Study, number: int, proposal: Proposal) -> NewTrial:
 
 
 def _started(session: Session, study: Study, now: datetime) -> Study:
-    """The locked study, running from its first trial on."""
+    """The locked study, set to running if this is its first trial."""
     if study.state is not StudyState.QUEUED:
         return study
     Studies(session).set_state(study, StudyState.RUNNING, now)
@@ -235,7 +235,7 @@ def _started(session: Session, study: Study, now: datetime) -> Study:
 def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: Runner, now: datetime) -> Grant:
     leases = Leases(session)
     if trial.lease_id is not None:
-        # From here on the former holder's calls are refused.
+        # From here on, calls under the former lease get 409.
         leases.end(trial.lease_id, LeaseState.EXPIRED, now)
     lease = Lease(
         id=secrets.token_urlsafe(32),
@@ -259,7 +259,7 @@ def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: R
 
 
 def see(session: Session, runner: Runner, now: datetime, lease_id: str | None) -> None:
-    """Write down that a runner was heard of, what it offers and what it holds."""
+    """Record that a runner was seen, with its resources and the base models it holds."""
     seen = RunnerSeen(
         runner.name,
         runner.team_id,

@@ -1,4 +1,4 @@
-"""Machines that fail trials which others can run: noticed, quarantined, given back by an admin."""
+"""Quarantine hosts that fail trials which other hosts can run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..domain.records import Lease, Principal, Study
 from ..domain.states import TrialState
 from ..errors import NotFound
 
-# Attempts in a row, of studies that are known to work, that end a host's part.
+# Consecutive failures, in studies that have finished trials, that quarantine a host.
 MOST_FAILURES = 3
-# A crash of a machine ends all of its runners' attempts within such a time; it is one failure.
+# Failures of one host within this time count as one: a crash ends the attempts of all its runners.
 AT_ONCE = timedelta(seconds=20)
-# Another host counts as there if one of its runners was heard of so lately.
+# A host is alive if one of its runners was seen within this time.
 SEEN = timedelta(minutes=10)
 
 
 def quarantined(session: Session, hosts: Iterable[tuple[str | None, str | None]]) -> set[tuple[str | None, str | None]]:
-    """Those of the hosts, given with the team (``None``: all teams) of their runners, that are to be given nothing."""
+    """The quarantined ones of the given hosts, each with the team of its runners (``None``: all teams)."""
     found = set()
     for team_id, host in {h for h in hosts if h[1] is not None}:
         known = Hosts(session).get(team_id, str(host))
@@ -38,7 +38,7 @@ def quarantined(session: Session, hosts: Iterable[tuple[str | None, str | None]]
 
 
 def clear(session: Session, lease: Lease) -> None:
-    """An attempt went well, or its runner is heard of again: what spoke against its host does not count any more."""
+    """Reset a host's failures: an attempt succeeded, or its runner was seen again."""
     runner = _runner_of(session, lease)
     if runner is None or runner.host is None:
         return
@@ -48,10 +48,10 @@ def clear(session: Session, lease: Lease) -> None:
 
 
 def blame(session: Session, study: Study, lease: Lease, now: datetime, reason: str) -> None:
-    """An attempt failed. It counts against its host if its study has finished trials, so can be run.
+    """Count a failed attempt against its host, if its study has finished trials.
 
-    The third in a row quarantines the host, unless it is the last that runners were heard of from. What fails at one
-    time, such as all runners of a machine that is started again, is one failure of it.
+    Three consecutive failures quarantine the host, unless it is the only one alive. Failures within ``AT_ONCE`` count
+    as one.
     """
     runner = _runner_of(session, lease)
     counts = Trials(session).counts([study.id])[study.id]
@@ -75,7 +75,7 @@ def _runner_of(session: Session, lease: Lease) -> RunnerSeen | None:
 
 
 def list_hosts(ctx: Context) -> list[Host]:
-    """Hosts that something spoke against, by name."""
+    """Hosts with failures, by name."""
     with ctx.db.read() as session:
         return Hosts(session).list()
 
@@ -85,7 +85,7 @@ def release_host(ctx: Context, caller: Principal, name: str) -> Host:
     """End a host's quarantine.
 
     Raises:
-        NotFound: nothing is known against a host of that name.
+        NotFound: no host of that name has failures.
     """
     now = ctx.clock()
     with ctx.db.write() as session:

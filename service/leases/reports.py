@@ -1,4 +1,4 @@
-"""Take a running trial's reports, renew its lease and tell its runner to go on or to stop."""
+"""Record a running trial's reports, renew its lease and tell its runner to continue or stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEEN_RESOLUTION = timedelta(seconds=10)
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What the runner is to do: go on while ``reason`` is None, else stop for it."""
+    """The answer to a runner: continue if ``reason`` is ``None``, else stop."""
 
     reason: str | None
     expires_at: datetime
@@ -31,7 +31,7 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What came of a report: the trial with its evaluations, and how many of them are new."""
+    """A recorded report: the trial with its evaluations, and how many of them are new."""
 
     trial: Trial
     study: Study
@@ -49,7 +49,7 @@ def report(
 ) -> Directive:
     """Record reports (none: a heartbeat), renew the lease, decide.
 
-    A step without metrics is progress all the same: it tells a slow trial from a hung one.
+    A step without metrics counts as progress, which distinguishes a slow trial from a hung one.
 
     Raises:
         NotFound: there was never such a lease in this team.
@@ -116,9 +116,9 @@ def _is_over_time(study: Study, lease: Lease, now: datetime) -> bool:
 
 
 def _judge(ctx: Context, taken: _Taken) -> str | None:
-    """Ask the stop rule about each of the newest evaluations in turn, on the history as it now stands.
+    """Apply the stop rule to each new evaluation in order, on the current history.
 
-    A stop is remembered, so that a repeated report says it again.
+    A stop is stored, so that a repeated report gets the same answer.
     """
     snapshot = ctx.histories.snapshot(ctx.db, taken.study.id)
     problem = Problem(snapshot.study.id, snapshot.study.spec, snapshot.study.plan)

@@ -1,4 +1,4 @@
-"""End an attempt: with a result, with a failure of some kind, or by losing its runner."""
+"""End an attempt: by a result, by a failure, or because its runner was lost."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from ..studies.progress import advance
 from .fences import held, reclaim
 from .hosts import blame, clear
 
-# Losses of a worker or node in a row, without a new checkpoint between them, that end a trial.
+# Consecutive losses without a new checkpoint after which a trial fails.
 MOST_LOSSES = 5
-# Failures that may be the machine's.
+# Failures that may be the host's fault.
 _BLAMED = frozenset({FailureKind.ERROR, FailureKind.PREEMPTED, FailureKind.LOST})
 _RETRIED = frozenset({FailureKind.ERROR, FailureKind.STALLED})
 
@@ -43,7 +43,7 @@ ResultState = Literal["completed", "pruned", "infeasible", "failed", "cancelled"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a runner says of an attempt that is over."""
+    """The result of an attempt, as a runner sends it."""
 
     state: ResultState
     metrics: dict[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Result:
 
 @retried
 def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> TrialState:
-    """Record the result of an attempt and move its study on. The same result repeated changes nothing.
+    """Record an attempt's result and advance its study. Repeating the same result changes nothing.
 
     Raises:
         NotFound: there was never such a lease in this team.
@@ -95,7 +95,7 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
 
 
 def account(session: Session, study: Study, lease: Lease, now: datetime, storage_bytes: int = 0) -> None:
-    """Count the GPU time of an attempt that is over, and the bytes that it left."""
+    """Add an ended attempt's GPU time and stored bytes to its study."""
     seconds = max(0.0, (now - lease.acquired_at).total_seconds()) * study.spec.resources.shape.gpus
     if seconds or storage_bytes:
         Studies(session).spend(study.id, seconds, storage_bytes)
@@ -108,7 +108,7 @@ def _artifact_bytes(result: Result) -> int:
 
 def _comparable(result: Result) -> dict[str, Any]:
     said = asdict(result)
-    # Resources are measurements of the attempt, not part of what it came to.
+    # Resources are measurements, so they may differ when a result is repeated.
     said.pop("resources")
     said.pop("scores")
     said.pop("predictions")
@@ -156,7 +156,7 @@ def _apply(session: Session, study: Study, trial: Trial, result: Result, now: da
 
 
 def time_out(session: Session, study: Study, trial: Trial, now: datetime, **values: Any) -> TrialState:
-    """A trial that took longer than its study allows will do so again: it is infeasible."""
+    """A trial that exceeded its time limit would exceed it again, so it is infeasible."""
     minutes = study.spec.limits.trial_minutes
     message = f"the trial ran for longer than limits.trial_minutes ({minutes:g}) allows"
     values |= {"failure_kind": FailureKind.TIMED_OUT, "failure_message": message}
@@ -167,7 +167,7 @@ def time_out(session: Session, study: Study, trial: Trial, now: datetime, **valu
 def _apply_failure(
     session: Session, study: Study, trial: Trial, failure: Failure, values: dict[str, Any], now: datetime
 ) -> TrialState:
-    """Each kind of failure has its own budget: see DESIGN.md, section 4."""
+    """Apply the rule of the failure's kind; docs/concepts.md lists them."""
     trials = Trials(session)
     values |= {"failure_kind": failure.kind, "failure_message": failure.message}
     over = study.state in STUDY_ENDED
@@ -206,9 +206,9 @@ def _requeue_or_lose(session: Session, trial: Trial, now: datetime, message: str
 
 
 def stall(session: Session, lease_id: str, now: datetime) -> None:
-    """End an attempt that gets nowhere though its heartbeat goes on; the user's retries decide about another.
+    """End an attempt that makes no progress although its runner is alive. Another attempt uses the user's retries.
 
-    Its runner is refused from here on (409), which ends whatever it still does.
+    Its runner gets 409 from here on and stops.
     """
     if (cut := _cut_off(session, lease_id, now)) is None:
         return
@@ -219,7 +219,7 @@ def stall(session: Session, lease_id: str, now: datetime) -> None:
 
 
 def overrun(session: Session, lease_id: str, now: datetime) -> None:
-    """End an attempt that was told to stop for its time and did not."""
+    """End an attempt that exceeded its time and did not stop when told."""
     if (cut := _cut_off(session, lease_id, now)) is None:
         return
     trial, study = cut
@@ -228,7 +228,7 @@ def overrun(session: Session, lease_id: str, now: datetime) -> None:
 
 
 def _cut_off(session: Session, lease_id: str, now: datetime) -> tuple[Trial, Study] | None:
-    """Take the lease of a running trial away; ``None`` if there is nothing to take."""
+    """Revoke the lease of a running trial; ``None`` if it holds none."""
     try:
         lease, trial, study = held(session, lease_id, None)
     except (LeaseLost, NotFound):
@@ -241,11 +241,11 @@ def _cut_off(session: Session, lease_id: str, now: datetime) -> tuple[Trial, Stu
 
 
 def requeue_lost(session: Session, lease_id: str, now: datetime) -> None:
-    """An expired lease gives its trial back to the queue; its runner may still come back until another takes it."""
+    """Queue the trial of an expired lease again. Its runner may continue until the trial is leased again."""
     try:
         lease, trial, study = held(session, lease_id, None)
     except (LeaseLost, NotFound):
-        # Its trial has moved on, or its study is deleted.
+        # The trial has another lease or has ended, or its study is deleted.
         if Leases(session).get(lease_id).state is LeaseState.HELD:
             Leases(session).end(lease_id, LeaseState.EXPIRED, now)
         return

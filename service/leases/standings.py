@@ -1,4 +1,4 @@
-"""What there is to do, read once for all runners that ask at the same time."""
+"""The studies that have work, read once for all requests that arrive together."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .hosts import quarantined
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The studies of one team (or of all) that may have something to run, as of one moment.
+    """The studies of one team (or of all) that may have work, at one moment.
 
-    ``teams`` and ``usage`` are empty where one team without quotas is all there is. ``barred`` holds the quarantined
-    hosts among those of the runners that asked, with their teams.
+    ``teams`` and ``usage`` are empty if there is only one team, without quotas. ``barred`` holds the quarantined hosts
+    among those of the asking runners, with their teams.
     """
 
     loads: Sequence[StudyLoad]
@@ -34,7 +34,7 @@ class Standing:
     barred: set[tuple[str | None, str | None]]
 
     def in_turn(self, runner: Runner) -> list[tuple[StudyLoad, bool]]:
-        """Studies that have something for a runner, in the order in which it should serve them.
+        """Studies that have work for a runner, in the order in which it should serve them.
 
         With each, whether a trial of it is queued.
         """
@@ -51,7 +51,7 @@ class Standing:
 
 
 def look_at(ctx: Context, runners: Sequence[Runner]) -> Standing:
-    """Read what there is to do for runners of one team (or of all)."""
+    """Read the studies that have work for runners of one team (or of all)."""
     with ctx.db.read() as session:
         barred = quarantined(session, [(r.team_id, r.host) for r in runners])
         loads = Studies(session).loads(runners[0].team_id)

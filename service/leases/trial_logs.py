@@ -1,4 +1,4 @@
-"""What a trial's attempts printed: taken from runners, kept up to a size, read from any place on."""
+"""The output of a trial's attempts: appended by runners, bounded, read from any position."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..domain.states import TrialState
 from ..errors import NotFound
 from .fences import held
 
-# Characters that are kept of one attempt: its newest.
+# The newest characters of an attempt that are kept.
 MOST_KEPT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class TrialLog:
-    """A stretch of an attempt's output; ``next`` is where the following one begins."""
+    """A piece of an attempt's output; ``next`` is the position after it."""
 
     attempt: int
     attempts: int
@@ -30,7 +30,7 @@ class TrialLog:
 
 @retried
 def append_log(ctx: Context, lease_id: str, team_id: str | None, start: int, text: str) -> int:
-    """Add to an attempt's log; returns where it ends now. Text that is there already, sent again, changes nothing.
+    """Append to an attempt's log and return its new end. Repeated text is ignored.
 
     Raises:
         NotFound: there was never such a lease in this team.

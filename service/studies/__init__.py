@@ -1,1 +1,1 @@
-"""Create studies and steer them: plans, admission, predictions, progress, confirmation, trials, removal."""
+"""Create and control studies: plans, admission, predictions, progress, confirmation, trials, removal."""

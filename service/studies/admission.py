@@ -1,4 +1,4 @@
-"""Whether a study's trials fit on what they ask for, before anything runs: memory from the shapes alone."""
+"""Estimate a trial's memory from shapes alone, before anything runs, and reject studies that do not fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import Fault
 
 _log = logging.getLogger(__name__)
 GIB = 2**30
-# What an estimate leaves out: fragmentation and work space in proportion, a device's context and libraries besides.
+# What an estimate leaves out: fragmentation and work space as a share, a device's context and libraries as a constant.
 HEADROOM = 1.1
 CONTEXT_GIB = 0.75
 # Shares of a GPU are rounded up to these steps, so that they pack.
@@ -25,10 +25,10 @@ SHARES = 20
 
 
 def admit(spec: StudySpec, plan: Plan, config: Any) -> tuple[StudySpec, Plan, list[Fault]]:
-    """Estimate a trial's memory, refuse what cannot fit, and work out the share of a GPU where it is left to us.
+    """Estimate a trial's memory, reject it if it cannot fit, and compute the share of a GPU for ``gpus: fit``.
 
-    Returns the study with its share and the plan with its estimate. A model that cannot be estimated is not refused,
-    unless its share of a GPU depends on it.
+    Returns the study with its share and the plan with its estimate. A model that cannot be estimated is rejected only
+    if its share of a GPU depends on the estimate.
     """
     resources = spec.resources
     processes = resources.shape.processes
@@ -84,7 +84,7 @@ def _estimate(spec: StudySpec, plan: Plan, config: Any) -> MemoryNeed | None:
     kind, training = spec.task.architecture, spec.training
     if kind is None or config is None:
         return None
-    # The most columns of factors are what a step holds most of.
+    # The structure with the most factor columns needs the most memory in a step.
     widest = max(plan.structures, key=lambda s: (s.r1 * s.r2 * s.r_high, s.r1))
     targets = spec.adapter.target_modules
     return _estimated(
@@ -129,7 +129,7 @@ def _estimated(
             optimizer=optimizer,
             gradient_checkpointing=gradient_checkpointing,
         )
-    except Exception as error:  # models do as they like in their forward pass; an estimate is a service, not a gate
+    except Exception as error:  # a model's forward pass may raise anything; a failed estimate must not block a study
         _log.info("the memory of %s cannot be estimated: %s", family.__name__, str(error).split("\n", 1)[0])
         return None
     return MemoryNeed(weights=found.weights, training=found.training, activations=found.activations)

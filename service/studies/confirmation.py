@@ -1,4 +1,4 @@
-"""What the confirmation compares: the best found, each predictor's choice and each baseline, at one budget."""
+"""The candidates of the confirmation: the best found, each predictor's choice and each baseline, at one budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Judged = TypeVar("Judged", Trial, Observation)
 
 
 def best_trial(trials: Sequence[Judged], metric: str, direction: Direction) -> Judged | None:
-    """The finished trial with the best value; the earlier one where two are equal."""
+    """The finished trial with the best value; of equal ones, the earliest."""
     finished = [t for t in trials if t.metrics.get(metric) is not None and t.state == "completed"]
     if not finished:
         return None
@@ -30,10 +30,10 @@ def best_trial(trials: Sequence[Judged], metric: str, direction: Direction) -> J
 
 
 def candidates(study: Study, best: Trial, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[Candidate]:
-    """The candidates in the order in which they are shown.
+    """The candidates in display order.
 
-    All share the winner's learning rate and alpha (until they are tuned), so that structure is what differs; beside
-    the guideline's choice at the winner's alpha stands the guideline exactly as published, with alpha 16.
+    All share the winner's alpha, and its learning rate until that is tuned, so that they differ in structure. The
+    guideline as published, with alpha 16, is a further candidate.
     """
     shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in study.plan.shapes]
     named: list[tuple[str, str, str, dict[str, Any], int]] = [
@@ -71,7 +71,7 @@ def _baseline(
 
 
 def tuning_trials(study: Study, chosen: Sequence[Candidate], first_number: int) -> list[NewTrial]:
-    """The small learning-rate search that every candidate gets: the winner's rate and an even grid, equal for all."""
+    """The learning-rate search of every candidate: the winner's rate and an even grid, the same for all."""
     rates = study.spec.search_space.learning_rate
     assert isinstance(rates, FloatRange)
     winner = chosen[0].params["learning_rate"]
@@ -91,7 +91,7 @@ def tuning_trials(study: Study, chosen: Sequence[Candidate], first_number: int) 
 def confirmation_trials(
     study: Study, chosen: Sequence[Candidate], tuned: Mapping[str, dict[str, Any]], first_number: int
 ) -> list[NewTrial]:
-    """Every distinct candidate with every seed; the seeds are the same for all and none was used in the search."""
+    """Every distinct candidate with every seed. All candidates share the seeds; the search used none of them."""
     seeds = [study.spec.search.seed + 1 + k for k in range(study.spec.compare.seeds)]
     return _numbered(
         [(c, tuned.get(c.name, c.params), seed) for seed in seeds for c in chosen if c.runs_as == c.name],

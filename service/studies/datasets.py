@@ -1,4 +1,4 @@
-"""Checks a study's data as far as the server can see it, before the study is stored."""
+"""Check a study's data before the study is stored, as far as the server can read it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from ..errors import Fault, InvalidRequest
 from ..paths import locate, resolve_inside
 
 FILE_BUILDERS = ("json", "csv", "parquet", "arrow")
-# A first record longer than this is not one that a text dataset starts with.
+# A longer first record does not belong to a text dataset.
 _LONGEST_RECORD = 16 * 1024 * 1024
 
 
 def check_dataset(task: TaskSpec, roots: Sequence[Path], at: str) -> list[Fault]:
-    """Every fault of a task's data: files that are missing or outside, columns that the first record lacks.
+    """The faults of a task's data: missing files, files outside the data folders, columns that the first record lacks.
 
-    Files in json lines and csv are looked into here. Other formats and hub datasets are the runner's to judge, who
-    fails the study with the reason.
+    Reads JSON lines and CSV files. Runners check other formats and hub datasets, and fail the study with the reason.
     """
     faults = _check_source(task.dataset, _places(task.roles, task.columns_read, at), roots, at)
     if task.evaluation is not None:
@@ -78,7 +77,7 @@ def _check_columns(builder: str, file: Path, columns: dict[str, str], place: str
 
 
 def _columns(builder: str, file: Path) -> list[str] | None:
-    """Names of the columns of the first record; ``None`` where the server does not look inside."""
+    """Column names of the first record; ``None`` for formats that the server does not read."""
     if builder not in ("json", "csv"):
         return None
     with file.open(encoding="utf-8", newline="") as stream:

@@ -1,4 +1,4 @@
-"""Validates a study in full and works out what it comes to on its model, before anything is stored."""
+"""Validate a study in full and resolve it on its model, before anything is stored."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Planned:
 
 
 def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
-    """Check a study as it was posted and resolve it on its model.
+    """Validate a posted study and resolve it on its model.
 
     Raises:
         InvalidStudy: with every fault that can be found at once, each at its place.
@@ -109,7 +109,7 @@ def plan_prediction(
 
 
 def _sections(body: Any) -> dict[str, Any]:
-    """The sections of a faulty study that are sound by themselves, so that their faults are found too."""
+    """The sections of a faulty study that parse by themselves, so that their further faults are found too."""
     sections: dict[str, Any] = {}
     if not isinstance(body, dict):
         return sections
@@ -181,7 +181,7 @@ def _read_model(
         return None, [], 0, [Fault("#/model/path", error.detail)]
     except cdka.CdkaError as error:
         return None, [], 0, [Fault("#/model/path", str(error))]
-    except Exception as error:  # a config is the user's, and transformers answers a wrong one with any error
+    except Exception as error:  # transformers may raise anything for a config of a user
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return None, [], 0, [Fault("#/model/path", f"no model can be read from {model.path!r}: {reason}")]
     base = sum(p.numel() for p in built.parameters())
@@ -284,7 +284,7 @@ def _empty_space(shapes: list[cdka.ModuleShape], limit: int, min_fill: float, sp
 
 
 def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> dict[str, list[StoredPrediction]]:
-    """The rankings of those predictors that need the budget alone."""
+    """The rankings of the predictors that need only the budget."""
     shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
     candidates = candidates_for(plan, space)
     return {
@@ -298,7 +298,7 @@ def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> di
 
 
 def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configuration]:
-    """What predictors rank: all that the budget admits of powers of two, and of the sizes that the study names."""
+    """The structures that predictors rank: powers of two, and the sizes that the study names, within the budget."""
     shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
     candidates = set(cdka.feasible(shapes, plan.max_parameters))
     if space is not None:

@@ -1,4 +1,4 @@
-"""Predictions that are there, and the measurement that one of them waits for."""
+"""A study's predictions, and the measurement that one of them may wait for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import Fault, InvalidRequest
 from .plans import candidates_for
 
 MEASURED = "measured"
-# Before trial 0, so that the search's own numbers stay what they are without it.
+# Before trial 0, so that the search's numbers are the same with and without it.
 NUMBER = -1
 BATCHES = 4
 
@@ -40,7 +40,7 @@ def get_predictions(ctx: Context, study_id: str, team_id: str | None) -> list[Ra
 def rankings(
     spec: StudySpec, predictions: Mapping[str, Sequence[StoredPrediction]], measurement: Trial | None = None
 ) -> list[Ranking]:
-    """Every predictor that a study names, those that have yet to speak among them."""
+    """The rankings of every predictor that a study names, pending ones included."""
     found = []
     for name in spec.compare.predictors:
         if name in predictions:
@@ -54,7 +54,7 @@ def rankings(
 
 
 def measurement(spec: StudySpec, plan: Plan) -> NewTrial | None:
-    """The trial that measures gradients for a new study, if it wants that."""
+    """The trial that measures gradients for a new study, if the study names ``measured``."""
     if MEASURED not in spec.compare.predictors:
         return None
     candidates = [c.structure for c in candidates_for(plan, spec.search_space)]
@@ -67,10 +67,10 @@ def measurement(spec: StudySpec, plan: Plan) -> NewTrial | None:
 
 
 def measured_ranking(study: Study, trial: Trial, entries: Sequence[Mapping[str, Any]]) -> list[StoredPrediction]:
-    """What a runner measured, as it is stored.
+    """A runner's measurement as a ranking to store.
 
     Raises:
-        InvalidRequest: it is not about the configurations that were asked for.
+        InvalidRequest: it does not cover the configurations that were asked for.
     """
     asked = {tuple(sizes) for sizes in trial.params["candidates"]}
     if {(e["r1"], e["r2"], e["r"]) for e in entries} != asked or len(entries) != len(asked):

@@ -1,4 +1,4 @@
-"""Move a study on when what it waited for has ended: search, then confirmation, then completed."""
+"""Advance a study when its trials have ended: search, then confirmation, then completed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Counts = Mapping[tuple[TrialPhase, TrialState], int]
 
 
 def search_trials(counts: Counts) -> int:
-    """Search trials that exist, in whatever state."""
+    """The number of search trials in any state."""
     return sum(n for (phase, _), n in counts.items() if phase is TrialPhase.SEARCH)
 
 
 def advance(session: Session, study: Study, now: datetime) -> None:
-    """Decide what comes next for a locked study. Does nothing while trials are open or more are to be asked for."""
+    """Advance a locked study to its next phase, if no trial is open and none is left to propose."""
     if study.phase is StudyPhase.MEASUREMENT and study.state in (StudyState.QUEUED, StudyState.RUNNING):
         counts = Trials(session).counts([study.id])[study.id]
-        # Whatever it came to: a predictor that could not be measured stops no search.
+        # The search starts even if the measurement failed.
         if not any(phase is TrialPhase.MEASUREMENT and state not in TRIAL_ENDED for phase, state in counts):
             Studies(session).set_phase(study.id, StudyPhase.SEARCH, now)
         return
@@ -47,7 +47,7 @@ def advance(session: Session, study: Study, now: datetime) -> None:
 
 
 def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> None:
-    """End a locked study with what it has: what waits is cancelled, what runs is told to stop."""
+    """End a locked study: cancel queued trials and tell running ones to stop."""
     trials, studies = Trials(session), Studies(session)
     trials.cancel_queued(study.id, now)
     trials.stop_running(study.id, StopReason.CANCELLED)
@@ -74,7 +74,7 @@ def _after_search(session: Session, study: Study, now: datetime) -> None:
     chosen = candidates(study, best, studies.predictions(study.id))
     studies.set_phase(study.id, StudyPhase.CONFIRMATION, now)
     if study.candidates and study.candidates[0].title == chosen[0].title:
-        # The search went on and found nothing better: what was confirmed stands.
+        # The extended search found nothing better, so the confirmation stays valid.
         advance(session, studies.get(study.id, lock=True), now)
         return
     trials.supersede(study.id, now)

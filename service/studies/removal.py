@@ -23,7 +23,7 @@ def purge_deleted(ctx: Context) -> list[str]:
 
 
 def purge(ctx: Context, study_id: str) -> bool:
-    """Remove a deleted study: its artifacts first, so that none is left without a record of it."""
+    """Remove a deleted study. Artifacts go first, so that none is left without a row that names it."""
     try:
         files, root = fsspec.url_to_fs(ctx.settings.artifacts_url)
         folder = f"{root.rstrip('/')}/studies/{study_id}"

@@ -1,4 +1,4 @@
-"""Checks a study's choice of sampler and pruner, and lists what there is to choose from."""
+"""Check a study's sampler and pruner, and list the available ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pruners() -> list[Strategy]:
 
 
 def search_faults(search: SearchSpec, objectives: int, metrics: Mapping[str, Direction] | None) -> list[Fault]:
-    """Every fault of a study's search section; ``metrics`` are those that its task reports, where that is known."""
+    """The faults of a study's search section; ``metrics`` are the task's, if known."""
     faults = _named("sampler", search.sampler, search.sampler_options, SAMPLERS)
     faults += _named("pruner", search.pruner, search.pruner_options, PRUNERS)
     sampler = SAMPLERS.get(search.sampler)
@@ -73,7 +73,7 @@ def _named(
 
 
 def grid_faults(spec: StudySpec, plan: Plan) -> list[Fault]:
-    """A grid that is too large to be walked."""
+    """The fault of a grid that is too large to enumerate."""
     if spec.search.sampler != GRID:
         return []
     options: BaseModel = SAMPLERS[GRID].options.model_validate(spec.search.sampler_options)

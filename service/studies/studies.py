@@ -1,4 +1,4 @@
-"""Create, read and steer studies."""
+"""Create, read and control studies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def create_study(ctx: Context, caller: Principal, body: Any) -> tuple[Study, Pla
 
     Raises:
         InvalidStudy: with every fault; nothing was stored.
-        QuotaExceeded: the team has no room for another.
+        QuotaExceeded: the team's quota of open studies is used up.
     """
     planned = plan_study(body, ctx.settings.data_dirs)
     return _store(ctx, caller, planned), planned
@@ -108,7 +108,7 @@ def list_studies(
 
 @retried
 def cancel_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, Counts]:
-    """Cancel a study: what is queued is cancelled now, what runs is told to stop at its next report.
+    """Cancel a study. Queued trials are cancelled now, running ones are told to stop at their next report.
 
     Raises:
         NotFound: there is none in this team.
@@ -127,7 +127,7 @@ def cancel_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study,
 
 @retried
 def pause_study(ctx: Context, caller: Principal, study_id: str, *, drain: bool) -> tuple[Study, Counts]:
-    """Start no more trials of a study. What runs goes on to its end (``drain``), or gives its trial back now.
+    """Start no more trials of a study. Running trials finish (``drain``) or are queued again now.
 
     Raises:
         NotFound: there is none in this team.
@@ -147,7 +147,7 @@ def pause_study(ctx: Context, caller: Principal, study_id: str, *, drain: bool) 
 
 @retried
 def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, Counts]:
-    """Go on with a paused study.
+    """Resume a paused study.
 
     Raises:
         NotFound: there is none in this team.
@@ -162,14 +162,14 @@ def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study,
         studies.set_state(study, StudyState.RUNNING, now)
         Trials(session).go_on(study_id)
         Audit(session).record(caller, now, "study.resume", study_id)
-        # What ran on while the study was paused may have been all that it waited for.
+        # Trials that finished during the pause may have been the last of their phase.
         advance(session, studies.get(study_id, lock=True), now)
         return _with_counts(session, study_id, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What may be changed of a study while it runs; ``None`` leaves a value as it is."""
+    """The fields of a study that may change while it runs; ``None`` keeps the value."""
 
     name: str | None = None
     priority: int | None = None
@@ -188,9 +188,9 @@ class Changes:
 def update_study(
     ctx: Context, caller: Principal, study_id: str, changes: Changes, revision: int | None = None
 ) -> tuple[Study, Counts]:
-    """Rename, extend, re-prioritise, or change concurrency, retries and limits. Running trials are never touched.
+    """Change name, number of trials, priority, concurrency, retries or limits. Does not affect running trials.
 
-    A completed study that gets more trials (or a later limit) goes on searching.
+    A completed study that gets more trials or a later limit resumes its search.
 
     Raises:
         NotFound: there is none in this team.
@@ -225,7 +225,7 @@ def _changed(spec: StudySpec, changes: Changes) -> StudySpec:
 
 
 def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:
-    """Search on, if there is now more to search for than the study has done."""
+    """Resume the search if trials are left to propose."""
     studies = Studies(session)
     if study.planned <= there:
         return
@@ -236,7 +236,7 @@ def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:
 
 
 def delete_study(ctx: Context, caller: Principal, study_id: str, *, purge_now: bool) -> None:
-    """Hide a study at once, cancelling it if it runs; its rows and artifacts go after ``CDKA_PURGE_HOURS``, or now.
+    """Cancel and hide a study now. Its rows and artifacts are removed after ``CDKA_PURGE_HOURS``, or now.
 
     Raises:
         NotFound: there is none in this team.
@@ -255,7 +255,7 @@ def _delete(ctx: Context, caller: Principal, study_id: str, purge_now: bool) -> 
         if study.state not in STUDY_ENDED:
             studies.set_state(study, StudyState.CANCELLED, now, reason="deleted by request")
             trials.cancel_queued(study_id, now)
-        # Its runners find no trial any more (404), which ends what they do.
+        # Its runners get 404 and stop.
         for trial in trials.running(study_id):
             trials.set_state(trial, TrialState.CANCELLED, now)
         studies.mark_deleted(study_id, now)

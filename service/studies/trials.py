@@ -66,7 +66,7 @@ def get_metrics(ctx: Context, trial_id: str, team_id: str | None) -> list[Metric
 
 @retried
 def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[str, Any]) -> Trial:
-    """Put a configuration made by hand at the end of the queue. It is one of the study's search trials.
+    """Queue a configuration of the user. It counts as one of the study's search trials.
 
     Raises:
         NotFound: there is no such study in this team.
@@ -118,7 +118,7 @@ def _parameters(study: Study, params: dict[str, Any]) -> int:
 
 @retried
 def stop_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
-    """Stop one trial: a queued one ends now, a running one at its next report. The study goes on.
+    """Stop one trial: a queued one now, a running one at its next report. The study continues.
 
     Raises:
         NotFound: there is none in this team.
@@ -143,7 +143,7 @@ def stop_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
 
 @retried
 def retry_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
-    """Queue a failed trial again, with its retries and losses as new. A completed study runs again for it.
+    """Queue a failed trial again and reset its retries and losses. A completed study resumes for it.
 
     Raises:
         NotFound: there is none in this team.

@@ -1,4 +1,4 @@
-"""What a team may hold, and whose turn it is."""
+"""Quotas of teams, and fair shares among them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..domain.operation import Team, Usage
 from ..domain.records import StudyLoad
 from ..errors import QuotaExceeded
 
-# A GPU weighs as much as so many CPUs when teams' shares are compared.
+# One GPU counts as this many CPUs in shares.
 CPUS_PER_GPU = 8.0
 
 
 def trial_fault(team: Team, usage: Usage, gpus: float) -> str | None:
-    """Why the team may not start another trial of so many GPUs; ``None`` if it may."""
+    """Why the team may not start another trial with that many GPUs; ``None`` if it may."""
     if team.max_running_trials is not None and usage.running_trials >= team.max_running_trials:
         return f"team {team.name!r} runs {usage.running_trials} of {team.max_running_trials} trials at once"
     if team.max_gpus is not None and usage.gpus + gpus > team.max_gpus + 1e-9:
@@ -26,7 +26,7 @@ def trial_fault(team: Team, usage: Usage, gpus: float) -> str | None:
 
 
 def require_room_for_study(session: Session, team_id: str) -> None:
-    """Refuse a new study of a team that has no room for it. Locks the team's row.
+    """Reject a new study if the team's quota is used up. Locks the team's row.
 
     Raises:
         QuotaExceeded: naming the quota and what is used of it.
@@ -47,7 +47,7 @@ def require_room_for_study(session: Session, team_id: str) -> None:
 def room_for_trials(session: Session, load: StudyLoad, wanted: int, *, lock: bool) -> int:
     """How many of ``wanted`` further trials the study's team may start.
 
-    ``lock`` locks the team's row where it has quotas, so that the answer holds until the commit.
+    ``lock`` locks the team's row if it has quotas, so that the answer holds until the commit.
     """
     team = Teams(session).get(load.team_id)
     if team.max_running_trials is None and team.max_gpus is None:
@@ -71,11 +71,11 @@ def in_turn(
 ) -> list[StudyLoad]:
     """Studies in the order in which a runner should serve them.
 
-    ``teams`` and ``usage`` may be empty where one team without quotas is all there is.
+    ``teams`` and ``usage`` may be empty if there is only one team, without quotas.
 
-    Teams by what they hold for their weight, least first; within a team by priority; then studies that nobody serves;
-    then those whose model the runner holds warm; then by age. A team whose trial has just ended holds less than the
-    others, so its runner stays with it: fair shares cost no swap of models.
+    Teams are sorted by what they hold relative to their weight, least first. Within a team: priority, then studies that
+    no runner serves, then studies whose model the runner holds, then age. A team whose trial has just ended holds less
+    than the others, so its runner stays with it and keeps its model.
     """
 
     def share(team_id: str) -> float:

@@ -1,4 +1,4 @@
-"""Teams, their quotas and what they use; the runners that serve them."""
+"""Teams with their quotas and use, and the runners that serve them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import Conflict
 
 
 def create_team(ctx: Context, caller: Principal, name: str, values: Mapping[str, Any]) -> Team:
-    """Make a team.
+    """Create a team.
 
     Raises:
         Conflict: the name is taken.
@@ -48,7 +48,7 @@ def _make(ctx: Context, caller: Principal, name: str, values: Mapping[str, Any])
 
 @retried
 def update_team(ctx: Context, caller: Principal, team_id: str, values: Mapping[str, Any]) -> Team:
-    """Change a team's weight and quotas. Running trials are never touched.
+    """Change a team's weight and quotas. Does not affect running trials.
 
     Raises:
         NotFound: there is none.
@@ -63,7 +63,7 @@ def update_team(ctx: Context, caller: Principal, team_id: str, values: Mapping[s
 
 
 def list_teams(ctx: Context, team_id: str | None) -> list[tuple[Team, Usage]]:
-    """Teams (the caller's own, or all for ``None``) with what they hold right now."""
+    """Teams (the caller's own, or all for ``None``) with their current use."""
     with ctx.db.read() as session:
         teams = [t for t in Teams(session).list() if team_id in (None, t.id)]
         usage = Teams(session).usage([t.id for t in teams])
@@ -75,6 +75,6 @@ def list_teams(ctx: Context, team_id: str | None) -> list[tuple[Team, Usage]]:
 
 
 def list_runners(ctx: Context, team_id: str | None) -> list[RunnerSeen]:
-    """Runners that were heard of within the last days, by name."""
+    """Runners that were seen within the last days, by name."""
     with ctx.db.read() as session:
         return Leases(session).runners(team_id)

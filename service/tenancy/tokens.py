@@ -1,4 +1,4 @@
-"""Tokens, teams and browser sessions: who is calling, and what they may do."""
+"""Tokens and browser sessions: authenticate callers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_TEAM = "default"
 # A prefix and 32 bytes in base64.
 SHORTEST_SECRET = 40
 SESSION_TIME = timedelta(hours=12)
-# Writing the last use at every call would make every read a write.
+# Recording the last use on every call would make every read a write.
 USE_RESOLUTION = timedelta(minutes=1)
 
 
@@ -34,7 +34,7 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-# What the server does by itself, or at its own command line, is done by this caller.
+# The principal of the server's own actions and of its command line.
 SYSTEM = Principal("", "", DEFAULT_TEAM, Role.ADMIN, "system")
 
 
@@ -46,7 +46,7 @@ def create_token(
     expires_at: datetime | None = None,
     caller: Principal = SYSTEM,
 ) -> tuple[Token, str]:
-    """A new token and its secret, which is shown this once and never stored.
+    """Create a token. Returns it with its secret, which is not stored.
 
     Raises:
         NotFound: there is no such team.
@@ -59,9 +59,9 @@ def create_token(
 
 @retried
 def adopt_token(ctx: Context, team: str, name: str, role: Role, secret: str) -> bool:
-    """Make a secret that was drawn elsewhere valid, as the one token of that name and role; returns whether it is new.
+    """Make a given secret the one valid token of that name and role; returns whether it is new.
 
-    The former secrets under that name end: so a deployment rotates its tokens by its files.
+    Earlier secrets under that name are revoked, so a deployment rotates tokens by replacing files.
 
     Raises:
         NotFound: there is no such team.
@@ -103,7 +103,7 @@ def _make_token(
 
 @retried
 def rotate_token(ctx: Context, caller: Principal, token_id: str, grace: timedelta) -> tuple[Token, str]:
-    """A new secret for a token of the same name, role and team; the old one goes on for ``grace``.
+    """Replace a token's secret; the old one stays valid for ``grace``.
 
     Raises:
         NotFound: there is no such token.
@@ -137,13 +137,13 @@ def anyone(ctx: Context) -> Principal:
 
 @retried
 def ensure_team(ctx: Context, name: str) -> None:
-    """Make the team if there is none of that name."""
+    """Create the team if it does not exist."""
     try:
         with ctx.db.write() as session:
             if Teams(session).find(name) is None:
                 Teams(session).add(Team(new_id(ctx.clock()), name, ctx.clock()))
     except IntegrityError:
-        # Another replica that starts at the same moment has made it.
+        # Another replica created it at the same moment.
         _log.info("team %s was made meanwhile", name)
 
 
@@ -162,7 +162,7 @@ def authenticate_session(ctx: Context, cookie: str) -> Principal:
     """The principal that a browser session stands for.
 
     Raises:
-        Unauthorized: the session or its token is over.
+        Unauthorized: the session or its token has ended.
     """
     with ctx.db.read() as session:
         token = Tokens(session).by_session(digest(cookie), ctx.clock())
@@ -178,7 +178,7 @@ def _principal(ctx: Context, token: Token | None) -> Principal:
             with ctx.db.write() as session:
                 Tokens(session).used(token.id, now)
         except Unavailable:
-            # Knowing when a token was used is not worth refusing what it is used for.
+            # A failure to record the last use must not fail the request.
             _log.warning("the last use of token %s could not be written", token.id)
     return Principal(token.id, token.team_id, token.team, token.role, token.name)
 
@@ -188,7 +188,7 @@ def log_in(ctx: Context, secret: str) -> str:
 
     Raises:
         Unauthorized: the token is not valid.
-        Forbidden: a worker's token opens no dashboard.
+        Forbidden: a worker's token has no access to the dashboard.
     """
     principal = authenticate(ctx, secret)
     if principal.role is Role.WORKER:
@@ -214,7 +214,7 @@ def list_tokens(ctx: Context, team_id: str | None) -> list[Token]:
 
 @retried
 def revoke_token(ctx: Context, caller: Principal, token_id: str) -> None:
-    """Make a token invalid at once.
+    """Revoke a token immediately.
 
     Raises:
         NotFound: there is no such token.

@@ -1,4 +1,4 @@
-"""Webhooks: kept, and their deliveries sent.
+"""Store webhooks and send their deliveries.
 
 A delivery is a POST of the event as JSON with these headers (the scheme of standardwebhooks.com):
 ``webhook-id`` the delivery's id, the same at every attempt; ``webhook-timestamp`` seconds since 1970;
@@ -32,7 +32,7 @@ from ..errors import Fault, InvalidRequest, NotFound
 
 _log = logging.getLogger(__name__)
 SECRET_PREFIX = "whsec_"  # noqa: S105  # a prefix is no secret
-# Seconds until the next attempt, after each failed one; then the delivery is given up.
+# Seconds until the next attempt, after each failure; after the last one the delivery is abandoned.
 BACK_OFF = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
 CLAIMED = timedelta(minutes=2)
 TIMEOUT_SECONDS = 10.0
@@ -54,8 +54,8 @@ def resolve(host: str, port: int) -> list[str]:
 def permitted_address(url: str, allow_private: bool, resolve: Resolve = resolve) -> str:
     """The address that a webhook's host has now, if it may be called.
 
-    All addresses of the host are looked at, and the one returned is the one to connect to, so that a name cannot point
-    elsewhere between the check and the call.
+    Checks all addresses of the host. The caller connects to the returned one, so that the name cannot resolve to
+    another address between check and call.
 
     Raises:
         InvalidRequest: not a URL to call, no such host, or an address inside (loopback, private, link-local, ...).
@@ -81,7 +81,7 @@ def _fault(detail: str) -> InvalidRequest:
 
 
 def create_webhook(ctx: Context, caller: Principal, url: str, events: Sequence[str]) -> Webhook:
-    """Have a team's events of some kinds sent to ``url``. The secret is shown this once.
+    """Create a webhook that sends a team's events to ``url``. The secret is shown only once.
 
     Raises:
         InvalidRequest: the address may not be called.
@@ -111,7 +111,7 @@ def list_webhooks(ctx: Context, team_id: str | None) -> list[Webhook]:
 
 @retried
 def delete_webhook(ctx: Context, caller: Principal, webhook_id: str) -> None:
-    """Send a webhook nothing more.
+    """Delete a webhook.
 
     Raises:
         NotFound: there is none in this team.
@@ -145,7 +145,7 @@ def signature(secret: str, delivery_id: str, timestamp: int, body: bytes) -> str
 
 
 def deliver_due(ctx: Context, http: httpx.Client) -> int:
-    """Send deliveries whose time has come; returns how many were tried."""
+    """Send the deliveries that are due; returns how many were tried."""
     due = _claim(ctx)
     for delivery in due:
         try:

@@ -1,4 +1,4 @@
-"""A runner as a Ray actor: detached, restarted by Ray when its process dies, gone when it is retired."""
+"""A runner as a detached Ray actor: Ray restarts it when its process dies; it exits when it is retired."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAME_PREFIX = "cdka-runner-"
 
 
 class RunnerActor:
-    """Starts its loop in a thread at construction, so that a process that Ray restarts goes on by itself."""
+    """Starts its loop in a thread at construction, so that a process that Ray restarts continues by itself."""
 
     def __init__(self, settings: dict[str, Any], name: str, shape: Shape) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -39,10 +39,10 @@ class RunnerActor:
         transformers.utils.logging.set_verbosity_error()
         made = Settings(**settings)
         client = Client(made.server_url, made.read_token())
-        # A restarted process is another runner to the server: its former lease is not its own.
+        # A restarted process gets a new name, because it does not own the former lease.
         self._runner = Runner(client, made, f"{name}:{os.getpid()}", shape)
         self._given: dict[str, Any] = {}
-        # Nodes that processes of the present trial are on.
+        # Nodes with processes of the current trial.
         self._nodes: set[str] = set()
         if shape.processes > 1:
             from .processes import Room, launch
@@ -75,7 +75,7 @@ class RunnerActor:
             os._exit(1)
 
     def _preempted(self, *_: object) -> None:
-        """The machine is about to go: leave a checkpoint, give the trial back, and be gone."""
+        """On preemption: write a checkpoint, return the trial, exit."""
         _log.warning("told to end (SIGTERM): the present trial is given back to the queue")
         self._runner.release()
         threading.Thread(target=self._leave, name="leaving").start()
@@ -85,38 +85,38 @@ class RunnerActor:
         os._exit(0)
 
     def status(self) -> dict[str, Any]:
-        """Whether it is busy, for how long it has been idle, its process."""
+        """Whether it is busy, how long it has been idle, and its process id."""
         idle = 0.0 if self._runner.busy else time.monotonic() - self._runner.idle_since
         return {"busy": self._runner.busy, "idle_seconds": idle, "pid": os.getpid()}
 
     def joined(self, node: str) -> None:
-        """A process of the present trial is there, on this node."""
+        """Note that a process of the current trial runs on this node."""
         self._nodes.add(node)
 
     def give_back(self, node: str) -> None:
-        """A node is about to go: the present trial is given back if a process of it is there."""
+        """Return the current trial if one of its processes runs on a node that is leaving."""
         if node in self._nodes:
             self._runner.give_back()
 
     def take(self, result: dict[str, Any]) -> None:
-        """Take the result of a trial from the first of its processes."""
+        """Receive the result of a trial from its first process."""
         self._given = result
 
     def taken(self) -> dict[str, Any]:
-        """The result that was given last."""
+        """The last received result."""
         return self._given
 
     def is_released(self) -> bool:
-        """Whether the present trial is to be given back."""
+        """Whether the current trial is to be returned to the queue."""
         return self._runner.released
 
     def release(self) -> None:
-        """Give the present trial back to the queue, and be done."""
+        """Return the current trial to the queue and exit."""
         self._runner.release()
         self._thread.join()
 
     def retire(self) -> None:
-        """Take no further trial; leave when the present one is done."""
+        """Lease no further trial; exit after the current one."""
         self._runner.retire()
         self._thread.join()
         ray.actor.exit_actor()

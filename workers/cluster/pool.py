@@ -1,4 +1,4 @@
-"""Keeps as many runners on the Ray cluster as the server has work for."""
+"""Keep as many runners on the Ray cluster as the server needs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _log = logging.getLogger("workers.pool")
 TICK_SECONDS = 1.0
 STATUS_TIMEOUT = 5.0
 RELEASE_TIMEOUT = 15.0
-# A runner without work leaves so soon where work of another shape may wait for what it holds.
+# An idle runner leaves after this time if there is demand of another shape.
 MAKE_ROOM_SECONDS = 5.0
 GIB = 2**30
-# What runners need of the settings; the token travels as the name of a file, never as itself.
+# Settings that runners need. The token is passed as the name of a file, never as its value.
 PASSED = (
     "home",
     "server_url",
@@ -41,15 +41,15 @@ PASSED = (
 
 
 def prefix_of(shape: Shape) -> str:
-    """How the names of runners of this shape begin, so that a pool that starts anew knows whose they are."""
+    """The prefix of the names of this shape's runners, by which a restarted pool recognises them."""
     rest = json.dumps([shape.memory_gib, shape.accelerator_type, shape.custom, shape.processes])
     return f"{NAME_PREFIX}c{shape.cpus:g}-g{shape.gpus:g}-{hashlib.sha256(rest.encode()).hexdigest()[:8]}-"
 
 
 def actor_resources(shape: Shape) -> dict[str, Any]:
-    """What Ray sets aside for a runner.
+    """The resources that Ray reserves for a runner.
 
-    One that has its trials run in several processes holds nothing itself: those processes hold it all.
+    A runner whose trials run in several processes reserves nothing; those processes do.
     """
     if shape.processes > 1:
         return {"num_cpus": 0, "num_gpus": 0}
@@ -64,9 +64,9 @@ def actor_resources(shape: Shape) -> dict[str, Any]:
 
 
 class Pool:
-    """Adjusts the runners to the demand, once a tick. Holds no state that the cluster does not: names say it all.
+    """Adjusts the runners to the demand, once per tick. Keeps no state of its own: the actors' names carry it.
 
-    Runners that the cluster has no room for stay pending, which is what Ray's autoscaler looks at.
+    Runners for which the cluster has no room stay pending, which is what Ray's autoscaler reacts to.
     """
 
     def __init__(self, client: Client, settings: Settings) -> None:
@@ -76,11 +76,11 @@ class Pool:
         self._actor: Any = ray.remote(RunnerActor)
 
     def tick(self) -> None:
-        """Look at demand and runners; start what is missing, retire what has been idle for long."""
+        """Compare demand and runners: start missing ones, retire idle ones."""
         try:
             demand = {prefix_of(d.shape): (d.shape, d.slots) for d in self._client.demand().items}
         except ServiceError as error:
-            # Runners go on without us and without the server; nothing is taken from them.
+            # The server is away. Runners continue without it.
             _log.warning("demand is not known: %s", error.detail)
             return
         by_prefix: dict[str, list[str]] = {prefix: [] for prefix in demand}
@@ -92,7 +92,7 @@ class Pool:
                 for _ in range(wanted - len(mine)):
                     self._start(shape)
             if len(mine) > wanted:
-                # What idles in one shape may be what a trial of another waits for.
+                # A trial of another shape may wait for the resources of an idle runner.
                 wanted_elsewhere = any(slots > 0 for other, (_, slots) in demand.items() if other != prefix)
                 idle = MAKE_ROOM_SECONDS if wanted_elsewhere else self._settings.runner_idle_seconds
                 self._retire_idle(mine, len(mine) - wanted, min(idle, self._settings.runner_idle_seconds))
@@ -129,7 +129,7 @@ class Pool:
                 surplus -= 1
 
     def stop(self) -> None:
-        """End every runner: each gives its trial back to the queue first, if it can in time."""
+        """End every runner. Each returns its trial to the queue first, if there is time."""
         actors: list[Any] = []
         for name in self._names():
             try:

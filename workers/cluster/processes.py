@@ -28,13 +28,13 @@ _log = logging.getLogger(__name__)
 GIB = 2**30
 ASK_SECONDS = 1.0
 ROOM_SECONDS = 0.5
-# Reasons to stop, as the number by which the first process tells the others.
+# Reasons to stop, as numbers that the first process broadcasts.
 _REASONS = ("pruned", "paused", "cancelled", "timed_out", RELEASED, LOST)
 _OTHER = "stopped"
 
 
 def share_of(shape: Shape) -> dict[str, float]:
-    """What each process of a trial holds: an even share of the trial's resources."""
+    """The resources of each process of a trial: an even share of the trial's."""
     share: dict[str, float] = {"CPU": shape.cpus / shape.processes}
     if shape.gpus:
         share["GPU"] = shape.gpus / shape.processes
@@ -44,7 +44,7 @@ def share_of(shape: Shape) -> dict[str, float]:
 
 
 def scaling(shape: Shape) -> ScalingConfig:
-    """A trial's processes as Ray Train is told of them."""
+    """Ray Train's scaling configuration for a trial."""
     return ScalingConfig(
         num_workers=shape.processes,
         use_gpu=shape.gpus > 0,
@@ -54,9 +54,9 @@ def scaling(shape: Shape) -> ScalingConfig:
 
 
 class Room:
-    """Space on the cluster for the processes of one trial, asked for before a trial is leased.
+    """Reserves resources for the processes of one trial before a trial is leased.
 
-    Until there is some the placement group is pending, which is what Ray's autoscaler looks at.
+    The placement group is pending until the resources are free, which is what Ray's autoscaler reacts to.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -65,11 +65,11 @@ class Room:
         self._ready: Any = None
 
     def is_there(self) -> bool:
-        """Whether there is room now."""
+        """Whether the resources are reserved now."""
         if self._group is None:
             bundle = share_of(self._shape)
             if self._shape.accelerator_type:
-                # A sliver of what Ray marks such nodes by.
+                # A tiny amount of the resource by which Ray marks nodes with this accelerator.
                 bundle[f"accelerator_type:{self._shape.accelerator_type}"] = 0.001
             self._group = ray.util.placement_group([bundle] * self._shape.processes, strategy="PACK")
             self._ready = self._group.ready()
@@ -77,7 +77,7 @@ class Room:
         return bool(done)
 
     def leave(self) -> None:
-        """Give the space to whoever comes next: the processes themselves, which Ray Train places."""
+        """Free the reservation for the trial's processes, which Ray Train places."""
         if self._group is not None:
             ray.util.remove_placement_group(self._group)
             self._group = self._ready = None
@@ -90,10 +90,10 @@ def _never_again() -> Any:
 
 
 class _Launcher:
-    """Holds Ray Train's run of one trial: when it is killed all that it has started goes, too."""
+    """Owns Ray Train's run of one trial. Killing it ends everything that it started."""
 
     def run(self, config: dict[str, Any], folder: str) -> None:
-        """Run the trial's processes to their end."""
+        """Run the trial's processes until they end."""
         shape, lease = Shape.of(config["shape"]), config["lease"]
         TorchTrainer(
             train_process,
@@ -103,7 +103,7 @@ class _Launcher:
             run_config=RunConfig(
                 name=f"{lease['trial']['id']}-{lease['trial']['attempt']}",
                 storage_path=folder,
-                # What is lost goes on under a lease of its own, from the checkpoint that the server knows.
+                # A lost trial continues under a new lease from the last checkpoint, so Ray Train must not retry.
                 failure_config=_never_again(),
             ),
         ).fit()
@@ -120,9 +120,9 @@ def launch(
 ) -> dict[str, Any]:
     """Run a leased trial in ``shape.processes`` processes and return its result.
 
-    The first process reports and stores; the others only train. One that dies ends them all, and the trial goes back
-    to the queue with its last checkpoint. A trial that is no longer wanted before it ``has_begun`` is given back from
-    here; afterwards its first process ends it in order.
+    The first process reports and stores; the others only train. If one dies, all end, and the trial is queued again
+    with its last checkpoint. A trial that is revoked before it ``has_begun`` is returned from here; afterwards its
+    first process ends it in order.
     """
     config = {
         "lease": lease.model_dump(mode="json"),
@@ -131,7 +131,7 @@ def launch(
         "coordinator": coordinator,
         "namespace": namespace,
     }
-    # Where trials keep things is not Ray Train's affair: it has a folder for its own few bytes.
+    # Ray Train needs a folder for its own few bytes; artifacts are stored by us.
     folder = settings.home / "train"
     folder.mkdir(parents=True, exist_ok=True)
     # Any: Ray wraps the class at run time.
@@ -143,7 +143,7 @@ def launch(
             if not has_begun() and not is_wanted():
                 return {"state": "released"}
         ray.get(run)
-    except Exception as error:  # every failure of a process is a result of the trial
+    except Exception as error:  # every failure of a process becomes the trial's result
         return _failed(error)
     finally:
         ray.kill(launcher)
@@ -174,7 +174,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def train_process(config: dict[str, Any]) -> None:
-    """What each process of a trial does; the first one hands the result to the runner that launched them."""
+    """The body of each process of a trial. The first one sends the result to the runner that launched them."""
     import torch.distributed as dist
 
     lease = LeaseOut.model_validate(config["lease"])
@@ -184,11 +184,11 @@ def train_process(config: dict[str, Any]) -> None:
     coordinator: Any = ray.get_actor(config["coordinator"], namespace=config["namespace"])
     ray.get(coordinator.joined.remote(ray.get_runtime_context().get_node_id()))
     runner = Runner(Client(settings.server_url, settings.read_token()), settings, config["coordinator"], shape)
-    # Beside the one for gradients: what is agreed on is a number in host memory.
+    # A second group besides the one for gradients: the agreed number lies in host memory.
     runner.agree = _agree(dist.new_group(backend="gloo"))
     if dist.get_rank() > 0:
         quiet = Reporter(runner.client, lease.id, lease.heartbeat_seconds)
-        # Never started: it takes what the training says, and sends nothing.
+        # Never started: the other processes' reports are not sent.
         runner.leads = False
         runner.train(lease, quiet, StoredCheckpoints(lease.trial, settings.artifacts_url, None))
         return
@@ -213,7 +213,7 @@ def train_process(config: dict[str, Any]) -> None:
 
 
 def _watch(coordinator: Any, runner: Runner, over: threading.Event) -> None:
-    """Pass on that the runner is told to give its trial back."""
+    """Forward the runner's order to return its trial."""
     while not over.wait(ASK_SECONDS):
         try:
             if ray.get(coordinator.is_released.remote(), timeout=10 * ASK_SECONDS):
@@ -224,7 +224,7 @@ def _watch(coordinator: Any, runner: Runner, over: threading.Event) -> None:
 
 
 def _agree(group: Any) -> Callable[[str | None], str | None]:
-    """All processes stop at one step, for the first one's reason: each asks at the same places, in the same order."""
+    """Make all processes stop at the same step, for the first one's reason: each calls this at the same points."""
     import torch.distributed as dist
 
     def agree(reason: str | None) -> str | None:

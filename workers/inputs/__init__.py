@@ -1,1 +1,1 @@
-"""What trials are made from: base models, data splits, tokenised data."""
+"""The inputs of trials: base models, data splits, tokenised data."""

@@ -1,4 +1,4 @@
-"""The base model, loaded once and given back after every trial exactly as it was."""
+"""The base model: loaded once, restored exactly after every trial."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ..failures import Rejected
 
 
 class BaseWeightsChanged(RuntimeError):
-    """A trial left the frozen base weights different: this process must not train another."""
+    """A trial changed the frozen base weights, so this process must be replaced."""
 
 
 @dataclass(slots=True)
 class WarmModel:
     """A base model that trials borrow.
 
-    ``new_modules`` are those without pretrained weights (a classification head): they are drawn anew, from the
-    trial's seed, whenever the model is lent, so a warm runner trains exactly what a cold one would.
+    ``new_modules`` have no pretrained weights (a classification head). They are initialised from the trial's seed
+    whenever the model is lent, so a warm runner trains exactly what a cold one would.
     """
 
     model: Any
@@ -44,36 +44,36 @@ class WarmModel:
         self._buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
 
     def lend(self, config: PeftConfig, seed: int) -> PeftModel:
-        """The model with a fresh adapter on it, head and adapter drawn from ``seed``."""
+        """The model with a new adapter; head and adapter are initialised from ``seed``."""
         set_seed(seed)
         self.draw_heads()
         lent = get_peft_model(self.model, config)
         for parameter in lent.parameters():
             if parameter.requires_grad:
-                # Small steps of 16-bit weights round to nothing.
+                # Small updates of 16-bit weights would round to zero.
                 parameter.data = parameter.data.float()
         return lent
 
     def draw_heads(self) -> None:
-        """Draw the modules without pretrained weights anew, from torch's present seed."""
+        """Initialise the modules without pretrained weights from torch's current seed."""
         for name in self.new_modules:
             self._draw(self.model.get_submodule(name))
 
     def _draw(self, module: nn.Module) -> None:
         for child in module.modules():
             for parameter in child.parameters(recurse=False):
-                # transformers skips whatever carries this mark.
+                # transformers does not initialise modules with this mark.
                 parameter._is_hf_initialized = False  # type: ignore[attr-defined]
             self.model._init_weights(child)
 
     def take_back(self, lent: PeftModel) -> None:
-        """Remove the adapter, put the model's own head back and check the base weights.
+        """Remove the adapter, restore the model's head and check the base weights.
 
         Raises:
             BaseWeightsChanged: the frozen weights are no longer those that were loaded.
         """
         wrapped: nn.Module = lent.get_base_model()
-        # Before the rest is taken off: PEFT would leave the trained copies in place.
+        # Must come first: PEFT would leave the trained copies in place.
         for name, module in list(wrapped.named_modules()):
             if isinstance(module, ModulesToSaveWrapper):
                 parent, _, child = name.rpartition(".")
@@ -84,7 +84,7 @@ class WarmModel:
         if self.model.is_activation_checkpointing:
             self.model.activation_checkpointing_disable()
         for name, buffer in self.model.named_buffers():
-            # Running statistics of a normalisation are no parameters and change all the same.
+            # Running statistics of normalisation layers are buffers that training changes.
             buffer.copy_(self._buffers[name])
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._frozen[name])
@@ -121,14 +121,14 @@ def load_warm(auto_class: Any, path: str, study: StudySpec, **kwargs: Any) -> Wa
             revision=study.model.revision,
             trust_remote_code=False,
             output_loading_info=True,
-            # A head for other classes than the study's is drawn anew.
+            # A head for other classes than the study's is initialised anew.
             ignore_mismatched_sizes=True,
             **kwargs,
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise Rejected(f"the model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     if file is not None:
-        # The weights were expanded on loading; left in place these would call the model quantised.
+        # Loading dequantised the weights; these attributes would mark the model as quantised.
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -137,10 +137,10 @@ def load_warm(auto_class: Any, path: str, study: StudySpec, **kwargs: Any) -> Wa
 
 
 def new_modules(model: nn.Module, missing: Collection[str]) -> tuple[str, ...]:
-    """The largest modules all of whose parameters are missing from the checkpoint: heads, and what else it lacks.
+    """The largest modules whose parameters are all missing from the checkpoint, such as heads.
 
     Raises:
-        Rejected: a module is there in part.
+        Rejected: only a part of a module is missing.
     """
     wanted = {name for name, _ in model.named_parameters()} & set(missing)
     found: list[str] = []

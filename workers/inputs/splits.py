@@ -16,17 +16,17 @@ from service.schemas.specs import DataSource, TaskSpec
 from ..failures import Rejected
 
 SPLITS = ("train", "validation", "test")
-# Share of the training split that stands in for a missing one.
+# Share of the training split that is carved out for a missing split.
 CARVED_SHARE = 0.2
-# Carving is part of the data, not of the search: one seed for every study.
+# Carving belongs to the data, not to the search, so its seed is the same for all studies.
 CARVING_SEED = 0
-# A stream is shuffled within a window of so many examples.
+# A stream is shuffled within a window of this many examples.
 STREAM_WINDOW = 10_000
 
 
 @dataclass(slots=True)
 class Splits:
-    """Train, validation and test, with a word on where each came from."""
+    """Train, validation and test, with a note on the origin of each."""
 
     train: Any
     validation: Any
@@ -69,7 +69,7 @@ def load_splits(task: TaskSpec, roots: Sequence[Path]) -> Splits:
 
 
 def _read(source: DataSource, roots: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The splits that a source has, sampled as it says."""
+    """The splits of a source, sampled as it asks."""
     loaded = _load(source, roots)
     sample: dict[str, int] = dict((source.sample or {}).items())
     found, origins = {}, {}

@@ -1,4 +1,4 @@
-"""Tokenised data on disk: made once on a machine, mapped into memory by every runner there."""
+"""Tokenised data on disk: made once per machine, mapped into memory by every runner there."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import tokenizers
 import transformers
 
 _PARTIAL = ".partial-"
-# What a runner that was killed left half made goes after a day.
+# Incomplete folders of killed runners are removed after a day.
 ABANDONED_SECONDS = 86_400.0
-# Versions whose change may change what tokenising gives.
+# Libraries whose versions may change the tokens.
 _VERSIONS = (transformers.__version__, tokenizers.__version__, datasets.__version__)
 
 
 class TokenisedCache:
     """Folders of Arrow files under ``root``, named by everything that their content depends on.
 
-    A folder appears complete or not at all. When all together hold more than ``most_bytes``, those that were used
-    longest ago go. A file that is removed stays readable to the process that has it mapped.
+    A folder appears complete or not at all. When all folders exceed ``most_bytes``, the least recently used are
+    removed. A process that has mapped a removed file can still read it.
     """
 
     def __init__(self, root: Path, most_bytes: int) -> None:
@@ -36,9 +36,9 @@ class TokenisedCache:
         self._most_bytes = most_bytes
 
     def get(self, parts: dict[str, Any], make: Callable[[Path], Any]) -> Any:
-        """The data set that ``make`` returns, made now or at an earlier time under the same ``parts``.
+        """The dataset that ``make`` returns for these ``parts``, made now or taken from the cache.
 
-        ``make`` is given a folder for what it needs on the way, which is gone afterwards.
+        ``make`` gets a folder for temporary files, which is removed afterwards.
         """
         said = json.dumps([parts, _VERSIONS], sort_keys=True, default=str)
         folder = self._root / hashlib.sha256(said.encode()).hexdigest()[:40]
@@ -50,7 +50,7 @@ class TokenisedCache:
                 os.utime(folder)
                 break
             except (OSError, ValueError):
-                # Damaged, or another runner has just removed it to make room: it is made again.
+                # Damaged, or just removed by another runner to free space: make it again.
                 if last:
                     raise
                 self._drop(folder)
@@ -65,14 +65,14 @@ class TokenisedCache:
             try:
                 os.rename(partial / "data", folder)
             except OSError:
-                # Another runner was first; its folder holds the same.
+                # Another runner stored the same content first.
                 if not folder.exists():
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _drop(self, folder: Path) -> None:
-        """Remove a folder; whoever dies meanwhile leaves nothing that looks whole."""
+        """Remove a folder by renaming it first, so that a crash leaves none that looks complete."""
         gone = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._root))
         with contextlib.suppress(OSError):
             os.rename(folder, gone / "data")
@@ -94,7 +94,7 @@ class TokenisedCache:
 
 
 def mapped(split: Any, encode: Callable[..., Any], folder: Path, name: str = "mapped", **options: Any) -> Any:
-    """``split.map`` that replaces all columns and leaves nothing on disk outside of ``folder``."""
+    """``split.map`` that replaces all columns and writes only to ``folder``."""
     return split.map(
         encode,
         remove_columns=split.column_names,

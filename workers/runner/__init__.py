@@ -1,1 +1,1 @@
-"""A runner: leases trials, runs them, reports, and stores what they leave."""
+"""A runner: leases trials, runs them, reports, and stores their artifacts."""

@@ -1,4 +1,4 @@
-"""Where trained adapters go: a directory, or whatever fsspec reaches."""
+"""The artifact store: a folder, or any store that fsspec supports."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from peft import PeftModel
 
 
 def store_adapter(model: PeftModel, artifacts_url: str, study_id: str, number: int, attempt: int) -> str:
-    """Save the adapter as PEFT does (safetensors) and put it under the artifacts URL; returns where it lies."""
+    """Save the adapter as PEFT does (safetensors) under the artifacts URL; returns its URL."""
     target = f"{_trial_url(artifacts_url, study_id, number)}/attempt-{attempt}/adapter"
     with tempfile.TemporaryDirectory(prefix="cdka-adapter-") as scratch:
-        # Embeddings are never resized here; PEFT would look for the base model's config to find that out.
+        # Embeddings are never resized here; PEFT would load the base model's config to check.
         model.save_pretrained(scratch, save_embedding_layers=False)
-        # PEFT's model card is a form to fill in, not a description of this adapter.
+        # PEFT's model card is an empty template.
         (Path(scratch) / "README.md").unlink(missing_ok=True)
         return _store(scratch, target)
 
 
 def store_checkpoint(folder: str, artifacts_url: str, study_id: str, number: int, attempt: int, step: int) -> str:
-    """Put a checkpoint under the artifacts URL; returns where it lies."""
+    """Store a checkpoint under the artifacts URL; returns its URL."""
     return _store(folder, f"{_trial_url(artifacts_url, study_id, number)}/checkpoints/{attempt:03d}-{step:08d}")
 
 
 def fetch(url: str, folder: str) -> None:
-    """Copy what lies at an artifact's URL into an empty folder.
+    """Copy an artifact into an empty folder.
 
     Raises:
-        OSError: it is not there, or not readable.
+        OSError: it does not exist or cannot be read.
     """
     files, path = fsspec.core.url_to_fs(url)
     files.get(f"{path}/", f"{folder.rstrip('/')}/", recursive=True)
 
 
 def remove(url: str) -> None:
-    """Remove what lies at an artifact's URL, if anything does."""
+    """Remove an artifact, if it exists."""
     files, path = fsspec.core.url_to_fs(url)
     if files.exists(path):
         files.rm(path, recursive=True)
@@ -49,10 +49,10 @@ def _trial_url(artifacts_url: str, study_id: str, number: int) -> str:
 
 
 def _store(folder: str, target: str) -> str:
-    """Write a whole folder, or nothing of it.
+    """Store a folder completely or not at all.
 
-    In a directory it is written under another name and moved when complete, so that nobody finds half of it. A bucket
-    cannot move; there nobody looks before the server was told of it.
+    In a folder it is written under another name and renamed when complete. A bucket cannot rename; there it is read only
+    after the server knows its URL.
     """
     files, path = fsspec.core.url_to_fs(target)
     in_directory = isinstance(files, LocalFileSystem)
@@ -63,7 +63,7 @@ def _store(folder: str, target: str) -> str:
             files.rm(written, recursive=True)
         files.put(f"{folder.rstrip('/')}/", f"{written}/", recursive=True)
     except OSError:
-        # A full disk is not filled further by what could not be finished.
+        # Free the space of an incomplete copy.
         with suppress(OSError):
             files.rm(written, recursive=True)
         raise
@@ -75,6 +75,6 @@ def _store(folder: str, target: str) -> str:
 
 
 def size_of(artifact: str) -> int:
-    """Bytes of what lies at an artifact's URL."""
+    """Size of an artifact in bytes."""
     files, path = fsspec.core.url_to_fs(artifact)
     return int(files.du(path))

@@ -1,4 +1,4 @@
-"""The checkpoints of one attempt: stored whole, told to the server, removed when a newer one is known there."""
+"""The checkpoints of one attempt: stored, reported, and removed when the server knows a newer one."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _log = logging.getLogger(__name__)
 
 
 class StoredCheckpoints:
-    """Keeps no more of a trial's checkpoints than the newest that the server knows, and what came since."""
+    """Keeps the newest checkpoint that the server knows, and later ones."""
 
     def __init__(self, trial: LeasedTrial, artifacts_url: str, reporter: Reporter | None) -> None:
         self._trial = trial
         self._artifacts_url = artifacts_url
-        # Without one nothing is stored: another process of the trial does so.
+        # Without a reporter nothing is stored: another process of the trial does that.
         self._reporter = reporter
         self._urls = [trial.checkpoint] if trial.checkpoint is not None and self._is_ours(trial.checkpoint) else []
 
     def _is_ours(self, checkpoint: str) -> bool:
-        # What a worker said of a checkpoint reads and removes nothing outside of the study's folder.
+        # A checkpoint URL must not read or remove anything outside of the study's folder.
         return is_inside(checkpoint, f"{self._artifacts_url.rstrip('/')}/studies/{self._trial.study_id}")
 
     def bring(self, folder: str) -> str | None:
-        """The checkpoint that the trial goes on from, copied into ``folder``; ``None`` where it starts anew."""
+        """The checkpoint to resume from, copied into ``folder``; ``None`` to start from the beginning."""
         checkpoint = self._trial.checkpoint
         if checkpoint is None:
             return None
@@ -44,7 +44,7 @@ class StoredCheckpoints:
         return folder if (Path(folder) / "trainer_state.json").exists() else None
 
     def keep(self, folder: str, step: int) -> None:
-        """Store a checkpoint and tell the server. Where it cannot be stored training goes on: the former one stands."""
+        """Store a checkpoint and report it. If it cannot be stored, training continues and the former one stays."""
         trial, reporter = self._trial, self._reporter
         if reporter is None:
             return
@@ -58,7 +58,7 @@ class StoredCheckpoints:
         self.drop_old()
 
     def drop_old(self) -> None:
-        """Remove what is older than the newest that the server knows."""
+        """Remove checkpoints older than the newest that the server knows."""
         known = None if self._reporter is None else self._reporter.known_checkpoint
         while known in self._urls and self._urls[0] != known:
             try:

@@ -1,4 +1,4 @@
-"""Catches what a process prints while a trial runs, whoever prints it: Python, libraries, native code."""
+"""Capture what a process prints while a trial runs: Python, libraries and native code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PIECE = 100_000
 
 
 class CapturedOutput:
-    """Standard output and standard error, from entering to leaving; both still go where they went before.
+    """Captures standard output and standard error within the context and forwards both.
 
     What has been caught waits, at most ``MOST_WAITING`` characters of it, until :meth:`sent` says that it arrived.
     """

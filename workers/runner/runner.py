@@ -85,7 +85,7 @@ class Runner:
     shape: Shape = field(default_factory=Shape)
     launch: Callable[[LeaseOut, Callable[[], bool]], dict[str, Any]] | None = None
     may_lease: Callable[[], bool] | None = None
-    # Of the processes that share a trial one leads: it stores what is left of it. All stop for the reason agreed on.
+    # One of a trial's processes leads and stores its artifacts. All stop for the agreed reason.
     # Ends a process whose trial hangs.
     end_process: Callable[[], None] = field(default_factory=lambda: _end_process, init=False)
     leads: bool = field(default=True, init=False)
@@ -102,19 +102,19 @@ class Runner:
 
     @property
     def released(self) -> bool:
-        """Whether it was told to give its trial back."""
+        """Whether it was told to return its trial."""
         return self._released.is_set() or self._given_back.is_set()
 
     def give_back(self) -> None:
-        """Give the present trial back to the queue, and go on with another."""
+        """Return the current trial to the queue and lease another."""
         self._given_back.set()
 
     def retire(self) -> None:
-        """Take no further trial."""
+        """Lease no further trial."""
         self._retired.set()
 
     def release(self) -> None:
-        """Take no further trial, and give the present one back to the queue within one step."""
+        """Lease no further trial, and return the current one to the queue within one step."""
         self._released.set()
         self._retired.set()
 
@@ -126,12 +126,12 @@ class Runner:
         """
         torch.set_num_threads(max(1, int(self.shape.cpus)))
         if 0 < self.shape.gpus < 1 and torch.cuda.is_available():
-            # Neighbours on the same device keep what is theirs.
+            # Limit this process' share of the device for its neighbours.
             torch.cuda.set_per_process_memory_fraction(self.shape.gpus)
         while not self._retired.is_set():
             lease = self._next_lease() if self.may_lease is None or self.may_lease() else None
             if lease is None:
-                # Runners that were turned away together do not come back together.
+                # Jitter spreads runners that were turned away together.
                 self._retired.wait(self._pause * random.uniform(0.75, 1.25))
                 continue
             self.busy = True
@@ -158,7 +158,7 @@ class Runner:
         """Run one leased trial and send its result.
 
         Raises:
-            Poisoned: the trial's failure makes this process unfit for another.
+            Poisoned: this process must be replaced.
         """
         with CapturedOutput() as output:
             reporter = Reporter(self.client, lease.id, lease.heartbeat_seconds, output)
@@ -170,7 +170,7 @@ class Runner:
             threading.Thread(target=self._watch, args=(reporter, over), name="watch", daemon=True).start()
             try:
                 result = self._launched(lease, reporter) or self.train(lease, reporter, stored)
-            except Exception as error:  # every failure of a trial is a result of it
+            except Exception as error:  # every failure becomes the trial's result
                 _log.exception("trial %d failed", lease.trial.number)
                 kind, message = classify(error)
                 state = "infeasible" if kind in ("out_of_memory", "diverged") else "failed"
@@ -194,7 +194,7 @@ class Runner:
         return self.launch(lease, lambda: self._stop_reason(reporter) is None)
 
     def _watch(self, reporter: Reporter, over: threading.Event) -> None:
-        """A trial that is another's and goes on all the same hangs: only the end of its process ends it."""
+        """End the process if its trial was taken away and does not stop."""
         while not over.wait(1.0):
             if reporter.stop_reason == LOST and over.wait(HUNG_SECONDS) is False:
                 _log.error("the trial was taken away %.0f s ago and does not end; this process does", HUNG_SECONDS)
@@ -219,7 +219,7 @@ class Runner:
         checkpoint: str | None,
         result: dict[str, Any],
     ) -> None:
-        """Send last reports and result until they are taken: a finished trial outlives an outage of the server."""
+        """Send the last reports and the result until the server accepts them, so that an outage loses no finished trial."""
         deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
         while True:
             try:
@@ -233,7 +233,7 @@ class Runner:
                 return
             except ServiceError as error:
                 if error.status == 422 and result["state"] != "failed":
-                    # Better a failure that says why than a result that nobody hears of.
+                    # Send a failure with the reason instead of a result that the server rejects.
                     failure = {"kind": FailureKind.ERROR, "message": f"its result was refused: {error.detail}"}
                     result = {"state": "failed", "failure": failure, "resources": result["resources"]}
                     continue
@@ -243,7 +243,7 @@ class Runner:
                 time.sleep(RETRY_SECONDS)
 
     def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> dict[str, Any]:
-        """Run one leased trial here, and return what its result says."""
+        """Run one leased trial here and return its result."""
         trial = lease.trial
         _log.info("trial %d, attempt %d: %s %s", trial.number, trial.attempt, trial.method, trial.params)
         task = find_task(trial.study.task, self.settings.tasks)
@@ -270,7 +270,7 @@ class Runner:
                     model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
                 )
         except BaseException:
-            # A model that a failed training had in hand is not lent again.
+            # Do not lend a model again after a failed training.
             self._warm = _Warm()
             raise
         try:
@@ -291,7 +291,7 @@ class Runner:
     def _frozen_prefix(
         self, study: StudySpec, warm: WarmModel, prepared: Prepared, reporter: Reporter
     ) -> FrozenPrefix | None:
-        """What the layers below the first adapted one make of the training data, computed with the first trial."""
+        """The activations of the layers below the first adapted one, computed with the first trial."""
         key = f"{self._warm.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
         if self._warm.prefix_key != key:
             self._warm.prefix_key, self._warm.prefix = key, None
@@ -317,7 +317,7 @@ class Runner:
         return reporter.stop_reason or (RELEASED if self.released else None)
 
     def _prepare(self, lease: LeaseOut, task: Task) -> tuple[WarmModel, Prepared]:
-        """The base model and the tokenised data, warm if the last trial used the same."""
+        """The base model and the tokenised data, kept if the last trial used the same."""
         study = lease.trial.study
         try:
             path = locate(study.model.path, self.settings.data_dirs)

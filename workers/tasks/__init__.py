@@ -25,10 +25,10 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(spec: TaskSpec, own: Mapping[str, str]) -> Task:
-    """The task of a study: one of ours, or one of the team's own by the name it has in ``CDKA_TASKS``.
+    """The task of a study: a built-in one, or a custom one by its name in ``CDKA_TASKS``.
 
     Raises:
-        Rejected: this runner does not have it, or it cannot be imported.
+        Rejected: this runner has no such task, or cannot import it.
     """
     if spec.custom is None:
         return TASKS[spec.kind]

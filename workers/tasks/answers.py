@@ -1,4 +1,4 @@
-"""Takes the answer out of a generated text, by extractors with names."""
+"""Extract the answer from a generated text by a named extractor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
 
 
 def extract(text: str, generation: GenerationSpec) -> str | None:
-    """The answer in a text; ``None`` where there is none.
+    """The answer in a text; ``None`` if it has none.
 
     ``text``: all of it; ``gsm8k``: the number after ``####``; ``last_number``: the last number; ``regex``: the first
     group of the pattern's last match (the whole match, if it has no group). Numbers lose separators and trailing zeros.

@@ -1,4 +1,4 @@
-"""Runs a model over a split: batches of like length, whatever the order of the examples."""
+"""Run a model over a split in batches of similar length."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from service.schemas.specs import StudySpec
 
-# Without gradients larger batches fit; below this a small model leaves the machine idle.
+# Larger batches fit without gradients; smaller ones leave the device idle.
 LEAST_BATCH = 32
 
 
 def device_of(model: Any) -> torch.device:
-    """Where a model's parameters lie."""
+    """The device of a model's parameters."""
     return next(model.parameters()).device  # type: ignore[no-any-return]
 
 
 def length_order(split: Any, column: str = "input_ids") -> list[int]:
-    """Indices of a split's examples, the longest first: memory is known after the first batch."""
+    """Indices of a split's examples, longest first, so that the first batch needs the most memory."""
     if column not in split.column_names:
         return list(range(len(split)))
     lengths = [len(ids) for ids in split[column]]
@@ -47,7 +47,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
 
     Args:
         logits: ``(batch, length, vocabulary)``, aligned with ``labels``.
-        labels: ``(batch, length)``; -100 where there is nothing to predict.
+        labels: ``(batch, length)``; -100 marks positions without a target.
     """
     flat = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), labels.reshape(-1), ignore_index=-100, reduction="none"

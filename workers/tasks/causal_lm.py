@@ -1,4 +1,4 @@
-"""Instruction tuning of decoders: prompts with completions, or conversations; the loss is the completion's alone."""
+"""Instruction tuning of decoders on prompts with completions, or on conversations. The loss counts completions only."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class CausalLM:
     """See :class:`~workers.tasks.task.Task`.
 
     ``loss`` is the mean over all completion tokens of a split, ``perplexity`` its exponential; ``exact_match`` compares
-    what the extractor finds in the greedily generated and in the given completion.
+    the extracted answers of the greedily generated and of the given completion.
     """
 
     task_type: TaskType | None = TaskType.CAUSAL_LM
     heads: tuple[str, ...] = ()
 
     def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
-        """Tokenise prompt and completion; an example whose completion lies beyond ``max_length`` is left out."""
+        """Tokenise prompt and completion; leave out examples whose completion lies beyond ``max_length``."""
         tokenizer = load_tokenizer(study, model_path)
         task, most = study.task, study.training.max_length
         shared = tokenizer_parts(study, model_path, tokenizer)
@@ -95,13 +95,13 @@ class CausalLM:
         """The decoder with its own language-modelling head."""
         warm = load_warm(AutoModelForCausalLM, model_path, study)
         if study.training.packing:
-            # A cache of keys, of no use in training, would hide from attention where examples begin.
+            # A key-value cache is useless in training and would hide the packed examples' boundaries.
             warm.model.config.use_cache = False
             _require_separation(warm.model)
         return warm
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
-        """Loss and perplexity; exact match of generated answers where it is wanted."""
+        """Loss and perplexity; exact match of generated answers if it is wanted."""
         sums = torch.zeros(len(split), dtype=torch.float64)
         counts = torch.zeros(len(split), dtype=torch.long)
         for chosen, batch in batches(study, model, split, prepared.collator, INPUTS, study.training.batch_size):
@@ -173,10 +173,10 @@ def _texts(
 
 
 def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:
-    """Put whole examples one after the other into rows of ``most`` tokens, in order.
+    """Pack whole examples into rows of ``most`` tokens, in order.
 
-    Positions begin anew with each example, which is how attention tells them apart; what is left of a row is padding
-    that is an example of its own.
+    Positions restart with each example, by which attention separates them. The rest of a row is padding, which counts as
+    an example of its own.
     """
 
     def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -198,7 +198,7 @@ def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:
             if len(ids) + len(tokens) > most:
                 close()
             ids, positions = ids + tokens, positions + list(range(len(tokens)))
-            # The first token of an example is predicted from nothing, least of all from the example before it.
+            # The first token of an example must not be predicted from the previous example.
             labels = [*labels, IGNORED, *wanted[1:]]
         close()
         return rows
@@ -207,7 +207,7 @@ def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:
 
 
 def _require_separation(model: Any) -> None:
-    """See that two packed examples do not see each other: models differ in what positions mean to them.
+    """Check that packed examples do not attend to each other: not every model separates them by positions.
 
     Raises:
         Rejected: the second example's logits move when the first one changes.
@@ -219,7 +219,7 @@ def _require_separation(model: Any) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            # One row at a time, as training packs them: no mask is given that could tell them apart.
+            # One row at a time and without a mask, as training packs them.
             seen = [
                 model(input_ids=row[None], **({"position_ids": place[None]} if accepted else {})).logits[0, 4:]
                 for row, place in zip(rows, positions, strict=True)

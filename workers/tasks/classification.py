@@ -1,4 +1,4 @@
-"""Classes of a training split, and the metrics of choosing among them."""
+"""Classes of a training split, and classification metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .task import Scores
 
 
 def label_reader(split: Any, column: str) -> Callable[[Any], Any]:
-    """Reads a label of a split: by its name where the column declares names, whose numbers are the split's own.
+    """A function that reads a label of a split: by name if the column declares names, whose numbers may differ per split.
 
     The reader raises :class:`~workers.failures.Rejected` for a number without a name: the row has no label.
     """
@@ -30,7 +30,7 @@ def label_reader(split: Any, column: str) -> Callable[[Any], Any]:
 
 
 def classes_of(train: Any, column: str) -> list[Any]:
-    """The classes of a column: as its feature names them, else its values sorted by name.
+    """The classes of a column: its feature's names, else its sorted values.
 
     Raises:
         Rejected: there are fewer than two.
@@ -45,7 +45,7 @@ def classes_of(train: Any, column: str) -> list[Any]:
 
 
 def class_index(index: dict[Any, int], label: Any) -> int:
-    """The number of a class.
+    """The index of a class.
 
     Raises:
         Rejected: the training split does not have it.

@@ -26,13 +26,13 @@ INPUTS = ("pixel_values", "labels")
 
 
 class ImageClassification:
-    """See :class:`~workers.tasks.task.Task`. An image is a file's, or rows of grey or colour values from 0 to 255."""
+    """See :class:`~workers.tasks.task.Task`. An image is a file, or rows of grey or colour values from 0 to 255."""
 
     task_type: TaskType | None = None
     heads: tuple[str, ...] = ("classifier",)
 
     def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
-        """Resize and normalise every image as the model's own processor says."""
+        """Resize and normalise every image with the model's processor."""
         try:
             processor = AutoImageProcessor.from_pretrained(
                 model_path, revision=study.model.revision, trust_remote_code=False, backend="pil"
@@ -74,7 +74,7 @@ class ImageClassification:
         )
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
-        """The vision model with a classification head of one logit a class."""
+        """The vision model with a classification head of one logit per class."""
         classes = prepared.facts["classes"]
         return load_warm(
             AutoModelForImageClassification,

@@ -1,4 +1,4 @@
-"""Text to text by an encoder with a decoder, T5's way; classes may be words, scored or generated."""
+"""Text to text by an encoder and a decoder, as T5 does. Classes may be words, scored or generated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SCORED = frozenset({"accuracy", "f1", "f1_positive", "matthews_correlation"})
 class Seq2SeqLM:
     """See :class:`~workers.tasks.task.Task`.
 
-    With ``label_words`` the target column's values become words; the class whose word the decoder finds likeliest is
+    With ``label_words`` the target column's values become words; the class whose word has the highest likelihood is
     the prediction. ``exact_match`` compares generated texts.
     """
 
@@ -82,7 +82,7 @@ class Seq2SeqLM:
         return load_warm(AutoModelForSeq2SeqLM, model_path, study)
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
-        """Loss over target tokens; class metrics from scored words; exact match of generated texts where wanted."""
+        """Loss over target tokens; class metrics from scored words; exact match of generated texts if wanted."""
         words = prepared.facts["words"]
         generated = "exact_match" in wanted
         sums, counts = np.zeros(len(split)), np.zeros(len(split))

@@ -26,7 +26,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 def prepare_texts(
     study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache, label_of: Any, facts: dict[str, Any]
 ) -> Prepared:
-    """Tokenise texts, or pairs of them, to at most ``training.max_length`` tokens; padding is left to each batch."""
+    """Tokenise texts or pairs of texts to at most ``training.max_length`` tokens; batches are padded later."""
     tokenizer = load_tokenizer(study, model_path)
 
     shared = tokenizer_parts(study, model_path, tokenizer)
@@ -74,7 +74,7 @@ class SequenceClassification:
         return prepare_texts(study, model_path, splits, cache, lambda label: class_index(index, label), facts)
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
-        """The encoder or decoder with a classification head of one logit a class."""
+        """The encoder or decoder with a classification head of one logit per class."""
         classes = prepared.facts["classes"]
         warm = load_warm(
             AutoModelForSequenceClassification,

@@ -39,7 +39,7 @@ class SequenceRegression:
         return warm
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
-        """Pearson and Spearman correlation (0 where one side is constant), mean squared and absolute error."""
+        """Pearson and Spearman correlation (0 if one side is constant), mean squared and absolute error."""
         found = np.zeros(len(split))
         labels = np.asarray(split["labels"], dtype=float)
         for chosen, batch in batches(study, model, split, prepared.collator, INPUTS):

@@ -1,4 +1,4 @@
-"""What a task promises."""
+"""The interface of a task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..inputs.token_cache import TokenisedCache
 
 @dataclass(slots=True)
 class Prepared:
-    """Data ready to train on: tokenised splits, how to batch them, and what the model needs to know of them."""
+    """Prepared data: tokenised splits, their collator, and what the model needs to know about them."""
 
     train: Any
     validation: Any
@@ -30,7 +30,7 @@ class Prepared:
 
 @dataclass(slots=True)
 class Scores:
-    """Metrics over a split; ``per_example`` holds the objective on every example where it is a mean over them."""
+    """Metrics over a split; ``per_example`` holds the objective of every example, if the objective is their mean."""
 
     metrics: dict[str, float]
     per_example: list[float] | None
@@ -39,8 +39,8 @@ class Scores:
 class Task(Protocol):
     """One kind of task: how its data is prepared, its model loaded and its predictions judged.
 
-    ``task_type`` is what PEFT calls it, ``heads`` the modules that are trained whole beside the adapter where PEFT does
-    not know them by the task type.
+    ``task_type`` is PEFT's name for it. ``heads`` are the modules to train in full that PEFT does not find by the task
+    type.
     """
 
     task_type: TaskType | None
@@ -65,6 +65,6 @@ class Task(Protocol):
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
         """Judge a model, in evaluation mode and without gradients, on a prepared split.
 
-        Returns the task's metrics; those that are dear to compute only where they are ``wanted``.
+        Returns the task's metrics; expensive ones only if they are ``wanted``.
         """
         ...

@@ -1,4 +1,4 @@
-"""What tasks on text share: the tokenizer, and the text that a template makes of a row."""
+"""Shared by text tasks: the tokenizer, and the text of a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..inputs.splits import Splits
 
 
 def load_tokenizer(study: StudySpec, model_path: str) -> Any:
-    """A model's own tokenizer, with something to pad with.
+    """A model's tokenizer, with a padding token.
 
     Raises:
         Rejected: it has none.
@@ -33,7 +33,7 @@ def load_tokenizer(study: StudySpec, model_path: str) -> Any:
 
 
 def tokenizer_parts(study: StudySpec, model_path: str, tokenizer: Any) -> dict[str, Any]:
-    """What tokenised text depends on, as far as the tokenizer goes: its whole definition, not its name."""
+    """The part of a cache key for the tokenizer: its whole definition, not its name."""
     whole = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
     return {
         "model": [study.model_key, model_path],
@@ -46,14 +46,14 @@ def tokenizer_parts(study: StudySpec, model_path: str, tokenizer: Any) -> dict[s
 
 
 def reading_of(task: TaskSpec, splits: Splits, name: str) -> tuple[dict[str, str], str | None]:
-    """Roles and template by which a split is read: its own source's, or the training data's where it was carved out."""
+    """Roles and template of a split: its own source's, or the training data's if it was carved out."""
     if task.evaluation is None or name == "train" or "carved" in splits.origins[name]:
         return task.roles, task.template
     return task.evaluation_roles, task.evaluation.template or task.template
 
 
 def text_of(row: dict[str, Any], column: str, template: str | None) -> str:
-    """The text of a row: a column's, or what the template makes of several."""
+    """The text of a row: one column, or the filled template."""
     if template is None:
         return str(row[column])
     return template.format_map({name: row[name] for name in template_fields(template)})

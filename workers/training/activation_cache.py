@@ -1,8 +1,8 @@
-"""What frozen lower layers make of the training data, computed once instead of in every epoch of every trial.
+"""Activations of frozen lower layers, computed once and reused in every epoch of every trial.
 
-Where the first adapted layer is not the model's first, everything below it is the same function of an example in each
-epoch and trial. Its outputs are computed in one order and in fixed batches, whatever a trial's seed, so that trainings
-stay reproducible to the bit, and are kept in a file that is mapped into memory.
+If the lower layers have no adapter and no dropout, they are the same function of an example in each epoch and trial.
+Their outputs are computed in a fixed order and in fixed batches, independent of a trial's seed, so that trainings stay
+reproducible to the bit. They are kept in a file that is mapped into memory.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class FrozenPrefix:
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
-        """Let the model take these outputs for those of its first layers, where it is given examples that it knows.
+        """Make the model use these outputs instead of its first layers for known examples.
 
-        Other inputs, such as a validation split's, go through the layers as ever.
+        Other inputs, such as the validation split, still go through the layers.
         """
         layers: Any = model.get_submodule(self.layers)
         originals = [layers[k] for k in range(self.depth)]
@@ -49,7 +49,7 @@ class FrozenPrefix:
         def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             batch["states"] = self._found(kwargs) if module.training else None
 
-        # The module that calls the layers is the one that is given the tokens; PEFT calls the model past its hooks.
+        # The hook sits on the module that gets the tokens: PEFT's call bypasses the model's own hooks.
         parent = model.get_submodule(self.layers.rpartition(".")[0])
         handle = parent.register_forward_pre_hook(look, with_kwargs=True)
         for k, original in enumerate(originals):
@@ -79,11 +79,11 @@ class FrozenPrefix:
 
 
 class _Enough(Exception):
-    """The outputs that were wanted are there."""
+    """Raised to end a forward pass once the wanted outputs are computed."""
 
 
 class _Known(nn.Module):
-    """A frozen layer that is passed over where its outputs are known; the first of them hands in what the last gave."""
+    """A frozen layer that is skipped if its outputs are known; the first one returns the last one's output."""
 
     def __init__(self, layer: nn.Module, batch: dict[str, Tensor | None], *, first: bool) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Known(nn.Module):
         self._first = first
 
     def __getattr__(self, name: str) -> Any:
-        # Models ask layers for attributes of their own, such as an attention's kind.
+        # Models read attributes of their layers, such as the attention's kind.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -113,9 +113,9 @@ def _key(ids: Sequence[int]) -> bytes:
 
 
 def frozen_depth(model: nn.Module, adapted: Sequence[str]) -> tuple[str, int]:
-    """The name of a model's list of layers and how many of its first ones nothing is adapted in; 0 where it cannot be.
+    """The name of a model's list of layers, and how many of its first layers have no adapter; 0 if caching is impossible.
 
-    Nothing may be adapted outside of the list, but in heads after it, and nothing below may be random in training.
+    Outside of the list only heads after it may be trained, and the lower layers must not be random in training.
     """
     lists = {
         name: module
@@ -133,7 +133,7 @@ def frozen_depth(model: nn.Module, adapted: Sequence[str]) -> tuple[str, int]:
     outside = [m for n, m in model.named_modules() if not n.startswith(f"{name}.")]
     random = [m for m in [*below, *outside] if isinstance(m, nn.Dropout) and m.p > 0]
     config: Any = model.config
-    # Some models draw without a module for it: OPT's ``dropout``, BART's ``layerdrop``.
+    # Some models apply dropout without a module: OPT's ``dropout``, BART's ``layerdrop``.
     drawn = [key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float) and value > 0]
     return (name, 0) if random or drawn else (name, depth)
 
@@ -148,10 +148,10 @@ def compute_prefix(
     most_bytes: int,
     is_wanted: Callable[[], bool],
 ) -> FrozenPrefix | None:
-    """Run every training example through the first layers, on the device that training will be on.
+    """Run every training example through the first layers, on the device of the training.
 
-    The outputs are in a file without a name in ``folder``, which is gone with this process. ``None`` where they would
-    take ``most_bytes``, or where the trial is no longer wanted meanwhile.
+    The outputs are in an unnamed file in ``folder``, which ends with this process. ``None`` if they would exceed
+    ``most_bytes``, or if the trial was revoked meanwhile.
     """
     split = prepared.train
     if not {"input_ids", "attention_mask"} <= set(split.column_names):
@@ -195,7 +195,7 @@ def compute_prefix(
                 for row, tokens_of in enumerate(chosen):
                     ids[row, : len(tokens_of)] = torch.tensor(tokens_of)
                     mask[row, : len(tokens_of)] = 1
-                # What lies above is of no use here.
+                # The layers above are not needed.
                 with suppress(_Enough):
                     model(input_ids=ids.to(device), attention_mask=mask.to(device))
                 given = seen["states"].float().cpu().numpy()

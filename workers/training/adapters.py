@@ -1,4 +1,4 @@
-"""From a trial's method and parameters to a PEFT configuration."""
+"""Build a PEFT configuration from a trial's method and parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def adapter_config(
 ) -> PeftConfig:
     """The adapter of a trial.
 
-    ``cdka`` is (r1, r2, r); ``krona`` is it with r = 1; ``lora`` scales by alpha/r, ``rslora`` by alpha/sqrt(r).
+    ``cdka`` has (r1, r2, r); ``krona`` is ``cdka`` with r = 1; ``lora`` scales by alpha/r, ``rslora`` by alpha/sqrt(r).
 
     Raises:
         ValueError: the method is unknown.

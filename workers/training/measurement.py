@@ -1,4 +1,4 @@
-"""What the ``measured`` predictor needs of the model: the gradients of full fine-tuning on a few batches."""
+"""The measurement of the ``measured`` predictor: gradients of full fine-tuning on a few batches."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[dict[str, Any]]:
-    """Rank the configurations in a measurement's params, best first; the model is left as it was.
+    """Rank the configurations in a measurement's params, best first. Restores the model.
 
-    The batches are drawn from the training split by the study's seed, and the head is drawn by it too.
+    The study's seed draws the batches from the training split and initialises the head.
 
     Raises:
         cdka.CdkaError: a gradient is not finite, or the model has other layers than the study was planned with.

@@ -27,16 +27,16 @@ from ..tasks import Task
 from ..tasks.task import Prepared, Scores
 
 _log = logging.getLogger(__name__)
-# On an accelerator, reading a loss waits for the device; on a CPU it costs nothing.
+# Reading a loss synchronises with an accelerator; on a CPU it costs nothing.
 STEPS_BETWEEN_LOSS_CHECKS = 10
-# Reasons to stop after which the trial will be taken up again.
+# Reasons to stop after which the trial will be resumed.
 RELEASED = "released"
 GIVEN_BACK = frozenset({RELEASED, "paused"})
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a training came to. ``stop_reason`` is set where it was told to stop."""
+    """The outcome of a training. ``stop_reason`` is set if it was told to stop."""
 
     metrics: dict[str, float]
     scores: list[float] | None
@@ -47,10 +47,10 @@ class Outcome:
 
 
 class Reports(Protocol):
-    """Where a training's evaluations and its progress go."""
+    """Receives a training's evaluations and progress."""
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Have a step's metrics delivered."""
+        """Deliver a step's metrics."""
         ...
 
     def progress(self, step: int) -> None:
@@ -60,9 +60,10 @@ class Reports(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """Where a training goes on from, and what becomes of the folders it leaves.
+    """The checkpoint to resume from, and where to store new ones.
 
-    ``keep`` takes a complete folder and its step. ``least_seconds`` pass between two, unless the study names steps.
+    ``keep`` takes a complete folder and its step. Two checkpoints are at least ``least_seconds`` apart, unless the study
+    names steps.
     """
 
     resume_from: str | None
@@ -71,7 +72,7 @@ class Checkpoints:
 
 
 class _Follow(TrainerCallback):
-    """Ends training within one step of a stop, reports every evaluation, and says when to leave a checkpoint."""
+    """Stops training within one step, reports every evaluation, and decides when to write a checkpoint."""
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class _Follow(TrainerCallback):
         self._saved_at = time.monotonic()
         self._began = 0.0
         self._save_at_epoch_end = False
-        # The reason for which training ended before its last step.
+        # Why training ended before its last step.
         self.stopped_for: str | None = None
         # Seconds in optimizer steps alone, without evaluations and checkpoints.
         self.step_seconds = 0.0
@@ -107,7 +108,7 @@ class _Follow(TrainerCallback):
         every = self._training.checkpoint_steps
         if every is not None and state.global_step % every == 0:
             if self._training.eval_steps is None and _is_whole(state.epoch):
-                # The epoch's evaluation comes first, or whoever goes on from here would never make it.
+                # The epoch's evaluation comes first: a resumed trial would skip it.
                 self._save_at_epoch_end = True
             else:
                 self._save(state, control)
@@ -115,11 +116,11 @@ class _Follow(TrainerCallback):
             self._save_if_due(state, control)
         reason = self._stop_reason()
         if reason in GIVEN_BACK and state.global_step >= state.max_steps:
-            return  # all but done: nobody takes up what has no step left
+            return  # a trial without steps left is not resumed
         if reason is not None:
             self.stopped_for = reason
             control.should_training_stop = True
-            # Whoever takes a trial up again goes on from this very step: what was due at it is done before.
+            # A resumed trial continues after this step, so everything due at it happens first.
             control.should_save = reason in GIVEN_BACK
             control.should_evaluate = control.should_evaluate and reason in GIVEN_BACK
 
@@ -127,7 +128,7 @@ class _Follow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.stopped_for is not None:
-            # Training that stops within an epoch has this called too.
+            # Also called when training stops within an epoch.
             keeps = _is_whole(state.epoch) and self.stopped_for in GIVEN_BACK
             control.should_evaluate = control.should_evaluate and keeps
         elif self._save_at_epoch_end:
@@ -144,7 +145,7 @@ class _Follow(TrainerCallback):
             self._save(state, control)
 
     def _save(self, state: TrainerState, control: TrainerControl) -> None:
-        # After the last step there is nothing left to go on with.
+        # No checkpoint is needed after the last step.
         control.should_save = state.global_step < state.max_steps
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -164,7 +165,7 @@ class _Follow(TrainerCallback):
 
 
 class _TrialTrainer(Trainer):
-    """A Trainer that notices a loss that is no number, judges by the task, and knows LoRA+'s two learning rates."""
+    """A Trainer that detects a non-finite loss, evaluates by the task, and supports LoRA+'s two learning rates."""
 
     def __init__(self, judge: Callable[[Any], Scores], lora_plus_ratio: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -187,7 +188,7 @@ class _TrialTrainer(Trainer):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The adapter alone: no pickled arguments, and no search for a vocabulary that never changes.
+        # Save only the adapter: no pickled arguments, no vocabulary.
         model: Any = self.model
         model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
 
@@ -212,7 +213,7 @@ class _TrialTrainer(Trainer):
         return LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed or self.args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        # The task makes its own batches; what is asked of this one is its data set.
+        # The task makes its own batches; only the dataset of this loader is used.
         split: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         return DataLoader(split, collate_fn=list)
 
@@ -231,9 +232,9 @@ class _TrialTrainer(Trainer):
 
 
 class LengthGrouped(Sampler[int]):
-    """Indices in batches of like length, drawn anew each epoch from the seed and the epoch's number alone.
+    """Indices in batches of similar length, drawn each epoch from the seed and the epoch's number.
 
-    So a training that goes on in the middle of an epoch sees the order that it would have seen.
+    A training that resumes within an epoch therefore sees the same order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -255,7 +256,7 @@ class LengthGrouped(Sampler[int]):
 
 
 def named_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """The Trainer's metrics under the names that studies use; its own timings are left out."""
+    """The Trainer's metrics under the names of studies, without its timings."""
     timings = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     found = {k.removeprefix("eval_"): float(v) for k, v in metrics.items() if k.startswith("eval_")}
     return {k: v for k, v in found.items() if k not in timings}
@@ -270,13 +271,13 @@ def train_trial(
     stop_reason: Callable[[], str | None],
     checkpoints: Checkpoints,
 ) -> Outcome:
-    """Train, evaluating on the validation split as the study says; a confirmation is judged once, on the test split.
+    """Train and evaluate on the validation split as the study says. A confirmation is evaluated once, on the test split.
 
-    Two trainings of one configuration and seed are identical, bit for bit, on one machine's CPU; so is one that was
-    interrupted and went on from a checkpoint.
+    On one machine's CPU, two trainings of one configuration and seed are identical bit for bit, also if one was
+    interrupted and resumed from a checkpoint.
 
     Raises:
-        Diverged: the loss is no longer a number.
+        Diverged: the loss is not finite.
     """
     confirming = trial.phase == "confirmation"
     study = trial.study
@@ -319,13 +320,13 @@ def train_trial(
                 data_collator=prepared.collator,
                 callbacks=[follow],
             )
-            # It would print every evaluation to the runner's standard output.
+            # It would print every evaluation.
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
             trainer.train(resume_from_checkpoint=checkpoints.resume_from)
             seconds = time.perf_counter() - started
             steps = trainer.state.global_step
-            # What ended with its last step is not given back, whatever was said meanwhile.
+            # A training that reached its last step is complete, even if it was told to stop meanwhile.
             later = stop_reason()
             ended_for = follow.stopped_for or (None if later in GIVEN_BACK else later)
             if ended_for is None and last["step"] != steps:
@@ -344,7 +345,7 @@ def _is_whole(epoch: float | None) -> bool:
 
 
 def _use(trainer: _TrialTrainer, follow: _Follow) -> dict[str, float]:
-    """What a training took of its device: seconds a step, examples and tokens (padding included) a second."""
+    """Speed of a training: seconds per step, examples and tokens (including padding) per second."""
     use: dict[str, float] = {}
     if follow.steps and follow.step_seconds > 0:
         use["step_seconds"] = round(follow.step_seconds / follow.steps, 6)
