@@ -1,4 +1,4 @@
-"""Wires the server together, and runs it: ``python -m service.app``."""
+"""Wire the server together and run it: ``python -m service.app``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from .settings import Settings, explain
 from .tenancy.tokens import DEFAULT_TEAM, adopt_token, authenticate, create_token, ensure_team
 
 API = "/api/v1"
-# A stream or a slow answer may take so long to end when the server is asked to stop.
+# Seconds that streams and slow requests get to end at shutdown.
 GRACE_SECONDS = 5
 # Threads of requests. Those that wait for SQLite's one writer hold one each, so there are more than anyio's 40.
 REQUEST_THREADS = 128
@@ -63,7 +63,7 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
 
     Args:
         ctx: what the use cases work on.
-        background: whether this process also does what nobody asks for: limits, purges, webhooks.
+        background: whether this process also enforces limits, purges studies and sends webhooks.
     """
     app = FastAPI(
         title="CDKA search service",
@@ -107,7 +107,7 @@ def _background(ctx: Context) -> Callable[[FastAPI], AbstractAsyncContextManager
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        # POST /studies takes its body raw, to report every fault at once; its schema is documented all the same.
+        # POST /studies reads the raw body, to report every fault at once; its schema is documented here.
         spec = StudySpec.model_json_schema(ref_template="#/components/schemas/{model}")
         components = schema.setdefault("components", {}).setdefault("schemas", {})
         for name, definition in spec.pop("$defs", {}).items():
@@ -120,7 +120,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def prepare_database(ctx: Context) -> None:
-    """Bring an embedded SQLite schema up to date; refuse an outdated PostgreSQL one.
+    """Upgrade an embedded SQLite schema; reject an outdated PostgreSQL schema.
 
     Raises:
         SystemExit: with the command to run.
@@ -135,7 +135,7 @@ def prepare_database(ctx: Context) -> None:
 
 
 def embedded_tokens(ctx: Context) -> None:
-    """Make the tokens of an embedded server, in files that only their owner can read, unless valid ones are there."""
+    """Create the tokens of an embedded server in files that only their owner can read, unless valid ones exist."""
     ensure_team(ctx, DEFAULT_TEAM)
     for role in (Role.ADMIN, Role.WORKER):
         file = ctx.settings.home / f"{role}-token"
@@ -154,7 +154,7 @@ def _is_valid(ctx: Context, secret: str) -> bool:
 
 
 def write_secret(file: Path, secret: str) -> None:
-    """Write a secret to a file that only its owner may read."""
+    """Write a secret to a file that only its owner can read."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -163,7 +163,7 @@ def write_secret(file: Path, secret: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``serve`` the API, or ``create-token`` straight in the database."""
+    """``serve`` the API, or ``create-token`` in the database."""
     parser = argparse.ArgumentParser(prog="python -m service.app", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="run the API")

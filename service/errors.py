@@ -5,7 +5,7 @@ ServiceError
 ├── Forbidden            403  the token's role does not allow the call
 ├── NotFound             404  no such thing, or not in this team
 ├── Conflict             409  the state of the resource forbids the call
-│   ├── LeaseLost        409  the lease is no longer held: stop, nothing was changed
+│   ├── LeaseLost        409  the lease is no longer held; nothing was changed
 │   └── QuotaExceeded    409  the team's quota is used up
 ├── Changed              412  the resource is not what If-Match says
 ├── TooLarge             413  the body is larger than the server takes
@@ -14,8 +14,8 @@ ServiceError
 │   └── KeyReused        422  the Idempotency-Key came with another request before
 ├── TooMany              429  the caller asks too often: wait ``retry_after`` seconds
 └── Unavailable          503  the server cannot answer now: retry
-    ├── Overloaded       503  every connection to the database is in use
-    └── Contention       503  another writer was in the way
+    ├── Overloaded       503  every database connection is in use
+    └── Contention       503  a conflict with another writer
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TYPE_PREFIX = "urn:cdka:problem:"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong with a request: where (a JSON pointer fragment, RFC 6901) and what would be right."""
+    """One fault of a request: its place (a JSON pointer fragment, RFC 6901), and what would be right."""
 
     pointer: str
     detail: str
@@ -39,8 +39,8 @@ class ServiceError(Exception):
     """Base of every error that crosses the interface.
 
     Args:
-        detail: what was wrong and what would be right, for a reader.
-        faults: every place that is wrong, where there are several.
+        detail: what is wrong and what would be right.
+        faults: every place that is wrong, if there are several.
     """
 
     status: ClassVar[int] = 500
@@ -110,7 +110,7 @@ class KeyReused(InvalidRequest):
 
 
 class TooMany(ServiceError):
-    """``retry_after`` says after how many seconds to come back."""
+    """``retry_after`` is the number of seconds to wait."""
 
     status, slug, title = 429, "too-many-requests", "Too many requests"
 
@@ -136,7 +136,7 @@ def _tree(root: type[ServiceError]) -> list[type[ServiceError]]:
 
 
 def from_problem(body: dict[str, Any], status: int) -> ServiceError:
-    """The error class that a problem+json body stands for; an unknown type keeps its status' nearest class."""
+    """The error class of a problem+json body; an unknown type becomes the nearest class of its status."""
     faults = [Fault(str(e.get("pointer", "#")), str(e.get("detail", ""))) for e in body.get("errors") or []]
     slug = str(body.get("type", "")).removeprefix(TYPE_PREFIX)
     classes = _tree(ServiceError)

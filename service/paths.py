@@ -1,4 +1,4 @@
-"""Keeps the paths that users name inside the allowed folders."""
+"""Keep the paths of users inside the allowed folders."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from .errors import InvalidRequest
 
-# A hub id: one or two names, none of which can climb out of a folder.
+# A hub id: one or two names without path components such as ``..``.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_inside(path: str, roots: Sequence[Path]) -> Path | None:
-    """The existing file or folder that ``path`` names inside one of ``roots``; ``None`` if there is none.
+    """The existing file or folder ``path`` inside one of ``roots``; ``None`` if there is none.
 
-    Links are followed before the check, so none leads out.
+    Resolves links before the check, so none leads outside.
 
     Raises:
         InvalidRequest: the path leads outside of every root.
@@ -35,7 +35,7 @@ def resolve_inside(path: str, roots: Sequence[Path]) -> Path | None:
 
 
 def locate(path: str, roots: Sequence[Path]) -> str:
-    """A model or dataset: the local folder inside ``roots`` if there is one, else the hub id as given.
+    """A model or dataset: the local folder inside ``roots`` if it exists, else the hub id.
 
     Raises:
         InvalidRequest: neither a path inside the roots nor the form of a hub id.
@@ -49,13 +49,13 @@ def locate(path: str, roots: Sequence[Path]) -> str:
 
 
 def is_inside(path: str, root: str) -> bool:
-    """Whether a path or URL of a store lies in ``root`` of that store, dots and all."""
+    """Whether a path or URL of a store lies in ``root`` of that store, after resolving dots."""
     normal, base = posixpath.normpath(path), posixpath.normpath(root)
     return normal == base or normal.startswith(base + "/")
 
 
 def gguf_file(path: str) -> str | None:
-    """The one GGUF file of a model's folder; ``None`` where it holds a model in hub layout, or is no folder."""
+    """The only GGUF file of a model's folder; ``None`` if the folder has hub layout or does not exist."""
     folder = Path(path)
     if not folder.is_dir() or (folder / "config.json").exists():
         return None

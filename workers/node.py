@@ -64,7 +64,7 @@ def start_arguments(role: str, address: str | None, environment: dict[str, str])
 
 
 def run(arguments: Sequence[str], grace: float) -> int:
-    """Run ``ray start`` until it ends or this process gets SIGTERM. Reaps orphans, as a container's first process must."""
+    """Run ``ray start`` until it ends or this process gets SIGTERM. Reaps orphaned processes."""
     child = subprocess.Popen(arguments)
     told: list[float] = []
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""Who is calling, and the context of the use cases."""
+"""Dependencies of routes: the caller, and the context of the use cases."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ IdempotencyKey = Annotated[
 
 
 async def context_of(request: Request) -> Context:
-    """The server's context, as a dependency. Async, as whatever only looks something up: it takes no thread."""
+    """The server's context, as a dependency. Async, because it needs no thread."""
     return get_context(request)
 
 
@@ -63,13 +63,13 @@ ContextDep = Annotated[Context, Depends(context_of)]
 
 
 def bearer_token(request: Request) -> str | None:
-    """The token that the request carries, whether valid or not."""
+    """The request's token, valid or not."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret.strip() or None if scheme.lower() == "bearer" else None
 
 
 def get_principal(request: Request, ctx: ContextDep, _: Annotated[Any, Security(_bearer)] = None) -> Principal:
-    """The caller, by bearer token; for reading also by the dashboard's session cookie.
+    """The caller, by bearer token; for reading, also by the dashboard's session cookie.
 
     Raises:
         Unauthorized: neither is valid.
@@ -84,7 +84,7 @@ def get_principal(request: Request, ctx: ContextDep, _: Annotated[Any, Security(
 
 
 def identify(request: Request, ctx: Context) -> Principal:
-    """Whose token or session the request carries.
+    """The principal of the request's token or session.
 
     Raises:
         Unauthorized: neither is valid.
@@ -107,7 +107,7 @@ def identify(request: Request, ctx: Context) -> Principal:
 
 
 def require(*roles: Role) -> Callable[[Principal], Awaitable[Principal]]:
-    """A dependency that admits these roles (and admins, who may do all).
+    """A dependency that admits these roles, and admins.
 
     Raises:
         Forbidden: the caller has another role.
@@ -157,7 +157,7 @@ _EXAMPLES: dict[int, ServiceError] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors that a route may answer with; those that any may answer with go without saying."""
+    """OpenAPI entries for the errors of a route, besides those of every route."""
     return {
         status: {
             "description": _MEANINGS[status],

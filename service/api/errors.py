@@ -1,4 +1,4 @@
-"""Every error leaves as problem+json (RFC 9457)."""
+"""Render every error as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, ServiceError):
-        # What FastAPI makes of an error of ours that came up while it read the body.
+        # FastAPI wraps our error if it occurs while the body is read.
         return problem_response(error.__cause__)
     if error.status_code == 400:
-        # What cannot be read at all is told like what can be read and is wrong.
+        # An unreadable body is reported in the same form as an invalid one.
         return problem_response(InvalidRequest(f"the request cannot be read: {error.detail}"))
     body = {
         "type": "about:blank",

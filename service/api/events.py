@@ -33,7 +33,7 @@ STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream"
 def event_log(
     ctx: ContextDep, principal: Reader, study_id: Id, after: EventNumber = 0, limit: Limit = 100
 ) -> Page[EventOut]:
-    """Events of a study as a list, the oldest first; for what cannot hold a stream open."""
+    """List a study's events, oldest first. For clients that cannot keep a stream open."""
     found = events.after(ctx, study_id, principal.scope, after, limit)
     cursor = str(found[-1].number) if len(found) == limit else None
     return Page(items=[EventOut.model_validate(e) for e in found], next_cursor=cursor)
@@ -48,10 +48,10 @@ async def event_stream(
     after: EventNumber = 0,
     last_event_id: Annotated[str | None, Header(max_length=20, pattern=r"^[0-9]*$")] = None,
 ) -> StreamingResponse:
-    """Everything that happens to a study, as it happens.
+    """Stream a study's events.
 
-    Each event's ``id`` is its number; a browser that reconnects sends the last one as ``Last-Event-ID`` and misses
-    nothing. The stream ends with the event that ends the study.
+    Each event's ``id`` is its number. A client that reconnects with ``Last-Event-ID`` misses nothing. The stream ends
+    with the event that ends the study.
     """
     since = min(int(last_event_id), 2**31 - 1) if last_event_id else after
     first = await run_in_threadpool(events.after, ctx, study_id, principal.scope, since, 500)
@@ -82,7 +82,7 @@ async def _stream(
             try:
                 found = await run_in_threadpool(events.after, ctx, study_id, team_id, since, 500)
             except ServiceError:
-                # The study is gone, or the database is: whoever still wants events asks again after the last one.
+                # The study or the database is gone; the client reconnects after its last event.
                 return
 
 

@@ -30,13 +30,13 @@ def readyz(ctx: ContextDep) -> dict[str, str]:
 
 @router.get("/metrics", response_class=Response, include_in_schema=False)
 def metrics(request: Request, ctx: ContextDep) -> Response:
-    """Prometheus' exposition, for loopback and for admins and viewers with a token.
+    """Metrics for Prometheus, for loopback and for tokens of admins and viewers.
 
     Raises:
         Forbidden: a token of another role.
     """
     local = request.client is not None and is_loopback(request.client.host)
-    # Behind a proxy on this machine every caller is local; what it forwards says so.
+    # Behind a local proxy every caller is loopback; forwarding headers tell.
     if not local or "x-forwarded-for" in request.headers or bearer_token(request) is not None:
         caller = identify(request, ctx)
         if caller.role not in (Role.ADMIN, Role.VIEWER):

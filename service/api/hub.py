@@ -1,4 +1,4 @@
-"""Wakes the event streams of this replica: one poll of the database, however many streams there are."""
+"""Wake the event streams of this replica: one poll of the database serves all streams."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.5
 
 
 class EventHub:
-    """Streams wait here for their study to change. What has changed they read themselves, so nothing is missed."""
+    """Streams wait here for their study to change, then read the changes themselves, so none is missed."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
@@ -41,7 +41,7 @@ class EventHub:
                 del self._waiting[study_id]
                 self._versions.pop(study_id, None)
             if not self._waiting and self._task is not None:
-                # A read in a thread is waited for: it must not outlive the server that it is of.
+                # Wait for a read in a thread: it must not outlive the server.
                 task, self._task = self._task, None
                 task.cancel()
                 with anyio.CancelScope(shield=True), contextlib.suppress(asyncio.CancelledError):
@@ -50,7 +50,7 @@ class EventHub:
     async def _poll(self) -> None:
         while self._waiting:
             await asyncio.sleep(POLL_SECONDS)
-            # A database that is away for a while is asked again; the streams stay open meanwhile.
+            # Retry while the database is away; streams stay open.
             with contextlib.suppress(ServiceError):
                 found = await run_in_threadpool(self._read, list(self._waiting))
                 for study_id, version in found.items():

@@ -1,7 +1,7 @@
-"""POST under an ``Idempotency-Key``: the same request, repeated, is done once and answered alike.
+"""POST under an ``Idempotency-Key``: a repeated request has one effect and gets the same answer.
 
-What the request does and the answer that it got are one transaction, so a server that is killed in between has either
-done both or neither. Answers are kept for a day, encrypted under the caller's token, which is not stored.
+Effect and answer commit in one transaction, so a crash leaves both or neither. Answers are kept for a day, encrypted
+under the caller's token, which is not stored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class IdempotentRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             key = request.headers.get(HEADER)
-            # A key that is malformed is for FastAPI to refuse.
+            # FastAPI rejects a malformed key.
             if request.method != "POST" or key is None or not (0 < len(key) <= 255 and key.isascii()):
                 return await original(request)
             return await _once(request, key, original)
@@ -59,7 +59,7 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
     asked = f"{request.url.path}?{request.url.query}\n".encode()
     said = hashlib.sha256(asked + body).hexdigest()
     cipher = _cipher(secret, key)
-    # Whoever may not call any more gets no kept answer either.
+    # A caller whose access was revoked must not get a stored answer.
     await run_in_threadpool(identify, request, ctx)
     if (kept := await run_in_threadpool(_find, ctx, scope, key)) is not None:
         return _replay(kept, said, cipher)
@@ -73,7 +73,7 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
         return response
     except IntegrityError:
         await _in_own_thread(partial(ctx.db.end_unit, unit, commit=False))
-        # The same request came in twice at once, and the other was first.
+        # The same request arrived twice at once, and the other one was first.
         kept = await run_in_threadpool(_find, ctx, scope, key)
         if kept is None:
             raise
@@ -85,7 +85,7 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
         ctx.db.leave_unit(token)
 
 
-# A unit that may write has to end, also when every other thread waits for it.
+# A unit that may write has to end even if every other thread waits for it.
 UNIT_THREADS = 8
 _threads: RunVar[CapacityLimiter] = RunVar("unit_threads")
 

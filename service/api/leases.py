@@ -31,7 +31,7 @@ from .idempotency import IdempotentRoute
 router = APIRouter(tags=["workers"], route_class=IdempotentRoute)
 
 
-# Requests that wait for a trial wait in threads of their own: reports, results and pages never queue behind them.
+# Lease requests wait in their own threads, so that reports, results and pages never queue behind them.
 LEASE_THREADS = 256
 _threads: RunVar[CapacityLimiter] = RunVar("lease_threads")
 
@@ -87,7 +87,7 @@ def _lease(grant: leasing.Grant, heartbeat_seconds: float) -> LeaseOut:
 def report(
     ctx: ContextDep, principal: Worker, lease_id: Id, body: ReportsIn, idempotency_key: IdempotencyKey = None
 ) -> DirectiveOut:
-    """Record reports (none: a heartbeat) and renew the lease. 409 means: stop, the trial is another's now."""
+    """Record reports (none: a heartbeat) and renew the lease. 409 means that the lease is lost: stop."""
     reports = [(r.step, r.metrics) for r in body.reports]
     said = reporting.report(ctx, lease_id, principal.scope, reports, body.checkpoint)
     directive = "continue" if said.reason is None else "stop"
@@ -98,13 +98,13 @@ def report(
 def append_log(
     ctx: ContextDep, principal: Worker, lease_id: Id, body: LogIn, idempotency_key: IdempotencyKey = None
 ) -> LogTaken:
-    """Add to the attempt's log. Text that was sent before changes nothing; the newest million characters are kept."""
+    """Append to the attempt's log. Repeated text is ignored; the newest million characters are kept."""
     return LogTaken(next=trial_logs.append_log(ctx, lease_id, principal.scope, body.start, body.text))
 
 
 @router.put("/leases/{lease_id}/result", responses=problems(404, 409))
 def finish(ctx: ContextDep, principal: Worker, lease_id: Id, body: ResultIn) -> ResultOut:
-    """End the attempt. The same result repeated under its own lease answers 200 and changes nothing."""
+    """End the attempt. Repeating the same result returns 200 and changes nothing."""
     failure = None if body.failure is None else Failure(body.failure.kind, body.failure.message)
     measured = [entry.model_dump() for entry in body.predictions]
     result = results.Result(body.state, body.metrics, body.artifact, body.resources, failure, body.scores, measured)
@@ -113,7 +113,7 @@ def finish(ctx: ContextDep, principal: Worker, lease_id: Id, body: ResultIn) -> 
 
 @router.get("/demand", responses=problems())
 def demand(ctx: ContextDep, principal: Worker) -> DemandOut:
-    """How many runners of each shape have something to do."""
+    """The number of runners of each shape that have work."""
     leasing.expire_leases(ctx)
     return DemandOut(
         items=[DemandItem(**d.shape.as_dict(), slots=d.slots) for d in demands.demand(ctx, principal.scope)]

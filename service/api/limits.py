@@ -1,4 +1,4 @@
-"""How often a caller may call, counted in this process."""
+"""Rate limits, counted in this process."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from limits.strategies import MovingWindowRateLimiter
 
 from ..errors import TooMany
 
-# Tokens carry 256 random bits; what this stops is noise, not guessing.
+# Tokens have 256 random bits, so this limits noise, not guessing.
 REFUSALS_A_MINUTE = 60
 
 
 class RateLimits:
-    """Calls of one token, and refusals of one address, in a window that moves.
+    """Limits the calls of one token and the invalid tokens of one address, in a moving window.
 
     Args:
-        calls_a_minute: how often one token may call; 0 for no limit. Workers are not counted.
-        refusals_a_minute: invalid tokens of one address that are answered 401; further ones get 429.
+        calls_a_minute: calls that one token may make; 0 is no limit. Workers are not counted.
+        refusals_a_minute: invalid tokens of one address that get 401; further ones get 429.
     """
 
     def __init__(self, calls_a_minute: int, refusals_a_minute: int = REFUSALS_A_MINUTE) -> None:
@@ -37,7 +37,7 @@ class RateLimits:
             raise self._too_many(self._calls, "call", token_id)
 
     def count_refusal(self, address: str) -> None:
-        """Count a request with an invalid token. Valid ones are never turned away: many may share a proxy's address.
+        """Count a request with an invalid token. Valid tokens are never limited here: many may share a proxy's address.
 
         Raises:
             TooMany: the address has sent too many within the last minute.

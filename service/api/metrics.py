@@ -1,4 +1,4 @@
-"""What Prometheus scrapes. Request and sampler times are this process's; the rest is read from the database."""
+"""Metrics for Prometheus. Request and sampler times are this process's; the rest is read from the database."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class _Records(Collector):
         yield GaugeMetricFamily("cdka_leases_held", "Leases that are held", value=len(held))
         oldest = max((now - lease.acquired_at).total_seconds() for lease in held) if held else 0.0
         yield GaugeMetricFamily("cdka_lease_age_seconds", "Age of the oldest lease that is held", value=oldest)
-        # How long the quietest runner has been silent: near the lease time something is wrong with it or the network.
+        # The longest silence of a runner; close to the lease time, the runner or the network has a problem.
         silent = (
             max((self._ctx.lease_time - (lease.expires_at - now)).total_seconds() for lease in held) if held else 0.0
         )

@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, its size, its time, and the headers that keep browsers safe."""
+"""Middleware of every request: id, log line, size limit, timing and security headers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..errors import ServiceError, TooLarge
 from .metrics import Metrics
 
 _log = logging.getLogger("service.access")
-# Ids that callers send are taken over if they are short and plain; anything else gets one of ours.
+# Short and plain request ids of callers are kept; others are replaced.
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 API = "/api/v1"
 # Probes and static files are counted but not logged.
 _QUIET = ("/healthz", "/readyz", "/metrics", "/static/")
 current_request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-# Plotly sets styles on elements and exports pictures as blobs; nothing else may come from anywhere.
+# Plotly sets styles on elements and exports pictures as blobs; everything else is same-origin.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -92,7 +92,7 @@ class RequestMiddleware:
             if not scope["path"].startswith(_QUIET):
                 fields = {
                     "method": scope["method"],
-                    # Without the query: nothing that a caller puts there belongs into a log.
+                    # Without the query, which may hold a caller's data.
                     "path": scope["path"],
                     "status": status,
                     "ms": round(seconds * 1000, 1),
@@ -115,7 +115,7 @@ class RequestMiddleware:
 
 
 def _template(scope: Scope) -> str:
-    """The path with its parameters unfilled: ids in labels would make a series of every study."""
+    """The path template: ids in labels would create a time series per study."""
     path = getattr(scope.get("route"), "path", None)
     if not isinstance(path, str):
         return "static" if scope["path"].startswith("/static/") else "unmatched"

@@ -61,8 +61,7 @@ class ExportFormat(StrEnum):
 def etag(study: Study) -> str:
     """The entity tag: any change of the study or its trials changes it.
 
-    If-Match looks at its first part only, the settings' revision: that a trial has reported is no reason to refuse a
-    PATCH.
+    If-Match compares only its first part, the revision of the settings: a trial's report does not invalidate a PATCH.
     """
     return f'"{study.revision}.{study.version}"'
 
@@ -89,7 +88,7 @@ def create_study(
     body: Annotated[Any, Body()],
     idempotency_key: IdempotencyKey = None,
 ) -> StudyCreated:
-    """Create a study. It is validated in full before it is stored; the answer holds what the predictors say."""
+    """Create a study. It is validated in full before it is stored. Returns its predictions, too."""
     study, planned = studies.create_study(ctx, principal, body)
     response.headers["Location"] = f"/api/v1/studies/{study.id}"
     response.headers["ETag"] = etag(study)
@@ -110,7 +109,7 @@ def list_studies(
     name: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description="A part of the name.")] = None,
     order: Order = Order.NEWEST,
 ) -> Page[StudyOut]:
-    """Studies by age, those in one of the states and with this in their name."""
+    """List studies by age, filtered by state and by a part of the name."""
     found, next_cursor = studies.list_studies(
         ctx, principal.scope, limit, cursor, name=name, states=state, ascending=order is Order.OLDEST
     )
@@ -125,7 +124,7 @@ def get_study(
     study_id: Id,
     if_none_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Any:
-    """One study with its progress."""
+    """Get a study with its progress."""
     found = studies.get_study(ctx, study_id, principal.scope)
     tag = etag(found[0])
     if if_none_match is not None and tag in (part.strip() for part in if_none_match.split(",")):
@@ -142,7 +141,7 @@ def update_study(
     body: StudyChanges,
     if_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> StudyOut:
-    """Rename, extend, re-prioritise, or change concurrency, retries and limits, also while the study runs."""
+    """Change name, number of trials, priority, concurrency, retries or limits. The study may be running."""
     changes = studies.Changes(**{name: getattr(body, name) for name in StudyChanges.model_fields})
     return _out(response, studies.update_study(ctx, principal, study_id, changes, _revision(if_match)))
 
@@ -154,7 +153,7 @@ def delete_study(
     study_id: Id,
     purge: Annotated[bool, Query(description="Remove rows and artifacts now, not after CDKA_PURGE_HOURS.")] = False,
 ) -> None:
-    """Delete a study with its trials and adapters, cancelling it if it runs."""
+    """Delete a study with its trials and adapters. Cancels it first if it runs."""
     studies.delete_study(ctx, principal, study_id, purge_now=purge)
 
 
@@ -175,7 +174,7 @@ def pause_study(
 def resume_study(
     ctx: ContextDep, principal: Writer, response: Response, study_id: Id, idempotency_key: IdempotencyKey = None
 ) -> StudyOut:
-    """Go on with a paused study."""
+    """Resume a paused study."""
     return _out(response, studies.resume_study(ctx, principal, study_id))
 
 
@@ -189,13 +188,13 @@ def cancel_study(
 
 @router.get("/studies/{study_id}/predictions", responses=problems(404))
 def study_predictions(ctx: ContextDep, principal: Reader, study_id: Id) -> list[RankingOut]:
-    """What the predictors said of the study's budget before it began."""
+    """Get the predictors' rankings for the study's budget."""
     return rankings(predicting.get_predictions(ctx, study_id, principal.scope))
 
 
 @router.get("/studies/{study_id}/comparison", responses=problems(404))
 def study_comparison(ctx: ContextDep, principal: Reader, study_id: Id) -> ComparisonOut:
-    """The search's best against predictions and baselines, as it stands."""
+    """Compare the best found with predictions and baselines, as of now."""
     return ComparisonOut.model_validate(comparing.compare(ctx, study_id, principal.scope))
 
 
@@ -205,13 +204,13 @@ def compare_studies(
     principal: Reader,
     study: Annotated[list[Annotated[str, Query(max_length=128)]], Query(min_length=1, max_length=20)],
 ) -> list[ComparisonOut]:
-    """The comparisons of several studies, side by side."""
+    """Get the comparisons of several studies."""
     return [ComparisonOut.model_validate(comparing.compare(ctx, one, principal.scope)) for one in study]
 
 
 @router.get("/studies/{study_id}/front", responses=problems(404))
 def study_front(ctx: ContextDep, principal: Reader, study_id: Id) -> ParetoOut:
-    """The Pareto front: finished search trials that no other one dominates."""
+    """Get the Pareto front of the finished search trials."""
     objectives, trials = reading.front(ctx, study_id, principal.scope)
     return ParetoOut(objectives=objectives, trials=[TrialOut.model_validate(t) for t in trials])
 
@@ -234,7 +233,7 @@ def export_study(
     study_id: Id,
     form: Annotated[ExportFormat, Query(alias="format")] = ExportFormat.CSV,
 ) -> Response:
-    """A study as CSV (its trials), JSON (everything), or an SQLite file that ``optuna.load_study`` opens."""
+    """Export a study as CSV (trials), JSON (everything), or an SQLite file for ``optuna.load_study``."""
     if form is ExportFormat.OPTUNA:
         file = exporting.as_optuna(ctx, study_id, principal.scope)
         return FileResponse(
@@ -252,7 +251,7 @@ def export_study(
 
 
 def remove_file(file: Path) -> None:
-    """Remove a file that was made to be sent once."""
+    """Remove a temporary file after it was sent."""
     file.unlink(missing_ok=True)
 
 
@@ -260,7 +259,7 @@ def remove_file(file: Path) -> None:
 def predictions(
     ctx: ContextDep, principal: Reader, body: PredictionRequest, idempotency_key: IdempotencyKey = None
 ) -> PredictionsOut:
-    """Predictions for a model, a task and a budget; nothing is stored."""
+    """Get predictions for a model, a task and a budget. Stores nothing."""
     if body.task.kind not in METRICS:
         fault = Fault("#/task/kind", f"unknown task {body.task.kind!r}; there are: {', '.join(METRICS)}")
         raise InvalidRequest("no prediction can be made", [fault])

@@ -29,7 +29,7 @@ router = APIRouter(tags=["operation"], route_class=IdempotentRoute)
 
 @router.get("/teams", responses=problems())
 def list_teams(ctx: ContextDep, principal: Reader) -> Page[TeamWithUsage]:
-    """The caller's team (all of them for an admin) with its quotas and what it holds right now."""
+    """List the caller's team, or all teams for an admin, with quotas and current use."""
     return Page(
         items=[
             TeamWithUsage(**dict(TeamOut.model_validate(team)), usage=UsageOut.model_validate(usage))
@@ -42,20 +42,20 @@ def list_teams(ctx: ContextDep, principal: Reader) -> Page[TeamWithUsage]:
 def create_team(
     ctx: ContextDep, principal: Admin, body: TeamRequest, idempotency_key: IdempotencyKey = None
 ) -> TeamOut:
-    """Make a team."""
+    """Create a team."""
     values = body.model_dump(exclude={"name"}, exclude_unset=True)
     return TeamOut.model_validate(teams.create_team(ctx, principal, body.name, values))
 
 
 @router.patch("/teams/{team_id}", responses=problems(404))
 def update_team(ctx: ContextDep, principal: Admin, team_id: Id, body: Quotas) -> TeamOut:
-    """Change a team's weight and quotas; what runs goes on."""
+    """Change a team's weight and quotas. Does not affect running trials."""
     return TeamOut.model_validate(teams.update_team(ctx, principal, team_id, body.model_dump(exclude_unset=True)))
 
 
 @router.get("/workers", responses=problems())
 def list_workers(ctx: ContextDep, principal: Reader) -> Page[RunnerOut]:
-    """Runners that serve the caller's team (all of them for an admin), with when they were last heard of."""
+    """List the runners of the caller's team, or all for an admin, with the time each was last seen."""
     return Page(
         items=[
             RunnerOut(
@@ -75,7 +75,7 @@ def list_workers(ctx: ContextDep, principal: Reader) -> Page[RunnerOut]:
 
 @router.get("/hosts", responses=problems())
 def list_hosts(ctx: ContextDep, principal: Admin) -> Page[HostOut]:
-    """Hosts that failed trials which others could run; a quarantined one is given no more until it is released."""
+    """List hosts with failures. A quarantined host gets no trials until it is released."""
     return Page(items=[HostOut.model_validate(h) for h in hosts.list_hosts(ctx)])
 
 
@@ -83,7 +83,7 @@ def list_hosts(ctx: ContextDep, principal: Admin) -> Page[HostOut]:
 def release_host(
     ctx: ContextDep, principal: Admin, body: HostRelease, idempotency_key: IdempotencyKey = None
 ) -> HostOut:
-    """End a host's quarantine: it was mended."""
+    """End a host's quarantine."""
     return HostOut.model_validate(hosts.release_host(ctx, principal, body.host))
 
 
@@ -97,6 +97,6 @@ def read_audit(
         str | None, Query(max_length=128, pattern=r"^[A-Za-z0-9_-]+$", description="Id of a thing.")
     ] = None,
 ) -> Page[AuditOut]:
-    """Who changed what in the caller's team (in all of them for an admin), newest first."""
+    """List the changes in the caller's team, or in all teams for an admin, newest first."""
     found, next_cursor = access.read_audit(ctx, principal.scope, limit, cursor, target)
     return Page(items=[AuditOut.model_validate(e) for e in found], next_cursor=next_cursor)

@@ -1,4 +1,4 @@
-"""Tokens: made, listed, rotated and revoked by admins."""
+"""Tokens: created, listed, rotated and revoked by admins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["operation"], route_class=IdempotentRoute)
 def create_token(
     ctx: ContextDep, principal: Admin, body: TokenRequest, idempotency_key: IdempotencyKey = None
 ) -> TokenCreated:
-    """Make a token. Its secret is in this answer and nowhere else."""
+    """Create a token. Only this response contains its secret."""
     team = body.team or principal.team
     token, secret = access.create_token(ctx, team, body.name, body.role, body.expires_at, principal)
     return TokenCreated(**dict(TokenOut.model_validate(token)), token=secret)
@@ -27,7 +27,7 @@ def create_token(
 
 @router.get("/tokens", responses=problems())
 def list_tokens(ctx: ContextDep, principal: Admin) -> Page[TokenOut]:
-    """Every token, without its secret."""
+    """List tokens without their secrets."""
     return Page(items=[TokenOut.model_validate(t) for t in access.list_tokens(ctx, None)])
 
 
@@ -35,7 +35,7 @@ def list_tokens(ctx: ContextDep, principal: Admin) -> Page[TokenOut]:
 def rotate_token(
     ctx: ContextDep, principal: Admin, token_id: Id, body: RotationRequest, idempotency_key: IdempotencyKey = None
 ) -> TokenCreated:
-    """Make a new secret for a token; the old one goes on being valid for a while, so that nobody is locked out."""
+    """Create a new secret for a token. The old one stays valid for a grace period."""
     token, secret = access.rotate_token(ctx, principal, token_id, timedelta(seconds=body.grace_seconds))
     return TokenCreated(**dict(TokenOut.model_validate(token)), token=secret)
 

@@ -40,7 +40,7 @@ def list_trials(
     phase: TrialPhase | None = None,
     order: TrialOrder = TrialOrder.ASCENDING,
 ) -> Page[TrialOut]:
-    """A study's trials by number, those in one of the states and of the phase."""
+    """List a study's trials by number, filtered by state and phase."""
     found, next_cursor = trials.list_trials(
         ctx,
         study_id,
@@ -72,13 +72,13 @@ def enqueue_trial(
 
 @router.get("/trials/{trial_id}", responses=problems(404))
 def get_trial(ctx: ContextDep, principal: Reader, trial_id: Id) -> TrialOut:
-    """One trial."""
+    """Get a trial."""
     return TrialOut.model_validate(trials.get_trial(ctx, trial_id, principal.scope))
 
 
 @router.post("/trials/{trial_id}/stop", responses=problems(404, 409))
 def stop_trial(ctx: ContextDep, principal: Writer, trial_id: Id, idempotency_key: IdempotencyKey = None) -> TrialOut:
-    """Stop one trial: a queued one now, a running one at its next report. Its study goes on."""
+    """Stop one trial: a queued one now, a running one at its next report. Its study continues."""
     return TrialOut.model_validate(trials.stop_trial(ctx, principal, trial_id))
 
 
@@ -90,7 +90,7 @@ def retry_trial(ctx: ContextDep, principal: Writer, trial_id: Id, idempotency_ke
 
 @router.get("/trials/{trial_id}/metrics", responses=problems(404))
 def get_metrics(ctx: ContextDep, principal: Reader, trial_id: Id) -> Page[MetricOut]:
-    """Every value that a trial reported, by step."""
+    """Get every value that a trial reported, by step."""
     found = trials.get_metrics(ctx, trial_id, principal.scope)
     return Page(items=[MetricOut.model_validate(m) for m in found])
 
@@ -104,7 +104,7 @@ def get_log(
     after: Annotated[int | None, Query(ge=0, le=2**53, description="By default the end of it.")] = None,
     limit: Annotated[int, Query(ge=1, le=1_000_000, description="Most characters.")] = 65_536,
 ) -> TrialLogOut:
-    """What an attempt printed. To follow it, ask again with ``after`` set to the answer's ``next``."""
+    """Get an attempt's output. To follow it, repeat with ``after`` set to the response's ``next``."""
     return TrialLogOut.model_validate(trial_logs.read_log(ctx, trial_id, principal.scope, attempt, after, limit))
 
 
@@ -115,6 +115,6 @@ _ZIP: dict[int | str, dict[str, Any]] = {
 
 @router.get("/trials/{trial_id}/adapter", responses=problems(404) | _ZIP, response_class=Response)
 def get_adapter(ctx: ContextDep, principal: Reader, trial_id: Id) -> FileResponse:
-    """A trial's adapter, as PEFT saved it, in a zip file."""
+    """Download a trial's adapter, as PEFT saved it, as a zip file."""
     file, name = reading.adapter_archive(ctx, trial_id, principal.scope)
     return FileResponse(file, media_type="application/zip", filename=name, background=BackgroundTask(remove_file, file))

@@ -54,7 +54,7 @@ class Client(Connection):
         return self._pages(StudyOut, "/studies", state=list(state), name=name, order=order)
 
     def study(self, study_id: str) -> StudyOut:
-        """One study with its progress."""
+        """Get a study with its progress."""
         return self._get(StudyOut, f"/studies/{study_id}")
 
     def update_study(self, study_id: str, *, if_revision: int | None = None, **changes: Any) -> StudyOut:
@@ -72,7 +72,7 @@ class Client(Connection):
         return StudyOut.model_validate(self._post(f"/studies/{study_id}/pause", params={"drain": drain}))
 
     def resume_study(self, study_id: str) -> StudyOut:
-        """Go on with a paused study."""
+        """Resume a paused study."""
         return StudyOut.model_validate(self._post(f"/studies/{study_id}/resume"))
 
     def cancel_study(self, study_id: str) -> StudyOut:
@@ -88,11 +88,11 @@ class Client(Connection):
         return _RANKINGS.validate_python(self._call("GET", f"{API}/studies/{study_id}/predictions"))
 
     def comparison(self, study_id: str) -> ComparisonOut:
-        """The search's best against predictions and baselines, as it stands."""
+        """Compare the best found with predictions and baselines, as of now."""
         return self._get(ComparisonOut, f"/studies/{study_id}/comparison")
 
     def compare(self, *study_ids: str) -> list[ComparisonOut]:
-        """The comparisons of several studies, side by side."""
+        """Get the comparisons of several studies."""
         return _COMPARISONS.validate_python(self._call("GET", f"{API}/compare", params={"study": list(study_ids)}))
 
     def front(self, study_id: str) -> ParetoOut:
@@ -144,7 +144,7 @@ class Client(Connection):
         return self._pages(TrialOut, f"/studies/{study_id}/trials", state=list(state), phase=phase, order=order)
 
     def trial(self, trial_id: str) -> TrialOut:
-        """One trial."""
+        """Get a trial."""
         return self._get(TrialOut, f"/trials/{trial_id}")
 
     def enqueue_trial(self, study_id: str, params: Mapping[str, Any]) -> TrialOut:
@@ -186,7 +186,7 @@ class Client(Connection):
         self._call("DELETE", f"{API}/tokens/{token_id}")
 
     def tokens(self) -> list[TokenOut]:
-        """Every token, without its secret."""
+        """List tokens without their secrets."""
         return self._get(Page[TokenOut], "/tokens").items
 
     def teams(self) -> list[TeamWithUsage]:
@@ -219,7 +219,7 @@ class Client(Connection):
         return self._get(Page[WebhookOut], "/webhooks").items
 
     def delete_webhook(self, webhook_id: str) -> None:
-        """Send a webhook nothing more."""
+        """Delete a webhook."""
         self._call("DELETE", f"{API}/webhooks/{webhook_id}")
 
     def deliveries(self, webhook_id: str) -> Iterator[DeliveryOut]:
@@ -283,5 +283,5 @@ class Client(Connection):
         return ResultOut.model_validate(self._call("PUT", f"{API}/leases/{lease_id}/result", body=dict(result)))
 
     def demand(self) -> DemandOut:
-        """How many runners of each shape have something to do."""
+        """The number of runners of each shape that have work."""
         return self._get(DemandOut, "/demand")

@@ -1,4 +1,4 @@
-"""What happened to studies, in SQL; and what of it is to be sent to webhooks."""
+"""Events of studies in SQL, and their deliveries to webhooks."""
 
 from __future__ import annotations
 

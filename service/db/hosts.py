@@ -14,7 +14,7 @@ from .upserts import insert_ignoring
 
 
 class Hosts:
-    """Reads and writes hosts in one session. A host is known once something speaks against it."""
+    """Reads and writes hosts in one session. A host has a row once it has failures."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -35,11 +35,11 @@ class Hosts:
         self._session.execute(insert_ignoring(self._session, HostRow).values(**values))
 
     def write(self, team_id: str | None, name: str, **values: Any) -> None:
-        """Change what is known of a host."""
+        """Update a host's columns."""
         self._session.execute(update(HostRow).where(*_of(team_id, name)).values(**values))
 
     def is_last(self, team_id: str | None, name: str, since: datetime) -> bool:
-        """Whether no runner on another host that may work was heard of since then."""
+        """Whether no runner on another usable host was seen since then."""
         theirs = func.coalesce(RunnerRow.team_id, "")
         other = (
             select(RunnerRow.name)

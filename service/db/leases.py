@@ -104,7 +104,7 @@ class Leases:
         return _record(row)
 
     def expired(self, now: datetime) -> list[Lease]:
-        """Held leases whose time is over."""
+        """Held leases that have expired."""
         query = select(LeaseRow).where(LeaseRow.state == LeaseState.HELD, LeaseRow.expires_at < now)
         return [_record(row) for row in self._session.scalars(query.order_by(LeaseRow.expires_at))]
 
@@ -124,7 +124,7 @@ class Leases:
         return [(study_id, _record(row)) for study_id, row in self._session.execute(query)]
 
     def shorten(self, latest: datetime) -> int:
-        """Bring expiries beyond ``latest`` back to it (the clock has gone backwards); returns how many."""
+        """Cut expiries back to ``latest``, after the clock was set back; returns how many."""
         query = (
             update(LeaseRow)
             .where(LeaseRow.state == LeaseState.HELD, LeaseRow.expires_at > latest)
@@ -134,7 +134,7 @@ class Leases:
         return len(self._session.scalars(query).all())
 
     def renew(self, lease_id: str, expires_at: datetime, progress: tuple[int, datetime] | None = None) -> None:
-        """Hold the lease until ``expires_at``; ``progress`` is a step that was not reached before, and when it was."""
+        """Renew the lease until ``expires_at``; ``progress`` is a new step and its time."""
         values: dict[str, Any] = {"state": LeaseState.HELD, "expires_at": expires_at, "ended_at": None}
         if progress is not None:
             values["progress_step"], values["progress_at"] = progress
@@ -148,17 +148,17 @@ class Leases:
         self._session.execute(update(LeaseRow).where(LeaseRow.id == lease_id).values(**values))
 
     def see_runner(self, seen: RunnerSeen) -> None:
-        """Remember that a runner asked for work."""
+        """Record that a runner asked for work."""
         row = {name: getattr(seen, name) for name in RunnerSeen.__slots__}
         row |= {"cpus": seen.shape.cpus, "gpus": seen.shape.gpus, "shape": seen.shape.as_dict()}
         _SEE.run(self._session, [row])
 
     def set_idle(self, name: str, now: datetime) -> None:
-        """A runner has nothing in hand any more."""
+        """Record that a runner is idle."""
         self._session.connection().execute(_IDLE, {"runner": name, "now": now})
 
     def hear_of(self, name: str, now: datetime, resolution: timedelta) -> None:
-        """Remember when a runner was last heard of, give or take ``resolution``."""
+        """Record when a runner was last seen, to within ``resolution``."""
         self._session.connection().execute(_HEAR, {"runner": name, "now": now, "since": now - resolution})
 
     def runner(self, name: str) -> RunnerSeen | None:

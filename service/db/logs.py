@@ -1,4 +1,4 @@
-"""What attempts printed, in SQL: pieces of text at their place in an attempt's whole output."""
+"""Output of attempts in SQL: pieces of text at their position in an attempt's whole output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TrialLogs:
         self._session = session
 
     def end(self, trial_id: str, attempt: int) -> int:
-        """Characters that an attempt has printed so far, as far as they are known here."""
+        """The end of an attempt's stored output, in characters."""
         query = (
             select(LogRow.start + func.length(LogRow.text))
             .where(LogRow.trial_id == trial_id, LogRow.attempt == attempt)

@@ -1,4 +1,4 @@
-"""What trials reported, in SQL."""
+"""Reported metrics in SQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Metrics:
         self._session = session
 
     def add(self, trial_id: str, points: Sequence[MetricPoint]) -> list[tuple[str, int]]:
-        """Record metric values; those already there (a report repeated) stay. Returns name and step of the new ones."""
+        """Record metric values. Existing ones (of a repeated report) stay. Returns name and step of the new ones."""
         if not points:
             return []
         rows = [
@@ -37,7 +37,7 @@ class Metrics:
         return added
 
     def forget(self, trial_id: str) -> None:
-        """Remove what earlier attempts reported: the trial starts from the beginning."""
+        """Remove the reports of earlier attempts, because the trial starts from the beginning."""
         self._session.execute(delete(MetricRow).where(MetricRow.trial_id == trial_id))
 
     def of_trial(self, trial_id: str) -> list[MetricPoint]:

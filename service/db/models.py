@@ -33,7 +33,7 @@ CONVENTION = {
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time: UTC going in, UTC with its zone coming out, also where the database keeps none."""
+    """A point in time in UTC, with its zone also on databases that store none."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -109,13 +109,13 @@ class StudyRow(Base):
     candidates: Mapped[list[Any] | None]
     version: Mapped[int] = mapped_column(Integer, default=0)
     revision: Mapped[int] = mapped_column(Integer, default=0)
-    # What scheduling asks of the spec, so that it need not be parsed.
+    # Columns that scheduling needs, so that the spec need not be parsed.
     priority: Mapped[int]
     concurrency: Mapped[int]
     planned: Mapped[int]
     cpus: Mapped[float]
     gpus: Mapped[float]
-    # All that a trial holds; studies of earlier revisions had CPUs and GPUs alone.
+    # All resources of a trial; earlier revisions had only CPUs and GPUs.
     shape: Mapped[dict[str, Any] | None]
     model_key: Mapped[str] = mapped_column(Text)
     storage_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -210,7 +210,7 @@ class LeaseRow(Base):
     expires_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None]
-    # When the trial last got on, as against when its runner was last heard of.
+    # When the trial last made progress, which is not when its runner was last seen.
     progress_at: Mapped[datetime | None]
     progress_step: Mapped[int] = mapped_column(default=-1)
     __table_args__ = (UniqueConstraint("trial_id", "attempt"), Index(None, "state", "expires_at"))
@@ -250,10 +250,10 @@ class RunnerRow(Base):
 
 
 class HostRow(Base):
-    """A machine that runners are on, and what speaks against it."""
+    """A machine with runners, and its failures."""
 
     __tablename__ = "hosts"
-    # Whose workers say its name: one team's speak against no other's machines. Empty: workers of all teams.
+    # The team of its workers, so that one team's workers cannot blame another's machines. Empty: all teams.
     team_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     failures: Mapped[int] = mapped_column(default=0)
@@ -300,7 +300,7 @@ class WebhookRow(Base):
     team_id: Mapped[str] = mapped_column(ForeignKey("teams.id", ondelete="CASCADE"), index=True)
     url: Mapped[str] = mapped_column(Text)
     events: Mapped[list[Any]]
-    # A signing key, which the server needs in the clear to sign with; it opens nothing here.
+    # A signing key, which the server needs in plain text; it grants no access.
     secret: Mapped[str] = mapped_column(String(100))
     active: Mapped[bool] = mapped_column(Boolean)
     created_at: Mapped[datetime]

@@ -1,4 +1,4 @@
-"""Try a use case again when another writer was in its way."""
+"""Retry a use case after a conflict with another writer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LONGEST_WAIT = 1.0
 
 
 def retried(use_case: Callable[P, R]) -> Callable[P, R]:
-    """Run a use case again after ``Contention`` (serialization failures, deadlocks, lock timeouts), with full jitter.
+    """Retry a use case after ``Contention`` (serialization failures, deadlocks, lock timeouts), with full jitter.
 
-    Only for use cases of one transaction: what was rolled back is done anew, and nothing was done twice.
+    Only for use cases of one transaction, which was rolled back.
 
     Raises:
         Contention: after the last attempt.

@@ -37,7 +37,7 @@ _TOUCH = (
 
 
 class _Parsed:
-    """Specs and plans that were parsed already. A spec is fixed by its study's revision; a plan never changes."""
+    """Cache of parsed specs and plans. A spec is fixed by its study's revision; a plan never changes."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int], tuple[StudySpec, Plan]] = OrderedDict()
@@ -85,7 +85,7 @@ def _record(row: StudyRow) -> Study:
 
 
 def _scheduled(spec: StudySpec) -> dict[str, Any]:
-    """The columns that say what scheduling needs to know of a spec."""
+    """The columns of a spec that scheduling needs."""
     shape = spec.resources.shape
     return {
         "name": spec.name,
@@ -101,7 +101,7 @@ def _scheduled(spec: StudySpec) -> dict[str, Any]:
 
 
 class Studies:
-    """Reads and writes studies in one session. Studies that were deleted are not there."""
+    """Reads and writes studies in one session. Deleted studies are invisible."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -153,7 +153,7 @@ class Studies:
         return [_record(row) for row in self._session.scalars(query)]
 
     def loads(self, team_id: str | None) -> list[StudyLoad]:
-        """Studies (of one team, or of all) that may have something to run, oldest first, as scheduling sees them."""
+        """Studies (of one team, or of all) that may have work, oldest first, with the columns for scheduling."""
         query = (
             select(
                 StudyRow.id,
@@ -207,7 +207,7 @@ class Studies:
         return int(self._session.scalar(query) or 0)
 
     def storage(self, team_id: str) -> int:
-        """Bytes of artifacts that a team keeps, those of deleted studies that are not purged yet included."""
+        """Bytes of a team's artifacts, including deleted studies that are not purged yet."""
         query = select(func.coalesce(func.sum(StudyRow.storage_bytes), 0)).where(StudyRow.team_id == team_id)
         return int(self._session.scalar(query) or 0)
 
@@ -232,24 +232,24 @@ class Studies:
         self.touch(study_id, EventKind.STUDY_PHASE, now, {"phase": phase})
 
     def set_spec(self, study: Study, spec: StudySpec, now: datetime, changed: Mapping[str, Any]) -> None:
-        """Record what a user has changed of a locked study."""
+        """Record the user's changes of a locked study."""
         values = _scheduled(spec)
         if "trials" not in changed:
-            # Fewer may be planned than the spec asks for, where the space holds no more.
+            # Fewer may be planned than the spec asks for, if the space is smaller.
             values["planned"] = study.planned
         self._write(study.id, revision=StudyRow.revision + 1, **values)
         self.touch(study.id, EventKind.STUDY_UPDATED, now, dict(changed))
 
     def set_planned(self, study_id: str, planned: int) -> None:
-        """Fewer search trials will be run than were asked for: the space holds no more."""
+        """Plan fewer search trials than asked for, because the space is smaller."""
         self._write(study_id, planned=planned)
 
     def set_candidates(self, study_id: str, candidates: Sequence[Candidate]) -> None:
-        """Record what the confirmation compares."""
+        """Record the candidates of the confirmation."""
         self._write(study_id, candidates=[asdict(c) for c in candidates])
 
     def spend(self, study_id: str, gpu_seconds: float, storage_bytes: int) -> None:
-        """Count what an attempt has used and what it left behind."""
+        """Add an attempt's GPU time and stored bytes."""
         self._write(
             study_id,
             gpu_seconds=StudyRow.gpu_seconds + gpu_seconds,
@@ -257,7 +257,7 @@ class Studies:
         )
 
     def mark_deleted(self, study_id: str, now: datetime) -> None:
-        """Hide a study from everyone."""
+        """Mark a study as deleted."""
         self._write(study_id, deleted_at=now)
 
     def deleted_before(self, moment: datetime) -> list[str]:
@@ -272,7 +272,7 @@ class Studies:
         self._session.execute(update(StudyRow).where(StudyRow.id == study_id).values(**values))
 
     def touch(self, study_id: str, kind: EventKind, now: datetime, data: Mapping[str, Any]) -> int:
-        """Record that something happened to a locked study. Returns the event's number: the study's new version."""
+        """Record an event of a locked study. Returns its number, the study's new version."""
         version, team_id, heard = self._session.connection().execute(_TOUCH, {"study": study_id}).one()
         append_event(self._session, study_id, version, kind, now, data)
         if heard and kind is not EventKind.TRIAL_REPORTED:

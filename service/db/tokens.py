@@ -1,4 +1,4 @@
-"""Tokens and browser sessions in SQL. Secrets never come here: only their digests."""
+"""Tokens and browser sessions in SQL. Only digests of secrets are stored."""
 
 from __future__ import annotations
 

@@ -187,9 +187,9 @@ class Trials:
         return [_record(row) for row in self._session.scalars(query)]
 
     def needless_checkpoints(self, most: int) -> list[tuple[str, str, str]]:
-        """Trials that have a checkpoint which nothing will go on from: trial, study, and the checkpoint's place.
+        """Trials with a checkpoint that nothing will resume from: trial, study, and the checkpoint's URL.
 
-        A failed trial may be retried for as long as its study is open.
+        A failed trial may be retried while its study is open.
         """
         over = [s for s in TRIAL_ENDED if s is not TrialState.FAILED]
         query = (
@@ -231,7 +231,7 @@ class Trials:
         return int(self._session.scalars(query).one()) + 1
 
     def first_queued(self, study_id: str) -> Trial | None:
-        """The queued trial with the lowest number, locked; one that another replica is taking is passed over."""
+        """The queued trial with the lowest number, locked; skips one that another replica has locked."""
         query = (
             select(TrialRow)
             .where(TrialRow.study_id == study_id, TrialRow.state == TrialState.QUEUED)
@@ -275,7 +275,7 @@ class Trials:
         self._session.execute(update(TrialRow).where(TrialRow.id == trial_id).values(**values))
 
     def stop_running(self, study_id: str, reason: StopReason) -> list[str]:
-        """Have the running trials of a locked study stopped at their next report; returns their ids."""
+        """Tell the running trials of a locked study to stop at their next report; returns their ids."""
         query = (
             update(TrialRow)
             .where(TrialRow.study_id == study_id, TrialRow.state == TrialState.RUNNING, TrialRow.stop_reason.is_(None))
@@ -285,7 +285,7 @@ class Trials:
         return list(self._session.scalars(query))
 
     def go_on(self, study_id: str) -> None:
-        """Take back a stop for a pause that has not been heard of yet."""
+        """Cancel a stop for a pause that no runner has received yet."""
         self._session.execute(
             update(TrialRow)
             .where(
@@ -304,7 +304,7 @@ class Trials:
         return len(queued)
 
     def supersede(self, study_id: str, now: datetime) -> None:
-        """Set aside the confirmation of a search that is going on: its trials stay, no candidate claims them."""
+        """Detach the confirmation of a resumed search: its trials stay, without a candidate."""
         rows = self._session.scalars(
             select(TrialRow).where(
                 TrialRow.study_id == study_id,

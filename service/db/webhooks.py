@@ -92,9 +92,9 @@ class Webhooks:
         return [_delivery(r) for r in self._session.scalars(query.order_by(DeliveryRow.id.desc()).limit(limit))]
 
     def claim_due(self, now: datetime, until: datetime, limit: int) -> builtins.list[Delivery]:
-        """Take deliveries whose time has come, for this sender alone until ``until``.
+        """Claim due deliveries for this sender until ``until``.
 
-        A sender that dies with one in hand leaves it to be sent again: receivers see each event at least once.
+        If a sender dies, its deliveries are sent again: receivers see each event at least once.
         """
         query = (
             select(DeliveryRow)

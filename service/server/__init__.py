@@ -1,1 +1,1 @@
-"""What a server does beside answering requests: background work and logs."""
+"""Background work and logs of a server."""

@@ -1,4 +1,4 @@
-"""What a server does without being asked, in threads of its own."""
+"""Background work of a server, in its own threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEBHOOK_SECONDS = 1.0
 
 
 class Chores:
-    """Every replica does them; the database decides who does which."""
+    """Every replica runs these; the database decides which replica does what."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx

@@ -51,8 +51,8 @@ def _trial_url(artifacts_url: str, study_id: str, number: int) -> str:
 def _store(folder: str, target: str) -> str:
     """Store a folder completely or not at all.
 
-    In a folder it is written under another name and renamed when complete. A bucket cannot rename; there it is read only
-    after the server knows its URL.
+    In a folder it is written under another name and renamed when complete. A bucket cannot rename; there it is read
+    only after the server knows its URL.
     """
     files, path = fsspec.core.url_to_fs(target)
     in_directory = isinstance(files, LocalFileSystem)

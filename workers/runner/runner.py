@@ -219,7 +219,7 @@ class Runner:
         checkpoint: str | None,
         result: dict[str, Any],
     ) -> None:
-        """Send the last reports and the result until the server accepts them, so that an outage loses no finished trial."""
+        """Send the last reports and the result until the server accepts them: an outage loses no finished trial."""
         deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
         while True:
             try:

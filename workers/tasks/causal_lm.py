@@ -175,8 +175,8 @@ def _texts(
 def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:
     """Pack whole examples into rows of ``most`` tokens, in order.
 
-    Positions restart with each example, by which attention separates them. The rest of a row is padding, which counts as
-    an example of its own.
+    Positions restart with each example, by which attention separates them. The rest of a row is padding, which counts
+    as an example of its own.
     """
 
     def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

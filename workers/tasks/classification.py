@@ -13,7 +13,7 @@ from .task import Scores
 
 
 def label_reader(split: Any, column: str) -> Callable[[Any], Any]:
-    """A function that reads a label of a split: by name if the column declares names, whose numbers may differ per split.
+    """A function that reads a split's labels: by name if the column declares names, whose numbers differ per split.
 
     The reader raises :class:`~workers.failures.Rejected` for a number without a name: the row has no label.
     """

@@ -113,7 +113,7 @@ def _key(ids: Sequence[int]) -> bytes:
 
 
 def frozen_depth(model: nn.Module, adapted: Sequence[str]) -> tuple[str, int]:
-    """The name of a model's list of layers, and how many of its first layers have no adapter; 0 if caching is impossible.
+    """The name of a model's list of layers, and how many of the first have no adapter; 0 if caching is impossible.
 
     Outside of the list only heads after it may be trained, and the lower layers must not be random in training.
     """

@@ -62,8 +62,8 @@ class Reports(Protocol):
 class Checkpoints:
     """The checkpoint to resume from, and where to store new ones.
 
-    ``keep`` takes a complete folder and its step. Two checkpoints are at least ``least_seconds`` apart, unless the study
-    names steps.
+    ``keep`` takes a complete folder and its step. Two checkpoints are at least ``least_seconds`` apart, unless the
+    study names steps.
     """
 
     resume_from: str | None
@@ -271,7 +271,7 @@ def train_trial(
     stop_reason: Callable[[], str | None],
     checkpoints: Checkpoints,
 ) -> Outcome:
-    """Train and evaluate on the validation split as the study says. A confirmation is evaluated once, on the test split.
+    """Train and evaluate on the validation split as the study says. A confirmation is evaluated on test, once.
 
     On one machine's CPU, two trainings of one configuration and seed are identical bit for bit, also if one was
     interrupted and resumed from a checkpoint.
