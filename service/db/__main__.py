@@ -1,4 +1,4 @@
-"""Look after the database that CDKA_DATABASE_URL names: ``python -m service.db upgrade|backup|restore|check``."""
+"""Maintain the database that CDKA_DATABASE_URL names: ``python -m service.db upgrade|backup|restore|check``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .engine import Database
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Do one thing to the database, and say what came of it.
+    """Run one subcommand and print its outcome.
 
     Raises:
         SystemExit: with what was wrong.

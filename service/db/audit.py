@@ -15,13 +15,13 @@ from .models import AuditRow
 
 
 class Audit:
-    """Writes the log in the transaction of the change that it tells of."""
+    """Writes the log in the transaction of the change."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def record(self, caller: Principal, now: datetime, action: str, target: str, **detail: Any) -> None:
-        """Remember that ``caller`` did ``action`` to ``target``. Details never hold secrets."""
+        """Record that ``caller`` did ``action`` to ``target``. Details never contain secrets."""
         self._session.add(
             AuditRow(
                 id=new_id(now),

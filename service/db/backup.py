@@ -1,4 +1,4 @@
-"""A database as one file, and back: the same file on SQLite and PostgreSQL, whatever the schema's revision.
+"""Back up a database to one file and restore it, on SQLite and PostgreSQL and from any schema revision.
 
 The file is gzipped JSON, a line each: a header (format, schema revision), then for every table a line that names it and
 its columns followed by its rows, then a closing line with the number of rows. Tables are reflected, so a backup made
@@ -28,9 +28,9 @@ _VERSION_TABLE = "alembic_version"
 
 
 def back_up(database: Database, file: Path) -> int:
-    """Write everything to ``file``, as of one moment; returns the number of rows. The service may go on meanwhile.
+    """Write all rows to ``file`` as of one moment, while the service runs; returns the number of rows.
 
-    The file appears under its name only when it is complete, and only its owner may read it.
+    The file appears under its name when it is complete, and only its owner can read it.
 
     Raises:
         Conflict: the database has no schema.
@@ -82,7 +82,7 @@ def restore(database: Database, file: Path) -> int:
 
     Raises:
         Conflict: the database is not empty; nothing was changed.
-        InvalidRequest: the file is no complete backup; nothing but an empty schema was made.
+        InvalidRequest: the file is not a complete backup; only an empty schema was created.
     """
     if database.revision() is not None:
         raise Conflict("the database is not empty: restore into a new one, and point CDKA_DATABASE_URL at it")

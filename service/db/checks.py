@@ -1,4 +1,4 @@
-"""Whether a database is in order: its schema, its references, and what our own records promise each other."""
+"""Check a database: schema, references, and invariants of the records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .models import EventRow, LeaseRow, StudyCountRow, StudyRow, TrialRow
 
 
 def check(database: Database) -> list[str]:
-    """Everything that is wrong, in words; empty for a database in order.
+    """Every problem in words; empty if there is none.
 
     Raises:
         Unavailable: the database does not answer.

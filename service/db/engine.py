@@ -31,7 +31,7 @@ POOL_TIMEOUT_SECONDS = 10
 FRESH_SECONDS = 2.0
 _RETURNED = "returned_at"
 _BEGIN = "sqlite_begin"
-# PostgreSQL: serialization failure, deadlock, lock not available. Another try may well succeed.
+# PostgreSQL: serialization failure, deadlock, lock not available. A retry may succeed.
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
 _FULL = ("database or disk is full", "disk I/O error", "No space left on device")
 
@@ -65,9 +65,9 @@ def _note_return(connection: Any, record: Any) -> None:
 
 
 def _ping_if_stale(connection: Any, record: Any, _: Any) -> None:
-    """Try a connection that has rested before it is used: a database that was restarted costs nobody an error.
+    """Test an idle connection before use, so that a restarted database causes no errors.
 
-    One that was used a moment ago is taken as it is: trying it every time would double the round trips of short reads.
+    A recently used connection is not tested: that would double the round trips of short reads.
     """
     if time.monotonic() - record.info.get(_RETURNED, 0.0) < FRESH_SECONDS:
         return
@@ -79,22 +79,22 @@ def _ping_if_stale(connection: Any, record: Any, _: Any) -> None:
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
-    # The driver's own transaction control would begin late and commit early; SQLAlchemy's begin event does it.
+    # The driver's transaction control begins late and commits early; SQLAlchemy's begin event replaces it.
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer takes the lock at once: a read that later turns into a write could only fail.
+    # A writer takes the lock at once: upgrading a read to a write could only fail.
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get(_BEGIN, 'DEFERRED')}")
 
 
 class _WriterTurns:
-    """SQLite has one writer at a time. Threads of this process wait for their turn here, without a connection.
+    """Orders the writers of one SQLite file: threads of this process wait here, without a connection.
 
-    SQLite's own waiting polls: it holds a connection and serves nobody in order, so under load some writer waits until
-    it fails. Other processes still meet that waiting (``busy_timeout``).
+    SQLite's own waiting polls with a connection in hand and in no order, so under load some writer waits until it
+    fails. Writers of other processes still wait that way (``busy_timeout``).
     """
 
     def __init__(self) -> None:
@@ -104,13 +104,13 @@ class _WriterTurns:
         """Wait for the turn.
 
         Raises:
-            Contention: others had it for ``BUSY_TIMEOUT_MS``.
+            Contention: other writers took ``BUSY_TIMEOUT_MS``.
         """
         if not self._lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
             raise Contention("another writer was in the way; nothing was changed, try again")
 
     def end(self) -> None:
-        """Let the next one write. Any thread may say so."""
+        """Let the next writer proceed. Any thread may call this."""
         self._lock.release()
 
 
@@ -119,17 +119,17 @@ _turns: WeakValueDictionary[str, _WriterTurns] = WeakValueDictionary()
 
 
 def _turns_of(url: str) -> _WriterTurns:
-    """The turns at one SQLite file, shared by all that open it in this process."""
+    """The turns of one SQLite file, shared within this process."""
     with _turns_lock:
         return _turns.setdefault(url, _WriterTurns())
 
 
 class UnitOfWork:
-    """One transaction for everything that is read and written while it is in force, however many blocks that takes."""
+    """One transaction for all reads and writes while it is active, across several blocks."""
 
     def __init__(self) -> None:
         self.session: Session | None = None
-        # Whether it is this unit's turn to write.
+        # Whether this unit holds the turn to write.
         self.writes = False
 
 
@@ -144,14 +144,14 @@ class Database:
         self.engine = make_engine(url)
         self._turns = _turns_of(url) if self.is_sqlite else None
         self._writer = self.engine.execution_options(**{_BEGIN: "IMMEDIATE"})
-        # Everything that one block reads is of one moment, as in SQLite.
+        # One block reads one snapshot, as in SQLite.
         repeatable = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._reader = self.engine.execution_options(**repeatable)
         alone = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._looker = self.engine.execution_options(**alone)
 
     def close(self) -> None:
-        """Close every connection that rests in the pool."""
+        """Close every idle connection of the pool."""
         self.engine.dispose()
 
     @property
@@ -287,7 +287,7 @@ class Database:
             return MigrationContext.configure(connection).get_current_revision()
 
     def upgrade(self) -> None:
-        """``alembic upgrade head``: the only way the schema comes to be."""
+        """``alembic upgrade head``, the only way the schema is created."""
         command.upgrade(alembic_config(self.url), "head")
 
     def is_current(self) -> bool:
@@ -309,7 +309,7 @@ def _explain(error: OperationalError) -> Unavailable:
 
 
 def migrations_directory() -> Path:
-    """Where the migrations lie: inside the package when installed, at the top of the repository in a checkout."""
+    """The folder of migrations: inside the installed package, or at the top of a checkout."""
     installed = Path(__file__).parent / "migrations"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "alembic"
 

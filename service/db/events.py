@@ -60,7 +60,7 @@ class Events:
         self._session = session
 
     def after(self, study_id: str, number: int, limit: int = 500) -> list[Event]:
-        """The events of a study after the one numbered so, in order."""
+        """The events of a study after the given number, in order."""
         query = (
             select(EventRow)
             .where(EventRow.study_id == study_id, EventRow.number > number)

@@ -1,4 +1,4 @@
-"""What a comparison says."""
+"""Records of a comparison."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CandidateResult:
 
 @dataclass(frozen=True, slots=True)
 class PredictorResult:
-    """How one predictor fared."""
+    """The result of one predictor."""
 
     predictor: str
     choice: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What is wrong with the form of a document, as faults at their places."""
+"""Faults of a document's form, with their places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics that tasks report, by name, and which way is better."""
+"""The metrics of tasks by name, with the direction that is better."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ METRICS: dict[str, dict[str, Direction]] = {
 }
 # Metrics in [0, 1] are read in points (hundredths).
 IN_POINTS = frozenset({"accuracy", "f1", "f1_positive", "matthews_correlation", "exact_match", "pearson", "spearman"})
-# What the server itself knows of a trial, as an objective beside the task's metrics.
+# Objectives that the server computes, besides the task's metrics.
 PARAMETERS = "parameters"
 COMPUTED: dict[str, Direction] = {PARAMETERS: Direction.MINIMIZE}
 
 
 def metrics_of(task: TaskSpec) -> dict[str, Direction]:
-    """The metrics of a task, each with the way in which it is better."""
+    """The metrics of a task with their directions."""
     return dict(task.custom.metrics) if task.custom is not None else METRICS[task.kind]
 
 
 def natural_direction(task: TaskSpec) -> Direction:
-    """Which way the task's metric is better; an unknown one is taken to be maximised (and refused elsewhere)."""
+    """The direction of the task's metric; an unknown one counts as maximised and is rejected elsewhere."""
     return metrics_of(task).get(task.metric, Direction.MAXIMIZE)

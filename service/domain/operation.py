@@ -1,4 +1,4 @@
-"""What the database remembers of those who use and run the service: teams, runners, webhooks, who changed what."""
+"""Records of teams, runners, webhooks and the audit log."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class RunnerSeen:
-    """A runner as the server last heard of it."""
+    """A runner as the server last saw it."""
 
     name: str
     team_id: str | None
@@ -73,9 +73,9 @@ class RunnerSeen:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine that runners are on; a quarantined one is given no trial.
+    """A machine with runners. A quarantined one gets no trials.
 
-    ``team_id`` is the team whose workers are on it, empty where they serve all teams.
+    ``team_id`` is the team of its workers; empty if they serve all teams.
     """
 
     team_id: str
@@ -102,7 +102,7 @@ class Team:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a team holds right now."""
+    """A team's current use."""
 
     running_trials: int = 0
     cpus: float = 0.0

@@ -1,4 +1,4 @@
-"""What a study comes to on its model: adapted layers, budget in parameters, admitted structures.
+"""A study resolved on its model: adapted layers, budget in parameters, admitted structures.
 
 Computed once, when the study is created, and stored with it, so that nothing later needs the model.
 """
@@ -20,7 +20,7 @@ class LayerShape(BaseModel):
 
 
 class MemoryNeed(BaseModel):
-    """Bytes that one process of a trial is estimated to hold at its peak, by what they are for.
+    """Estimated peak memory of one process of a trial in bytes, by purpose.
 
     ``training`` is the adapter with gradients and optimizer. A device's context and fragmentation come on top.
     """
@@ -33,7 +33,7 @@ class MemoryNeed(BaseModel):
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
     def peak(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.training + self.activations
 
 

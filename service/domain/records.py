@@ -1,4 +1,4 @@
-"""What the database remembers, as plain records."""
+"""Records of the database."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling: the token's role and team, and the request it calls in."""
+    """The caller: role and team of its token, and its request."""
 
     token_id: str
     team_id: str
@@ -41,7 +41,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as it is remembered: never the secret, only its digest."""
+    """A token with the digest of its secret."""
 
     id: str
     team_id: str
@@ -58,7 +58,7 @@ class Token:
 class Candidate:
     """A configuration that the confirmation trains with every seed.
 
-    ``runs_as`` names the candidate whose trials stand for this one: itself, or an earlier one that is identical.
+    ``runs_as`` names the candidate whose trials count for this one: itself, or an earlier identical one.
     """
 
     name: str
@@ -80,11 +80,11 @@ class Study:
     spec: StudySpec
     plan: Plan
     candidates: list[Candidate]
-    # Counts every change of the study or one of its trials; the number of its newest event.
+    # Increases with every change of the study or its trials; the number of its newest event.
     version: int
-    # Counts changes of what a user may change.
+    # Increases with every change by a user.
     revision: int
-    # Search trials that will be run: as asked for, or fewer where the space holds no more.
+    # Search trials to run: as asked for, or fewer if the space is smaller.
     planned: int
     created_at: datetime
     started_at: datetime | None
@@ -95,7 +95,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class StudyLoad:
-    """What scheduling needs to know of a study that may have something to run."""
+    """The columns that scheduling needs of a study that may have work."""
 
     id: str
     team_id: str
@@ -142,19 +142,19 @@ class Trial:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    # Values of the pruning metric, an evaluation each, as reported so far.
+    # Reported values of the pruning metric, one per evaluation.
     curve: list[float] = field(default_factory=list)
     version: int = 0
     artifact_bytes: int = 0
 
 
-# The version of an observation whose trial is proposed but not yet stored.
+# The version of an observation whose trial is not stored yet.
 UNRECORDED = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the search sees of a trial.
+    """A trial as the search sees it.
 
     ``version`` is the study's when the trial last changed: equal versions of one trial are equal observations, except
     for ``UNRECORDED``.
@@ -173,7 +173,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a study; numbers of one study have no gaps."""
+    """An event of a study; numbers of one study have no gaps."""
 
     study_id: str
     number: int
@@ -220,7 +220,7 @@ class MetricPoint:
 
 
 class RankingState(StrEnum):
-    """Whether a predictor has spoken: ``pending`` ones wait for a runner to measure."""
+    """The state of a ranking; ``pending`` ones wait for a runner's measurement."""
 
     READY = "ready"
     PENDING = "pending"
@@ -246,7 +246,7 @@ class StoredPrediction:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What a predictor says, best first, or why it says nothing."""
+    """A predictor's ranking, best first, or the reason why there is none."""
 
     predictor: str
     state: RankingState

@@ -1,4 +1,4 @@
-"""What a study may try: ranges and choices as a user writes them, and the structures that the budget admits."""
+"""The search space: ranges and choices as users write them, and the structures that the budget admits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COUNT_FORMS = "write fill, an integer or {low: ..., high: ...}"
 
 
 class SizeChoices(BaseModel):
-    """A component size out of a list."""
+    """A component size from a list."""
 
     model_config = STRICT
     choices: Annotated[list[Size], Field(min_length=1, max_length=64)]
@@ -38,7 +38,7 @@ class SizeRange(BaseModel):
 
 
 class FloatChoices(BaseModel):
-    """A number out of a list."""
+    """A number from a list."""
 
     model_config = STRICT
     choices: Annotated[list[Positive], Field(min_length=1, max_length=64)]
@@ -68,7 +68,7 @@ class FloatRange(BaseModel):
 
 
 def _written_as(value: object) -> str:
-    """Which of the forms of a space a value is meant to be, so that its faults are told of that form alone."""
+    """The form that a value is meant to have, so that faults are reported for that form only."""
     if isinstance(value, SizeChoices | FloatChoices) or (isinstance(value, dict) and "choices" in value):
         return "<choices>"
     if isinstance(value, SizeRange | FloatRange | dict):

@@ -1,4 +1,4 @@
-"""The resources that a trial holds while it runs, as studies ask for them and runners offer them."""
+"""The resources of a running trial, as studies ask for them and runners offer them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
-    """What all processes of one trial hold together.
+    """The resources of all processes of one trial.
 
     ``memory_gib`` is of the host, ``accelerator_type`` a Ray name such as ``H100`` (empty: any), ``custom`` are
     resources that a cluster's administrators have named, and ``processes`` share the trial's batches.

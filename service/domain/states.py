@@ -1,4 +1,4 @@
-"""States and the transitions that are allowed, in one table that everyone asks."""
+"""States and their allowed transitions, in one table."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class TrialState(StrEnum):
 
 
 class TrialPhase(StrEnum):
-    """What a trial is for.
+    """The purpose of a trial.
 
-    ``measurement`` looks at gradients and trains nothing; it is numbered -1, before trial 0. ``tuning`` is the small
-    learning-rate search that each candidate gets before its seeds.
+    ``measurement`` computes gradients and trains nothing; its number is -1. ``tuning`` is the learning-rate search of
+    each candidate before its seeds.
     """
 
     MEASUREMENT = "measurement"
@@ -46,7 +46,7 @@ class TrialPhase(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Why an attempt ended without a result; each kind has a budget of its own (see ``service.leases.results``)."""
+    """Why an attempt ended without a result. Each kind has its own rule (see ``service.leases.results``)."""
 
     PREEMPTED = "preempted"
     OUT_OF_MEMORY = "out_of_memory"
@@ -66,7 +66,7 @@ class LeaseState(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why a runner is told to stop a trial; the study's state decides what becomes of the trial."""
+    """Why a runner is told to stop a trial. The study's state decides the trial's next state."""
 
     PRUNED = "pruned"
     CANCELLED = "cancelled"
@@ -75,7 +75,7 @@ class StopReason(StrEnum):
 
 
 class EventKind(StrEnum):
-    """What happens to a study, as its events, webhooks and version count it."""
+    """The kinds of events of a study."""
 
     STUDY_CREATED = "study.created"
     STUDY_UPDATED = "study.updated"
@@ -120,7 +120,7 @@ TRIAL_ENDED = frozenset(TrialState) - {TrialState.QUEUED, TrialState.RUNNING}
 
 
 def check_study_transition(current: StudyState, wanted: StudyState) -> None:
-    """Refuse a transition that the table does not hold.
+    """Reject a transition that is not in the table.
 
     Raises:
         Conflict: naming the states that could follow.
@@ -130,7 +130,7 @@ def check_study_transition(current: StudyState, wanted: StudyState) -> None:
 
 
 def check_trial_transition(current: TrialState, wanted: TrialState) -> None:
-    """Refuse a transition that the table does not hold.
+    """Reject a transition that is not in the table.
 
     Raises:
         Conflict: naming the states that could follow.

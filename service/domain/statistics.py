@@ -1,4 +1,4 @@
-"""Intervals that hold what they promise with few seeds."""
+"""Confidence intervals for few seeds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-# With two seeds the t quantile is 12.7: the interval says nothing, so none is given.
+# With two seeds the t quantile is 12.7, so the interval would be useless.
 FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds with its spread (sample standard deviation) and 95 % interval, where seeds allow them."""
+    """A mean over seeds with its sample standard deviation and 95 % interval, if there are enough seeds."""
 
     mean: float
     spread: float | None
@@ -28,8 +28,8 @@ class Estimate:
 def _half_width(seed_values: np.ndarray, example_values: np.ndarray | None) -> float | None:
     """``sqrt((t_{n-1} s / sqrt n)^2 + (z e)^2)``: spread over seeds, and over the draw of the test examples.
 
-    The test split is the same for all seeds, so the seeds' spread knows nothing of its being a sample: ``e`` is the
-    standard error of the mean over examples of the seed-averaged values, less what the seeds' noise puts into it.
+    All seeds share the test split, so their spread does not cover its sampling. ``e`` is the standard error over
+    examples of the seed-averaged values, less the part due to the seeds' noise.
     """
     n = len(seed_values)
     if n < FEWEST_SEEDS:
@@ -47,7 +47,7 @@ def _half_width(seed_values: np.ndarray, example_values: np.ndarray | None) -> f
 
 
 def estimate(values: Sequence[float], scores: Sequence[Sequence[float]] | None = None) -> Estimate:
-    """Mean over seeds with a t interval, widened by the draw of the test examples where scores are given.
+    """Mean over seeds with a t interval, widened by the sampling of test examples if scores are given.
 
     Args:
         values: one metric value per seed.
@@ -76,7 +76,7 @@ def paired_difference(
 
 
 def spearman(predicted: Sequence[float], observed: Sequence[float]) -> float | None:
-    """Rank correlation; ``None`` below three pairs or where one side does not vary."""
+    """Rank correlation; ``None`` for fewer than three pairs or if one side is constant."""
     if len(predicted) < 3 or len(set(predicted)) < 2 or len(set(observed)) < 2:
         return None
     return float(stats.spearmanr(predicted, observed).statistic)

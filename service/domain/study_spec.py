@@ -1,4 +1,4 @@
-"""A study as a team writes it. Unknown keys are refused, so a typo is never silently a default."""
+"""A study as users write it. Unknown keys are rejected, so a typo never becomes a default."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Predictor = Literal["guideline", "alignment", "measured"]
 
 
 class ModelSpec(BaseModel):
-    """The base model: a hub id, or a directory under the allowed data directories."""
+    """The base model: a hub id, or a folder under ``CDKA_DATA_DIRS``."""
 
     model_config = STRICT
     path: Text
@@ -48,7 +48,7 @@ class ModelSpec(BaseModel):
 
 
 class AdapterSpec(BaseModel):
-    """Where the adapter goes."""
+    """The adapted modules."""
 
     model_config = STRICT
     target_modules: Annotated[list[Name], Field(min_length=1, max_length=256)] | Text = "all-linear"
@@ -65,7 +65,7 @@ class ComponentSizes(BaseModel):
 
 
 class BudgetSpec(BaseModel):
-    """The parameter budget, said in one of four ways."""
+    """The parameter budget. Name it in exactly one of the four ways."""
 
     model_config = STRICT
     lora_rank: Size | None = None
@@ -84,7 +84,7 @@ class BudgetSpec(BaseModel):
 
 
 class Objective(BaseModel):
-    """A metric and which way is better."""
+    """A metric and its direction."""
 
     model_config = STRICT
     metric: Name
@@ -92,7 +92,7 @@ class Objective(BaseModel):
 
 
 class SearchSpec(BaseModel):
-    """How the space is searched."""
+    """The search: sampler, pruner, number of trials."""
 
     model_config = STRICT
     sampler: Name = "tpe"
@@ -108,11 +108,10 @@ class SearchSpec(BaseModel):
 
 
 class LimitsSpec(BaseModel):
-    """Where a study, or one trial of it, ends whatever it has reached. All are optional.
+    """Limits of a study and of its trials. All are optional.
 
-    ``hours`` count from the first trial's start, ``gpu_hours`` sum over all trials; either ends the search with what it
-    has. ``trial_minutes`` is the time of one attempt, ``stall_minutes`` the time without any progress of one whose
-    heartbeat goes on.
+    ``hours`` counts from the start of the first trial and ``gpu_hours`` sums over all trials; either ends the search.
+    ``trial_minutes`` limits one attempt. ``stall_minutes`` limits the time without progress while the runner is alive.
     """
 
     model_config = STRICT
@@ -123,9 +122,9 @@ class LimitsSpec(BaseModel):
 
 
 class CompareSpec(BaseModel):
-    """What is trained again with fresh seeds on the test split, and how learning rates are made fair.
+    """The confirmation: which candidates are trained again with fresh seeds, and how their learning rates are chosen.
 
-    ``measured`` looks at the gradients of full fine-tuning on a few batches: a runner does so before the search.
+    For ``measured``, a runner computes gradients of full fine-tuning on a few batches before the search.
     """
 
     model_config = STRICT
@@ -156,22 +155,22 @@ class StudySpec(BaseModel):
 
     @property
     def all_objectives(self) -> list[Objective]:
-        """The objectives; the task's metric, the way it is better, where none is named."""
+        """The objectives; by default the task's metric in its natural direction."""
         return self.objectives or [Objective(metric=self.task.metric, direction=natural_direction(self.task))]
 
     @property
     def objective(self) -> Objective:
-        """The first objective: what the confirmation judges by."""
+        """The first objective, which the confirmation uses."""
         return self.all_objectives[0]
 
     @property
     def pruning_metric(self) -> str:
-        """The metric by whose evaluations trials are pruned: the declared one, else the first objective's."""
+        """The metric that the pruner uses: the declared one, else the first objective's."""
         return self.search.pruning_metric or self.objective.metric
 
     @property
     def model_key(self) -> str:
-        """What a warm runner holds for this study: base model and revision, as the training's precision loads it."""
+        """The key of the base model that a warm runner holds: path, revision, precision and quantisation."""
         key = f"{PurePosixPath(self.model.path)}@{self.model.revision or 'main'}"
         if self.training.precision != "fp32":
             key += f"#{self.training.precision}"
@@ -179,5 +178,5 @@ class StudySpec(BaseModel):
 
     @property
     def metrics_wanted(self) -> set[str]:
-        """The metrics that something depends on: the others need not be computed where they are dear."""
+        """The metrics that are needed; expensive others are not computed."""
         return {o.metric for o in self.all_objectives} | {self.task.metric, self.pruning_metric}

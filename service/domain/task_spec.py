@@ -1,4 +1,4 @@
-"""What is trained, on which data, and by what it is judged."""
+"""The task: model kind, data and metric."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .search_space import STRICT
 from .vocabulary import Direction, Name, Text
 
 Split = Literal["train", "validation", "test"]
-# What fills a template is text of one row: no attribute or index is looked up in it.
+# Templates take only column names: no attributes and no indices.
 _PLAIN_FIELDS = "write {column} for the columns of the data, and {{ }} for braces"
 
 
@@ -30,7 +30,7 @@ def template_fields(template: str) -> list[str]:
     """The columns that a template names, each once.
 
     Raises:
-        ValueError: it is no template, or asks for more than a column's text.
+        ValueError: it is not a template, or uses more than column names.
     """
     try:
         parts = list(string.Formatter().parse(template))
@@ -56,10 +56,10 @@ Template = Annotated[str, Field(min_length=1, max_length=20_000), AfterValidator
 
 
 class DataSource(BaseModel):
-    """What ``datasets.load_dataset`` takes. Files are named relative to the allowed data directories.
+    """What ``datasets.load_dataset`` takes. Files are relative to ``CDKA_DATA_DIRS``.
 
-    ``splits`` says where each split comes from in the dataset's own words (``train[:1000]``); ``sample`` keeps so many
-    examples of a split, drawn by ``seed``. With ``streaming`` only what ``sample`` asks for is ever downloaded.
+    ``splits`` names each split in the dataset's notation (``train[:1000]``). ``sample`` keeps this many examples of a
+    split, drawn by ``seed``. With ``streaming``, only the sample is downloaded.
     """
 
     model_config = STRICT
@@ -87,7 +87,7 @@ class DataSource(BaseModel):
 
 
 class DatasetSpec(DataSource):
-    """The data that is trained on; validation and test are carved out of it where it lacks them."""
+    """The training data. Validation and test are carved out of it if it lacks them."""
 
     @field_validator("data_files", "splits")
     @classmethod
@@ -98,7 +98,7 @@ class DatasetSpec(DataSource):
 
 
 class Columns(BaseModel):
-    """Which columns of the data hold what; each kind of task has its own roles, see :data:`ROLES`."""
+    """The columns of the data by role. Each kind of task has its own roles."""
 
     model_config = STRICT
     text: Name | None = None
@@ -111,7 +111,7 @@ class Columns(BaseModel):
     image: Name | None = None
 
 
-# Roles that a kind of task reads, in order; a role that is not optional is a column of its own name by default.
+# Roles of each kind of task, in order. A required role defaults to the column of its name.
 ROLES: dict[TaskKind, tuple[str, ...]] = {
     TaskKind.SEQUENCE_CLASSIFICATION: ("text", "text_pair", "label"),
     TaskKind.SEQUENCE_REGRESSION: ("text", "text_pair", "label"),
@@ -121,7 +121,7 @@ ROLES: dict[TaskKind, tuple[str, ...]] = {
     TaskKind.CUSTOM: tuple(Columns.model_fields),
 }
 _OPTIONAL = frozenset({"text_pair", "messages"})
-# The role whose text a template makes.
+# The role that a template fills.
 TEMPLATED: dict[TaskKind, str] = {TaskKind.CAUSAL_LM: "prompt", TaskKind.SEQ2SEQ_LM: "text"}
 DEFAULT_METRIC: dict[TaskKind, str] = {
     TaskKind.SEQUENCE_CLASSIFICATION: "accuracy",
@@ -133,7 +133,7 @@ DEFAULT_METRIC: dict[TaskKind, str] = {
 
 
 class GenerationSpec(BaseModel):
-    """How answers are generated (greedily) and what of them is compared with the reference for ``exact_match``."""
+    """Greedy generation of answers, and the part of an answer that ``exact_match`` compares."""
 
     model_config = STRICT
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 128
@@ -153,7 +153,7 @@ class GenerationSpec(BaseModel):
 
 
 class EvaluationSpec(BaseModel):
-    """Validation and test data of another source than the training's."""
+    """Another source for validation and test data."""
 
     model_config = STRICT
     dataset: DataSource
@@ -162,7 +162,7 @@ class EvaluationSpec(BaseModel):
 
 
 class CustomSpec(BaseModel):
-    """A team's own task: what the server has to know of it; the code is the runners' (``CDKA_TASKS``)."""
+    """A custom task as the server sees it; ``CDKA_TASKS`` names its code to the runners."""
 
     model_config = STRICT
     name: Name
@@ -172,7 +172,7 @@ class CustomSpec(BaseModel):
 
 
 class TaskSpec(BaseModel):
-    """What is trained and by what it is judged."""
+    """The task: model kind, data, metric."""
 
     model_config = STRICT
     kind: TaskKind
@@ -247,7 +247,7 @@ class TaskSpec(BaseModel):
 
 
 def roles_of(kind: TaskKind, columns: Columns, template: str | None) -> dict[str, str]:
-    """Roles with their columns: as named, else a column of the role's own name."""
+    """Columns by role; by default the column with the role's name."""
     given = {role: column for role, column in columns.model_dump().items() if column is not None}
     if kind is TaskKind.CUSTOM:
         return given

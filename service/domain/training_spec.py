@@ -1,4 +1,4 @@
-"""The training that all trials of a study share, and what one trial holds while it runs."""
+"""The training and the resources that all trials of a study share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .vocabulary import Name
 class TrainingSpec(BaseModel):
     """The training that all trials share.
 
-    ``max_steps`` ends a training before its epochs do. Trials are evaluated after each epoch, or every ``eval_steps``
-    optimizer steps, and leave a checkpoint then, or every ``checkpoint_steps``. ``lora_plus_ratio`` is the learning
-    rate of B over that of A (LoRA+, arXiv 2402.12354). ``batching: length`` puts texts of like length in a batch.
+    ``max_steps`` may end a training before ``epochs`` does. Trials are evaluated after each epoch, or every
+    ``eval_steps`` optimizer steps, and then write a checkpoint, unless ``checkpoint_steps`` is given.
+    ``lora_plus_ratio`` is the learning rate of B over that of A (LoRA+, arXiv 2402.12354). ``batching: length``
+    batches texts of similar length.
     """
 
     model_config = STRICT
@@ -48,10 +49,11 @@ class TrainingSpec(BaseModel):
 
 
 class ResourcesSpec(BaseModel):
-    """What one trial holds while it runs, all its processes together.
+    """The resources of one running trial, all its processes together.
 
-    More than one GPU is that many ``processes``, which share every batch. ``gpus: fit`` is the share of a GPU of
-    ``gpu_memory_gib`` that a trial is estimated to need. ``accelerator_type`` and ``custom`` are Ray's.
+    With several GPUs, as many ``processes`` share every batch. ``gpus: fit`` is the share of a GPU of
+    ``gpu_memory_gib`` that a trial is estimated to need. ``accelerator_type`` and ``custom`` are names of Ray
+    resources.
     """
 
     model_config = STRICT

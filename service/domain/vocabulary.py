@@ -1,4 +1,4 @@
-"""Words that every part of a study is written in."""
+"""Types that all parts of a study share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-# Without control characters: they belong to no name, and PostgreSQL keeps no NUL.
+# No control characters: PostgreSQL cannot store NUL.
 PLAIN = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=PLAIN)]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=PLAIN)]

@@ -1,4 +1,4 @@
-"""Say how the predictions fared against what the search found."""
+"""Compare the best found with predictions and baselines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..studies.confirmation import best_trial
 
 
 def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
-    """The comparison as it stands; what is still to come is null.
+    """The current comparison; pending parts are null.
 
     Raises:
         NotFound: there is no such study in this team.
@@ -37,7 +37,7 @@ def _compare(ctx: Context, study: Study) -> Comparison:
 
 
 def searched(ctx: Context, study_id: str) -> list[Observation]:
-    """The search trials of a study, by number, from the history that asks use, too."""
+    """The search trials of a study, by number, from the shared history."""
     return ctx.histories.snapshot(ctx.db, study_id).history.observations()
 
 
@@ -48,7 +48,7 @@ def build_comparison(
     predictions: Mapping[str, Sequence[StoredPrediction]],
     scores: Mapping[str, list[float]],
 ) -> Comparison:
-    """The comparison as a pure function of what is recorded."""
+    """The comparison, as a pure function of records."""
     objective = study.spec.objective
     best = best_trial(searched, objective.metric, objective.direction)
     results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
@@ -135,7 +135,7 @@ def _scores(
 def _regret(
     study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Mapping[str, list[float]]
 ) -> Estimate | None:
-    """How far the candidate is behind the best found, over the seeds that both finished."""
+    """How far a candidate is behind the best found, over the seeds that both finished."""
     metric = study.spec.objective.metric
     best, mine = (_finished(study, c, confirmed) for c in (study.candidates[0], candidate))
     seeds = sorted(best.keys() & mine.keys())
@@ -186,7 +186,7 @@ def _structure(trial: Observation) -> tuple[int, int, int]:
 
 
 def verdict(predictor: str, regret: Estimate | None, study: Study) -> str:
-    """What the regret of a predictor's choice says, in words; never more than the seeds can carry."""
+    """A predictor's regret in words. With too few seeds it says so instead of a verdict."""
     who = f"the {predictor}" if predictor == "guideline" else f"{predictor}'s choice"
     if regret is None:
         ended = study.phase is StudyPhase.CONFIRMATION or study.spec.compare.seeds

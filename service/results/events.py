@@ -1,4 +1,4 @@
-"""Read what happened to a study."""
+"""Read a study's events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..domain.states import StudyState
 
 
 def after(ctx: Context, study_id: str, team_id: str | None, number: int, limit: int) -> list[Event]:
-    """The events of a study after the one numbered so, in order.
+    """The events of a study after the given number, in order.
 
     Raises:
         NotFound: there is no such study in this team.
@@ -21,7 +21,7 @@ def after(ctx: Context, study_id: str, team_id: str | None, number: int, limit: 
 
 
 def standing(ctx: Context, study_id: str, team_id: str | None) -> tuple[StudyState, int]:
-    """A study's state, and the number of its newest event; an ended state for one that is gone.
+    """A study's state and the number of its newest event; an ended state for a deleted study.
 
     Raises:
         NotFound: there is no such study in this team.

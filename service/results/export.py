@@ -54,10 +54,10 @@ def _study(ctx: Context, study_id: str, team_id: str | None) -> Study:
 
 
 def as_csv(ctx: Context, study_id: str, team_id: str | None) -> Iterator[str]:
-    """The trials of a study, a line each, in pieces.
+    """The trials of a study as CSV, in pieces.
 
     Parameters, metrics and resources have columns of their own: ``params.r1``, ``metrics.accuracy``,
-    ``resources.seconds``. A cell that a spreadsheet would take for a formula begins with an apostrophe.
+    ``resources.seconds``. A cell that a spreadsheet would read as a formula gets an apostrophe in front.
 
     Raises:
         NotFound: there is no such study in this team.
@@ -210,7 +210,7 @@ def _as_optuna(
 
 
 def _holds(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
-    """Whether a value lies in the space: one enqueued by hand need not."""
+    """Whether a value lies in the space; an enqueued one may not."""
     try:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except ValueError:

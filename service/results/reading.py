@@ -1,4 +1,4 @@
-"""Read what a study has come to: its front, why it waits, an adapter."""
+"""Read a study's Pareto front, why it waits, and adapters."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ..studies.progress import Counts, search_trials
 from ..tenancy.quotas import trial_fault
 
 RUNNER_SEEN = timedelta(minutes=2)
-# Adapters are megabytes; anything much larger under a trial's folder is not one.
+# Adapters are megabytes; a much larger folder is not an adapter.
 LARGEST_ADAPTER = 4 * 2**30
 
 
 def front(ctx: Context, study_id: str, team_id: str | None) -> tuple[list[Objective], list[Trial]]:
-    """The objectives, and the finished search trials that no other one dominates, by number.
+    """The objectives, and the Pareto front of the finished search trials, by number.
 
     Raises:
         NotFound: there is no such study in this team.
@@ -43,7 +43,7 @@ def front(ctx: Context, study_id: str, team_id: str | None) -> tuple[list[Object
 
 
 def front_of(objectives: Sequence[Objective], trials: Sequence[Trial]) -> list[Trial]:
-    """The finished trials that no other one dominates, in their order."""
+    """The Pareto front of finished trials, in their order."""
     done = [t for t in trials if t.state is TrialState.COMPLETED and all(o.metric in t.metrics for o in objectives)]
     signs = [-1.0 if o.direction is Direction.MAXIMIZE else 1.0 for o in objectives]
     points = [[s * t.metrics[o.metric] for s, o in zip(signs, objectives, strict=True)] for t in done]
@@ -51,7 +51,7 @@ def front_of(objectives: Sequence[Objective], trials: Sequence[Trial]) -> list[T
 
 
 def waiting_for(ctx: Context, study: Study, counts: Counts) -> str | None:
-    """Why nothing of a study runs though it has something to run; ``None`` where there is no such riddle."""
+    """Why a study with work has no running trial; ``None`` if it has one or has no work."""
     if study.state is StudyState.PAUSED or study.state in STUDY_ENDED:
         return None
     if any(state is TrialState.RUNNING for _, state in counts):
@@ -77,11 +77,11 @@ def waiting_for(ctx: Context, study: Study, counts: Counts) -> str | None:
 
 
 def adapter_archive(ctx: Context, trial_id: str, team_id: str | None) -> tuple[Path, str]:
-    """A trial's adapter as a zip file of what PEFT saved, and a name for it. The caller removes the file.
+    """A trial's adapter as a zip file, and a name for it. The caller removes the file.
 
     Raises:
-        NotFound: there is no such trial in this team, or it left no adapter.
-        Unavailable: the store of artifacts does not answer.
+        NotFound: there is no such trial in this team, or it has no adapter.
+        Unavailable: the artifact store does not answer.
     """
     with ctx.db.read() as session:
         trial = Trials(session).get(trial_id, team_id)
@@ -89,7 +89,7 @@ def adapter_archive(ctx: Context, trial_id: str, team_id: str | None) -> tuple[P
         raise NotFound(f"trial {trial.number} has no adapter: only trials that ran to their end leave one")
     root = f"{ctx.settings.artifacts_url.rstrip('/')}/studies/{trial.study_id}"
     if not is_inside(trial.artifact, root):
-        # What a worker says of its artifacts opens nothing outside of where they are kept.
+        # A worker's URL must not open anything outside of the artifact store.
         raise NotFound(f"trial {trial.number}'s adapter does not lie where artifacts are kept")
     handle = tempfile.NamedTemporaryFile(prefix="cdka-adapter-", suffix=".zip", delete=False)  # noqa: SIM115
     try:

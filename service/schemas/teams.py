@@ -31,7 +31,7 @@ class TeamRequest(Quotas):
 
 
 class UsageOut(Wire):
-    """What a team holds right now."""
+    """A team's current use."""
 
     running_trials: int
     cpus: float

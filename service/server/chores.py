@@ -37,26 +37,26 @@ class Chores:
         ]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End after what is being done."""
+        """Stop after the current round."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(timeout=15.0)
         self._http.close()
 
     def _repeat(self, chore: Callable[[], None], seconds: float) -> None:
-        # Replicas that start together do not do the same thing at the same moment.
+        # Jitter spreads replicas that start together.
         while not self._stopping.wait(seconds * random.uniform(0.8, 1.2)):
             try:
                 chore()
             except Unavailable as error:
                 _log.warning("a chore has to wait: %s", error.detail)
                 self._ctx.forgive_outage()
-            except Exception:  # a fault in one round must not end all rounds to come
+            except Exception:  # a failed round must not end later rounds
                 _log.exception("a chore failed")
 
     def _maintain(self) -> None:

@@ -1,4 +1,4 @@
-"""Logs as JSON, a line each, with the request that they belong to."""
+"""JSON logs, one line per record, with the id of the request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 
 def set_up_logging(form: Literal["json", "text"], request_id: Callable[[], str]) -> None:
-    """Send every log of this process to standard error; ``request_id`` says what it is doing."""
+    """Send all logs of this process to standard error; ``request_id`` returns the current request's id."""
 
     class _WithRequest(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
@@ -29,6 +29,6 @@ def set_up_logging(form: Literal["json", "text"], request_id: Callable[[], str])
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    # What libraries say of every call they make is not ours to keep.
+    # Drop per-call messages of libraries.
     for noisy in ("httpx", "httpcore", "alembic", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What has to happen without anybody asking: limits, expiries, purges. Any replica may do it, at any time, twice."""
+"""Maintenance: limits, expiries, cleaning up. Every step is idempotent and safe on several replicas."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from ..paths import is_inside
 from ..studies.progress import end_at_limit
 
 _log = logging.getLogger(__name__)
-# A POST may be repeated under its key for so long.
+# How long a POST may be repeated under its key.
 KEPT_ANSWERS = timedelta(hours=24)
 KEPT_RUNNERS = timedelta(days=7)
-# Checkpoints removed in one go.
+# Most checkpoints removed per round.
 MOST_COLLECTED = 200
 
 
 def maintain(ctx: Context) -> None:
-    """Enforce what time enforces: expired leases, limits of studies and trials, stalls."""
+    """Enforce expired leases, limits of studies and trials, and stalls."""
     expire_leases(ctx)
     now = ctx.clock()
     with ctx.db.read() as session:
@@ -48,7 +48,7 @@ def maintain(ctx: Context) -> None:
         if reason is not None:
             _end(ctx, study.id, now, reason)
         elif now >= ctx.expiry_from:
-            # While an outage is forgiven no attempt is ended for what nobody could report.
+            # During the grace period after an outage, no attempt ends: its runner could not report.
             for lease in leases[study.id]:
                 _watch(ctx, study, lease, now)
 
@@ -82,7 +82,7 @@ def _watch(ctx: Context, study: Study, lease: Lease, now: datetime) -> None:
     since = lease.progress_at or lease.acquired_at
     if stalled is not None and now - since > timedelta(minutes=stalled):
         _stall(ctx, lease.id, now)
-    # Its runner is told at its next report; one that does not listen is cut off a lease time later.
+    # A runner is told at its next report. If it does not stop, it loses its lease one lease time later.
     elif longest is not None and now - lease.acquired_at > timedelta(minutes=longest) + ctx.lease_time:
         _overrun(ctx, lease.id, now)
 
@@ -101,7 +101,7 @@ def _overrun(ctx: Context, lease_id: str, now: datetime) -> None:
 
 @retried
 def tidy(ctx: Context) -> None:
-    """Forget what is old: kept answers, sessions, events, deliveries, runners that are gone."""
+    """Remove old rows: stored answers, sessions, events, deliveries, runners."""
     now = ctx.clock()
     old = now - timedelta(days=ctx.settings.event_days)
     with ctx.db.write() as session:
@@ -113,12 +113,12 @@ def tidy(ctx: Context) -> None:
 
 
 def collect_checkpoints(ctx: Context) -> int:
-    """Remove the checkpoints of trials that nothing will go on from; returns of how many."""
+    """Remove checkpoints that nothing will resume from; returns of how many trials."""
     with ctx.db.read() as session:
         over = Trials(session).needless_checkpoints(MOST_COLLECTED)
     removed = 0
     for trial_id, study_id, checkpoint in over:
-        # All of a trial's lie in one folder. What a worker says of them removes nothing outside of its study.
+        # All checkpoints of a trial lie in one folder. A worker's URL must not remove anything outside of its study.
         folder = checkpoint.rsplit("/", 1)[0]
         root = f"{ctx.settings.artifacts_url.rstrip('/')}/studies/{study_id}/trials"
         try:
@@ -126,7 +126,7 @@ def collect_checkpoints(ctx: Context) -> int:
                 files, path = fsspec.url_to_fs(folder)
                 if files.exists(path):
                     files.rm(path, recursive=True)
-        except Exception:  # a store answers with errors of its own; one trial's stop no other's
+        except Exception:  # stores raise errors of their own; one trial must not block the others
             _log.exception("the checkpoints of trial %s cannot be removed; they are tried again later", trial_id)
             continue
         _forget_checkpoint(ctx, trial_id)

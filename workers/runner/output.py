@@ -17,7 +17,7 @@ _PIECE = 100_000
 class CapturedOutput:
     """Captures standard output and standard error within the context and forwards both.
 
-    What has been caught waits, at most ``MOST_WAITING`` characters of it, until :meth:`sent` says that it arrived.
+    Keeps at most ``MOST_WAITING`` captured characters until :meth:`sent` confirms them.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class CapturedOutput:
         for number in (1, 2):
             os.dup2(writer, number)
         os.close(writer)
-        # A descriptor of its own: the thread may outlive this context, where a child keeps the pipe open.
+        # A descriptor of its own: the thread outlives this context if a child keeps the pipe open.
         onward = os.dup(self._saved[1])
         self._thread = threading.Thread(target=self._read, args=(reader, onward), name="output", daemon=True)
         self._thread.start()
@@ -47,7 +47,7 @@ class CapturedOutput:
             os.close(number)
 
     def stop(self) -> None:
-        """Let output go its own way again; what was caught stays to be sent. May be called twice."""
+        """Stop capturing; captured output stays available. May be called twice."""
         _flush()
         for number, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, number)
@@ -57,7 +57,7 @@ class CapturedOutput:
     def _read(self, reader: int, onward: int) -> None:
         with contextlib.suppress(OSError):
             while data := os.read(reader, 65_536):
-                # Where it went before may be a full disk; the trial goes on.
+                # The original output may be a full disk; the trial must continue.
                 with contextlib.suppress(OSError):
                     os.write(onward, data)
                 self._add(self._decoder.decode(data))
@@ -65,7 +65,7 @@ class CapturedOutput:
         os.close(onward)
 
     def _add(self, text: str) -> None:
-        # Progress bars go back to the start of their line; in a log every state of one is a line.
+        # Progress bars rewrite their line; in a log each state is a line.
         plain = "".join(c for c in text.replace("\r\n", "\n").replace("\r", "\n") if c >= " " or c in "\n\t")
         with self._lock:
             self._text += plain
@@ -74,12 +74,12 @@ class CapturedOutput:
                 self._text, self._start = self._text[surplus:], self._start + surplus
 
     def waiting(self) -> tuple[int, str]:
-        """The next piece to be sent, and its place in the whole output."""
+        """The next piece to send, and its position in the whole output."""
         with self._lock:
             return self._start, self._text[:_PIECE]
 
     def sent(self, upto: int) -> None:
-        """Forget what lies before a place: it has arrived."""
+        """Drop the output before a position, because it was delivered."""
         with self._lock:
             self._text = self._text[max(0, upto - self._start) :]
             self._start = max(self._start, upto)

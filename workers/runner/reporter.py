@@ -1,4 +1,4 @@
-"""Keeps a lease alive and delivers what its trial reports, without ever holding up a training step."""
+"""Renew a lease and deliver a trial's reports, without blocking a training step."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from service.schemas.leases import DirectiveOut
 
 _log = logging.getLogger(__name__)
 LOST = "lost"
-# Reports kept while the server is away. Beyond it the oldest go: the newest decide.
+# Most reports kept while the server is away; the oldest are dropped first.
 MOST_BUFFERED = 1000
-# Pieces of a trial's output that are sent between two reports.
+# Most pieces of output sent between two reports.
 MOST_PIECES = 4
-# A server that is back is found within this time, however long it was away.
+# Longest time between two attempts to reach the server.
 LONGEST_WAIT = 5.0
 
 
 class LeaseCalls(Protocol):
-    """What a reporter needs of the SDK."""
+    """The calls of the SDK that a reporter uses."""
 
     def report(
         self, lease_id: str, reports: list[tuple[int, dict[str, float]]], checkpoint: str | None = None
     ) -> DirectiveOut:
-        """Send reports; none is a heartbeat."""
+        """Send reports (none: a heartbeat)."""
         ...
 
     def append_log(self, lease_id: str, start: int, text: str) -> int:
-        """Add to the attempt's log."""
+        """Append to the attempt's log."""
         ...
 
 
 class Output(Protocol):
-    """What a trial has printed and nobody has been sent yet."""
+    """A trial's output that was not sent yet."""
 
     def waiting(self) -> tuple[int, str]:
-        """The next piece, and its place in the whole."""
+        """The next piece, and its position in the whole output."""
         ...
 
     def sent(self, upto: int) -> None:
-        """Forget what lies before a place."""
+        """Drop the output before a position."""
         ...
 
 
 class Reporter:
     """A thread that sends reports as they come and heartbeats between them.
 
-    ``stop_reason`` becomes the directive's reason when the trial is to stop, or ``"lost"`` when the lease is another's.
-    ``known_checkpoint`` is the newest that the server has taken note of.
-    While the server cannot be reached, reports wait (coalesced by step) and training goes on.
+    ``stop_reason`` becomes the directive's reason when the trial is told to stop, or ``"lost"`` when the lease is lost.
+    ``known_checkpoint`` is the newest that the server has recorded. While the server cannot be reached, reports wait
+    (coalesced by step) and training continues.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Reporter:
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start sending."""
         self._thread.start()
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Have a step's metrics delivered; returns at once."""
+        """Deliver a step's metrics; returns at once."""
         with self._lock:
             self._waiting.setdefault(step, {}).update(metrics)
             while len(self._waiting) > MOST_BUFFERED:
@@ -85,29 +85,29 @@ class Reporter:
         self._wake.set()
 
     def progress(self, step: int) -> None:
-        """Note that training has reached a step; the next heartbeat says so: a slow trial is no hung one."""
+        """Note that training has reached a step. The next heartbeat reports it, so a slow trial does not look hung."""
         self._step = max(self._step, step)
 
     def checkpoint(self, url: str) -> None:
-        """Have the server know where a complete checkpoint lies; returns at once."""
+        """Report the URL of a complete checkpoint; returns at once."""
         with self._lock:
             self._checkpoint = url
         self._wake.set()
 
     @property
     def unsent_checkpoint(self) -> str | None:
-        """The checkpoint that the server, being away, has not been told of."""
+        """The checkpoint that was not reported because the server is away."""
         return self._checkpoint
 
     def close(self, timeout: float = 30.0) -> list[tuple[int, dict[str, float]]]:
-        """Deliver what waits and stop; returns what the server, being away, has not taken."""
+        """Deliver waiting reports and stop; returns those that the server has not taken."""
         self._closed = True
         self._wake.set()
         self._thread.join(timeout)
         return sorted(self._waiting.items())
 
     def _run(self) -> None:
-        # The first heartbeat goes out at once: a cancelled study is heard of before the model is loaded.
+        # Send the first heartbeat at once, to learn of a cancelled study before the model is loaded.
         due = time.monotonic()
         while True:
             self._wake.wait(max(0.0, due - time.monotonic()))
@@ -121,11 +121,11 @@ class Reporter:
                 return
 
     def _send_log(self) -> None:
-        """Send what was printed, with every report; what does not arrive is sent with the next."""
+        """Send the output with every report; unsent output goes with the next."""
         if self._output is None:
             return
         try:
-            # However much a trial prints, its heartbeat goes on.
+            # Much output must not delay the heartbeat.
             for _ in range(MOST_PIECES):
                 piece = self._output.waiting()
                 if not piece[1]:
@@ -135,7 +135,7 @@ class Reporter:
             _log.debug("the log was not taken: %s", error.detail)
 
     def _send(self) -> float:
-        """Send what waits; returns the seconds until the next heartbeat or try."""
+        """Send waiting reports; returns the seconds until the next heartbeat or attempt."""
         with self._lock:
             taken, self._waiting = self._waiting, {}
             checkpoint, self._checkpoint = self._checkpoint, None

@@ -42,10 +42,10 @@ from .reporter import LOST, Reporter
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-# An outage of the server is waited out with a finished trial in hand.
+# How long a finished trial waits for the server during an outage.
 RESULT_PATIENCE_SECONDS = 3600.0
 RETRY_SECONDS = 2.0
-# From when a trial is known to be another's until it must have ended.
+# How long a trial may run after its lease was lost.
 HUNG_SECONDS = float(os.environ.get("CDKA_HUNG_SECONDS", "60"))
 
 
@@ -55,7 +55,7 @@ class Poisoned(Exception):
 
 @dataclass(slots=True)
 class _Warm:
-    """What is kept between trials: one base model and its data."""
+    """Kept between trials: one base model and its data."""
 
     model_key: str = ""
     data_key: str = ""
@@ -71,12 +71,12 @@ class Runner:
 
     Args:
         client: the SDK, with a worker's token.
-        settings: data directories and where artifacts go.
-        name: how the server knows this runner.
-        shape: what its trials hold; torch gets as many threads as it has CPUs.
-        launch: runs a leased trial in processes of its own and returns its result, where one trial takes several. What
-            it is given beside the lease says whether the trial is still wanted.
-        may_lease: whether there is room for those processes; nothing is leased before.
+        settings: data folders and the artifact store.
+        name: the runner's name at the server.
+        shape: the resources of its trials; torch uses as many threads as CPUs.
+        launch: for trials of several processes: runs a leased trial in them and returns its result. Its second argument
+            says whether the trial is still wanted.
+        may_lease: whether the resources of those processes are reserved; nothing is leased before.
     """
 
     client: Client
@@ -93,7 +93,7 @@ class Runner:
     trials_done: int = field(default=0, init=False)
     busy: bool = field(default=False, init=False)
     idle_since: float = field(default_factory=time.monotonic, init=False)
-    # Seconds until the server is asked for work again.
+    # Seconds until the next lease request.
     _pause: float = field(default=POLL_SECONDS, init=False)
     _warm: _Warm = field(default_factory=_Warm, init=False)
     _retired: threading.Event = field(default_factory=threading.Event, init=False)
