@@ -1,4 +1,4 @@
-"""The main job on real input: a pretrained encoder, news articles, a search under one parameter budget."""
+"""The demo: a study of a pretrained encoder on news articles under one parameter budget."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHUFFLE_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What ``make demo ARGS=...`` reaches."""
+    """The options of ``cdka demo``."""
 
     trials: int = 10
     seeds: int = 2

@@ -1,4 +1,4 @@
-"""Starts the API and the pool as processes of their own and keeps them running."""
+"""Start the API and the pool as processes and keep them running."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Server:
             time.sleep(0.1)
 
     def supervise(self, stopping: threading.Event, say: Callable[[str], None]) -> None:
-        """Until ``stopping``, start again whatever dies."""
+        """Restart processes that die, until ``stopping``."""
         while not stopping.wait(0.5):
             for process in self.processes:
                 if process.revive():

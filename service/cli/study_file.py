@@ -47,10 +47,10 @@ class StudyFile:
             raise InvalidStudy(f"{path} holds a value that JSON has no form for: {error}") from error
 
     def check(self) -> None:
-        """See, without a server, whether the file has the form of a study.
+        """Validate the file without a server.
 
         Raises:
-            InvalidStudy: with every fault. What needs the model, the data or the catalog the server says.
+            InvalidStudy: with every fault that does not need the model, the data or the catalog.
         """
         try:
             StudySpec.model_validate(self.content)

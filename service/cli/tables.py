@@ -1,4 +1,4 @@
-"""What the commands show in a terminal."""
+"""Tables and progress in a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDED = ("completed", "cancelled", "failed")
 
 
 def watch(client: Client, study_id: str, console: Console, poll_seconds: float = 1.0) -> StudyOut:
-    """Show a study's progress until it ends; a server that is away is waited for."""
+    """Show a study's progress until it ends; waits for a server that is away."""
     progress = Progress(
         TextColumn("{task.description:<13}"),
         BarColumn(),

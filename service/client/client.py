@@ -26,7 +26,7 @@ _RANKINGS = TypeAdapter(list[RankingOut])
 
 
 class Client(Connection):
-    """Every call of the server, by name. Lists are iterators that fetch page after page."""
+    """All calls of the server. Lists are iterators that fetch one page after another."""
 
     def ready(self) -> bool:
         """Whether the server answers and its database is in order."""
@@ -50,7 +50,7 @@ class Client(Connection):
     def studies(
         self, *, state: Sequence[str] = (), name: str | None = None, order: str = "newest"
     ) -> Iterator[StudyOut]:
-        """Studies by age: those in one of the states (all, if none is named) with this in their name."""
+        """Iterate over studies by age, filtered by state and by a part of the name."""
         return self._pages(StudyOut, "/studies", state=list(state), name=name, order=order)
 
     def study(self, study_id: str) -> StudyOut:
@@ -68,7 +68,7 @@ class Client(Connection):
         return StudyOut.model_validate(said)
 
     def pause_study(self, study_id: str, *, drain: bool = True) -> StudyOut:
-        """Start no more trials; those that run go on to their end (``drain``) or back to the queue now."""
+        """Pause a study. Running trials finish (``drain``) or are queued again now."""
         return StudyOut.model_validate(self._post(f"/studies/{study_id}/pause", params={"drain": drain}))
 
     def resume_study(self, study_id: str) -> StudyOut:
@@ -80,11 +80,11 @@ class Client(Connection):
         return StudyOut.model_validate(self._post(f"/studies/{study_id}/cancel"))
 
     def delete_study(self, study_id: str, *, purge: bool = False) -> None:
-        """Delete a study with its trials and adapters, after a while or (``purge``) now."""
+        """Delete a study. Its rows and adapters are removed after ``CDKA_PURGE_HOURS``, or now (``purge``)."""
         self._call("DELETE", f"{API}/studies/{study_id}", params={"purge": purge})
 
     def predictions(self, study_id: str) -> list[RankingOut]:
-        """What the predictors said before the study began."""
+        """Get the predictors' rankings of a study."""
         return _RANKINGS.validate_python(self._call("GET", f"{API}/studies/{study_id}/predictions"))
 
     def comparison(self, study_id: str) -> ComparisonOut:
@@ -96,18 +96,18 @@ class Client(Connection):
         return _COMPARISONS.validate_python(self._call("GET", f"{API}/compare", params={"study": list(study_ids)}))
 
     def front(self, study_id: str) -> ParetoOut:
-        """The finished search trials that no other one dominates."""
+        """Get the Pareto front of the finished search trials."""
         return self._get(ParetoOut, f"/studies/{study_id}/front")
 
     def watch(self, study_id: str, *, after: int = 0) -> Iterator[EventOut]:
-        """Everything that happens to a study after event ``after``, as it happens, until the study has ended.
+        """Iterate over a study's events after ``after``, as they happen, until the study ends.
 
-        A stream that breaks is taken up where it broke; no event is missed and none comes twice.
+        A broken stream is resumed: no event is missed or repeated.
         """
         return self._stream(EventOut, f"/studies/{study_id}/events", after)
 
     def events(self, study_id: str, *, after: int = 0) -> Iterator[EventOut]:
-        """What has happened to a study so far, after event ``after``."""
+        """List a study's events so far, after event ``after``."""
         while True:
             page = self._get(Page[EventOut], f"/studies/{study_id}/events/log", after=after, limit=200)
             yield from page.items
@@ -120,7 +120,7 @@ class Client(Connection):
         return self._download(f"/studies/{study_id}/export", file, format=form)
 
     def predict(self, study: Mapping[str, Any]) -> PredictionsOut:
-        """Predictions for the model, task and budget of a study; nothing is stored."""
+        """Get predictions for the model, task and budget of a study. Stores nothing."""
         body = {k: study[k] for k in ("model", "adapter", "budget") if k in study}
         task = study.get("task")
         if isinstance(task, Mapping) and "kind" in task:
@@ -128,11 +128,11 @@ class Client(Connection):
         return PredictionsOut.model_validate(self._call("POST", f"{API}/predictions", body=body, repeat=True))
 
     def samplers(self) -> list[StrategyOut]:
-        """The samplers that a study can name, with the schemas of their options."""
+        """List the samplers with the schemas of their options."""
         return self._get(Page[StrategyOut], "/samplers").items
 
     def pruners(self) -> list[StrategyOut]:
-        """The pruners that a study can name, with the schemas of their options."""
+        """List the pruners with the schemas of their options."""
         return self._get(Page[StrategyOut], "/pruners").items
 
     # Trials.
@@ -140,7 +140,7 @@ class Client(Connection):
     def trials(
         self, study_id: str, *, state: Sequence[str] = (), phase: str | None = None, order: str = "number"
     ) -> Iterator[TrialOut]:
-        """A study's trials by number (``-number``: the newest first)."""
+        """Iterate over a study's trials by number (``-number``: newest first)."""
         return self._pages(TrialOut, f"/studies/{study_id}/trials", state=list(state), phase=phase, order=order)
 
     def trial(self, trial_id: str) -> TrialOut:
@@ -148,11 +148,11 @@ class Client(Connection):
         return self._get(TrialOut, f"/trials/{trial_id}")
 
     def enqueue_trial(self, study_id: str, params: Mapping[str, Any]) -> TrialOut:
-        """Put a configuration made by hand (r1, r2, r, alpha, learning_rate) at the end of the queue."""
+        """Queue a configuration (r1, r2, r, alpha, learning_rate)."""
         return TrialOut.model_validate(self._post(f"/studies/{study_id}/trials", {"params": dict(params)}))
 
     def stop_trial(self, trial_id: str) -> TrialOut:
-        """Stop one trial; its study goes on."""
+        """Stop one trial. Its study continues."""
         return TrialOut.model_validate(self._post(f"/trials/{trial_id}/stop"))
 
     def retry_trial(self, trial_id: str) -> TrialOut:
@@ -160,11 +160,11 @@ class Client(Connection):
         return TrialOut.model_validate(self._post(f"/trials/{trial_id}/retry"))
 
     def metrics(self, trial_id: str) -> list[MetricOut]:
-        """Every value that a trial reported."""
+        """Get every value that a trial reported."""
         return self._get(Page[MetricOut], f"/trials/{trial_id}/metrics").items
 
     def fetch_adapter(self, trial_id: str, file: Path) -> Path:
-        """Write a trial's adapter, as PEFT saved it, to a zip file."""
+        """Download a trial's adapter, as PEFT saved it, as a zip file."""
         return self._download(f"/trials/{trial_id}/adapter", file)
 
     # Operation.
@@ -172,13 +172,13 @@ class Client(Connection):
     def create_token(
         self, name: str, role: str, team: str | None = None, expires_at: datetime | None = None
     ) -> TokenCreated:
-        """Make a token; its secret is in the answer and nowhere else."""
+        """Create a token. Only this response contains its secret."""
         end = None if expires_at is None else expires_at.isoformat()
         body = {"name": name, "role": role, "team": team, "expires_at": end}
         return TokenCreated.model_validate(self._post("/tokens", body))
 
     def rotate_token(self, token_id: str, grace_seconds: float = 3600) -> TokenCreated:
-        """Make a new secret for a token; the old one is valid for ``grace_seconds`` more."""
+        """Create a new secret for a token. The old one stays valid for ``grace_seconds``."""
         return TokenCreated.model_validate(self._post(f"/tokens/{token_id}/rotate", {"grace_seconds": grace_seconds}))
 
     def revoke_token(self, token_id: str) -> None:
@@ -190,11 +190,11 @@ class Client(Connection):
         return self._get(Page[TokenOut], "/tokens").items
 
     def teams(self) -> list[TeamWithUsage]:
-        """The caller's team (all of them for an admin) with quotas and usage."""
+        """List the caller's team, or all teams for an admin, with quotas and usage."""
         return self._get(Page[TeamWithUsage], "/teams").items
 
     def create_team(self, name: str, **quotas: Any) -> TeamOut:
-        """Make a team; quotas as in :meth:`update_team`."""
+        """Create a team; quotas as in :meth:`update_team`."""
         return TeamOut.model_validate(self._post("/teams", {"name": name, **quotas}))
 
     def update_team(self, team_id: str, **quotas: Any) -> TeamOut:
@@ -202,15 +202,15 @@ class Client(Connection):
         return TeamOut.model_validate(self._call("PATCH", f"{API}/teams/{team_id}", body=quotas, repeat=True))
 
     def workers(self) -> list[RunnerOut]:
-        """The runners that serve the caller's team, with when they were last heard of."""
+        """List the runners of the caller's team with the time each was last seen."""
         return self._get(Page[RunnerOut], "/workers").items
 
     def audit(self, target: str | None = None) -> Iterator[AuditOut]:
-        """Who changed what, newest first."""
+        """Iterate over the audit log, newest first."""
         return self._pages(AuditOut, "/audit", target=target)
 
     def create_webhook(self, url: str, events: Sequence[str] | None = None) -> WebhookCreated:
-        """Have the team's events sent to an address; the signing secret is in the answer and nowhere else."""
+        """Create a webhook for the team's events. Only this response contains the signing secret."""
         body = {"url": url} | ({} if events is None else {"events": list(events)})
         return WebhookCreated.model_validate(self._post("/webhooks", body))
 
@@ -223,17 +223,17 @@ class Client(Connection):
         self._call("DELETE", f"{API}/webhooks/{webhook_id}")
 
     def deliveries(self, webhook_id: str) -> Iterator[DeliveryOut]:
-        """A webhook's delivery log, newest first."""
+        """Iterate over a webhook's deliveries, newest first."""
         return self._pages(DeliveryOut, f"/webhooks/{webhook_id}/deliveries")
 
     def log(self, trial_id: str, *, attempt: int | None = None, after: int | None = None) -> TrialLogOut:
-        """A stretch of what an attempt (by default the last) printed, from ``after`` on (by default its end)."""
+        """Get a piece of an attempt's output (by default the last attempt) from ``after`` on (by default its end)."""
         asked = {"attempt": attempt, "after": after}
         given = {name: value for name, value in asked.items() if value is not None}
         return self._get(TrialLogOut, f"/trials/{trial_id}/logs", **given)
 
     def hosts(self) -> list[HostOut]:
-        """Hosts that failed trials which others could run, quarantined ones among them."""
+        """List hosts with failures, including quarantined ones."""
         return self._get(Page[HostOut], "/hosts").items
 
     def release_host(self, name: str) -> HostOut:
@@ -250,7 +250,7 @@ class Client(Connection):
         wanted: int = 1,
         host: str | None = None,
     ) -> LeasesOut:
-        """Ask for trials that a runner of this shape can run; an empty answer says when to ask again."""
+        """Lease trials that a runner of this shape can run. An empty response says when to ask again."""
         body = {"runner": runner, **shape.as_dict(), "warm": list(warm), "max": wanted, "host": host}
         return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body))
 
@@ -260,25 +260,25 @@ class Client(Connection):
         """Send reports (none: a heartbeat).
 
         Raises:
-            LeaseLost: stop; the trial is another's now.
+            LeaseLost: the lease is no longer held; stop.
         """
         body = {"reports": [{"step": s, "metrics": dict(m)} for s, m in reports], "checkpoint": checkpoint}
         return DirectiveOut.model_validate(self._call("POST", f"{API}/leases/{lease_id}/reports", body=body))
 
     def append_log(self, lease_id: str, start: int, text: str) -> int:
-        """Add to an attempt's log; returns where it ends now.
+        """Append to an attempt's log; returns its new end.
 
         Raises:
-            LeaseLost: the trial is another's now.
+            LeaseLost: the lease is no longer held.
         """
         body = {"start": start, "text": text}
         return LogTaken.model_validate(self._call("POST", f"{API}/leases/{lease_id}/logs", body=body)).next
 
     def finish(self, lease_id: str, result: Mapping[str, Any]) -> ResultOut:
-        """End an attempt; may be repeated.
+        """Send an attempt's result. May be repeated.
 
         Raises:
-            LeaseLost: the trial is another's now.
+            LeaseLost: the lease is no longer held.
         """
         return ResultOut.model_validate(self._call("PUT", f"{API}/leases/{lease_id}/result", body=dict(result)))
 

@@ -1,4 +1,4 @@
-"""Calls to a server: retried where that is safe, their problems raised as our errors."""
+"""Calls to a server: retried where that is safe; problems are raised as ``service.errors``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..schemas.common import Page
 
 API = "/api/v1"
 Model = TypeVar("Model", bound=BaseModel)
-# Methods that may be sent twice: their second run changes nothing.
+# Idempotent methods, which may be retried.
 _REPEATABLE = frozenset({"GET", "PUT", "DELETE"})
 LONGEST_PAUSE = 5.0
-# Whoever is told to come back later than this is told so.
+# Longest Retry-After that is waited for.
 LONGEST_RETRY_AFTER = 60
 STREAM_TIMEOUT = 60.0
 
@@ -88,12 +88,12 @@ class Connection:
                     wait += error.retry_after
                 if attempt == attempts or wait > LONGEST_RETRY_AFTER:
                     raise
-                # Full jitter: clients that lost the same server do not come back all at once.
+                # Full jitter spreads clients that lost the same server.
                 time.sleep(wait)
         raise AssertionError("unreachable")
 
     def _post(self, path: str, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
-        """A POST that is done once, however often it is sent."""
+        """A POST with an idempotency key, so that retries have one effect."""
         headers = {"Idempotency-Key": uuid4().hex}
         return self._call("POST", API + path, body=body, params=params, headers=headers, repeat=True)
 
@@ -134,7 +134,7 @@ class Connection:
                 return
 
     def _download(self, path: str, file: Path, **params: Any) -> Path:
-        """Write what the server sends to ``file``, which appears under its name only when it is complete."""
+        """Write a response to ``file``, which appears under its name when it is complete."""
         part = file.with_name(file.name + ".part")
         with self._translated(), self._http.stream("GET", API + path, params=params) as response:
             if not response.is_success:
@@ -147,7 +147,7 @@ class Connection:
         return file
 
     def _stream(self, model: type[Model], path: str, after: int) -> Iterator[Model]:
-        """Server-Sent Events, taken up after the last one whenever the stream breaks, until the server ends it."""
+        """Server-Sent Events; a broken stream is resumed after the last event, until the server ends it."""
         failures = 0
         while True:
             try:
