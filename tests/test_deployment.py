@@ -51,7 +51,7 @@ def test_every_variable_is_explained() -> None:
         assert used - apart <= explained, (file.name, used - apart - explained)
 
 
-def test_our_services_are_hardened_and_bounded() -> None:
+def test_compose_services_are_hardened_and_bounded() -> None:
     ours = {n: s for n, s in services(DOCKER / "compose.yaml").items() if n != "postgres"}
     ours |= services(DOCKER / "compose.node.yaml")
     for name, service in ours.items():

@@ -89,7 +89,7 @@ def test_the_reference_stacking_is_read(tmp_path: Path) -> None:
         cdka.from_reference(tmp_path / "theirs", tmp_path / "no", r1=4, r2=r2, r=r, alpha=alpha)
 
 
-def test_what_was_started_from_the_weight_is_not_exported(tmp_path: Path) -> None:
+def test_adapters_started_from_the_weight_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(cdka.AdapterError, match="merge it instead"):
         cdka.to_lora(net(init_weights="weight"), tmp_path)
 
@@ -196,7 +196,7 @@ def test_export_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         torch.testing.assert_close(merged(IDS).logits, logits(model), rtol=1e-4, atol=1e-5)
 
 
-def test_a_refusal_is_told_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("export", str(tmp_path), "--out", str(tmp_path / "out")) == 2
     assert "adapter_config.json is missing" in capsys.readouterr().err
     get_peft_model(Net(), config()).save_pretrained(tmp_path)

@@ -272,7 +272,7 @@ CHANGES: dict[str, Callable[[Any, Tensor], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_between_two_layers_calls_is_seen(change: str) -> None:
+def test_changes_between_the_calls_of_two_layers_take_effect(change: str) -> None:
     model = adapted()
     expected, found = alone(model).base_model.model, model.base_model.model
     outputs = []

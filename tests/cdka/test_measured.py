@@ -49,7 +49,7 @@ def test_shares_are_those_of_the_full_svd() -> None:
     assert ranked[0].rank_bound >= 1
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_measuring_restores_the_model() -> None:
     model = Net()
     model.first.weight.requires_grad_(False)
     model.first.bias.grad = torch.ones(32)
@@ -98,7 +98,7 @@ def test_a_transformers_model_is_measured_by_its_own_loss() -> None:
     assert spectra.total == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_cannot_be_measured_is_said() -> None:
+def test_a_failed_measurement_is_explained() -> None:
     model = Net()
     shapes, candidates = prepared(model)
     with pytest.raises(cdka.CdkaError, match="needs spectra=cdka.collect_spectra"):

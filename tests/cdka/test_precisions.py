@@ -148,7 +148,7 @@ class Quantised(nn.Linear):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_base_that_runs_by_itself_gets_the_adapter_added_in_one_product(
+def test_a_base_layer_that_is_not_fused_gets_the_adapter_in_one_product(
     structure: tuple[int, int, int], dropout: float, fused_calls: list[Any]
 ) -> None:
     model = adapted(structure, BF16, dropout)

@@ -183,7 +183,7 @@ def rows_of(api: Api) -> list[str]:
 
 
 @pytest.mark.parametrize("role", [None, *ROLES])
-def test_whom_the_matrix_does_not_name_is_refused_and_changes_nothing(api: Api, role: str | None) -> None:
+def test_roles_outside_the_matrix_are_rejected_and_change_nothing(api: Api, role: str | None) -> None:
     ids = things(api)
     headers = {} if role is None else {"Authorization": f"Bearer {api.token(role)}"}
     before = rows_of(api)
@@ -201,7 +201,7 @@ def test_whom_the_matrix_does_not_name_is_refused_and_changes_nothing(api: Api, 
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_whom_the_matrix_names_may_read(api: Api, role: str) -> None:
+def test_roles_in_the_matrix_may_read(api: Api, role: str) -> None:
     ids = things(api)
     # A stream ends with its study, so it is read last.
     for route in sorted((r for r in ROUTES if r[0] == "GET"), key=lambda r: r[1].endswith("/events")):
@@ -214,12 +214,12 @@ def test_whom_the_matrix_names_may_read(api: Api, role: str) -> None:
     [(route, role) for route, admitted in ROUTES.items() for role in sorted(admitted) if route[0] != "GET"],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_whom_the_matrix_names_may_change(api: Api, route: tuple[str, str], role: str) -> None:
+def test_roles_in_the_matrix_may_write(api: Api, route: tuple[str, str], role: str) -> None:
     assert_let_in(api, route, role, things(api))
 
 
 @pytest.mark.parametrize("role", ["member", "viewer", "worker"])
-def test_what_is_another_teams_does_not_exist(api: Api, role: str) -> None:
+def test_other_teams_resources_return_404(api: Api, role: str) -> None:
     ids = things(api)
     headers = {"Authorization": f"Bearer {api.token(role, 'other')}"}
     before = rows_of(api)
@@ -233,7 +233,7 @@ def test_what_is_another_teams_does_not_exist(api: Api, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["member", "viewer", "worker"])
-def test_lists_hold_the_callers_own_team_alone(api: Api, role: str) -> None:
+def test_lists_contain_only_the_callers_team(api: Api, role: str) -> None:
     things(api)
     if role == "worker":
         answer = api.call("POST", "/leases", "worker", "other", json={"runner": "theirs"}).json()
@@ -249,7 +249,7 @@ def test_lists_hold_the_callers_own_team_alone(api: Api, role: str) -> None:
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic dXNlcjpwYXNz", "bearer cdka_" + "x" * 43]
 )
-def test_what_is_no_token_is_refused(api: Api, header: str) -> None:
+def test_an_invalid_token_is_rejected(api: Api, header: str) -> None:
     response = api.http.get("/api/v1/studies", headers={"Authorization": header})
     assert response.status_code == 401
     assert response.json()["type"] == "urn:cdka:problem:unauthorized"
@@ -281,7 +281,7 @@ def test_a_revoked_token_and_its_sessions_end_at_once(api: Api) -> None:
     assert api.http.get("/api/v1/studies").status_code == 401
 
 
-def test_a_session_reads_but_never_writes_the_api_and_ends(api: Api, clock: FakeClock) -> None:
+def test_a_browser_session_is_read_only_and_expires(api: Api, clock: FakeClock) -> None:
     response = api.http.post("/login", data={"token": api.token("member")}, follow_redirects=False)
     assert response.status_code == 303
     cookie = response.headers["set-cookie"].lower()
@@ -293,7 +293,7 @@ def test_a_session_reads_but_never_writes_the_api_and_ends(api: Api, clock: Fake
     assert api.http.get("/api/v1/studies").status_code == 401
 
 
-def test_a_worker_opens_no_dashboard_and_a_wrong_token_says_so(api: Api) -> None:
+def test_worker_and_invalid_tokens_cannot_log_in(api: Api) -> None:
     assert api.http.post("/login", data={"token": api.token("worker")}).status_code == 403
     wrong = api.http.post("/login", data={"token": "wrong"})
     assert wrong.status_code == 401

@@ -17,7 +17,7 @@ def refused(api: Api, **changes: Any) -> list[dict[str, str]]:
     return answer.json()["errors"]  # type: ignore[no-any-return]
 
 
-def test_a_study_says_what_its_trials_are_estimated_to_need(api: Api) -> None:
+def test_a_study_shows_the_memory_estimate(api: Api) -> None:
     small, large = (api.create(training={"batch_size": size}) for size in (8, 64))
     for study in (small, large):
         memory = study["memory"]
@@ -27,7 +27,7 @@ def test_a_study_says_what_its_trials_are_estimated_to_need(api: Api) -> None:
     assert large["memory"]["weights"] == small["memory"]["weights"]
 
 
-def test_what_does_not_fit_is_refused_with_what_would_help(api: Api) -> None:
+def test_a_study_that_does_not_fit_is_rejected_with_a_remedy(api: Api) -> None:
     (fault,) = refused(api, resources={"gpus": 1, "gpu_memory_gib": 0.5})
     assert fault["pointer"] == "#/resources/gpu_memory_gib"
     assert "would have 0.50" in fault["detail"]
@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused_with_what_would_help(api: Api) -> None:
     assert api.create(resources={"gpus": 1, "gpu_memory_gib": 80})["spec"]["resources"]["gpus"] == 1
 
 
-def test_a_share_of_a_gpu_is_worked_out_and_packs(api: Api) -> None:
+def test_the_share_of_a_gpu_follows_from_the_estimate(api: Api) -> None:
     study = api.create(resources={"gpus": "fit", "gpu_memory_gib": 8}, search={"concurrency": 9, "trials": 9})
     share = study["spec"]["resources"]["gpus"]
     need = study["memory"]["peak"] / GIB * 1.1 + 0.75
@@ -62,7 +62,7 @@ def test_a_share_of_a_gpu_is_worked_out_and_packs(api: Api) -> None:
         ({"custom": {"nvme": 0}}, "greater than 0"),
     ],
 )
-def test_resources_that_make_no_sense_are_refused(api: Api, resources: dict[str, Any], words: str) -> None:
+def test_inconsistent_resources_are_rejected(api: Api, resources: dict[str, Any], words: str) -> None:
     faults = refused(api, resources=resources)
     assert any(words in f["detail"] for f in faults), faults
 

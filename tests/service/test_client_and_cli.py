@@ -26,7 +26,7 @@ def study_file(folder: Path, **changes: Any) -> Path:
     return file
 
 
-def test_the_sdk_speaks_the_whole_loop(client: Client) -> None:
+def test_the_sdk_covers_the_whole_trial_loop(client: Client) -> None:
     assert client.ready()
     study = client.create_study(make_study(search={"trials": 2}))
     assert client.demand().items[0].slots == 2
@@ -105,7 +105,7 @@ def test_submit_show_compare_and_json(command: Any, tmp_path: Path, api: Api) ->
     assert command("token", "create", "--name", "x", "--role", "viewer")[1].startswith("cdka_")
 
 
-def test_a_faulty_file_is_told_with_its_lines(command: Any, tmp_path: Path) -> None:
+def test_faults_in_a_study_file_are_reported_with_lines(command: Any, tmp_path: Path) -> None:
     file = study_file(tmp_path, search={"pruner": "shears"})
     with pytest.raises(errors.InvalidStudy):
         command("submit", str(file))
@@ -127,7 +127,7 @@ def test_a_faulty_file_is_told_with_its_lines(command: Any, tmp_path: Path) -> N
         ("a: .nan\n", "JSON has no form for"),
     ],
 )
-def test_a_file_that_holds_no_study_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_without_a_study_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "odd.yaml"
     file.write_text(text)
     with pytest.raises(errors.InvalidStudy, match=message):
@@ -167,7 +167,7 @@ def test_wrong_usage_and_an_absent_server_have_their_exit_codes(tmp_path: Path) 
     assert "Traceback" not in away.stderr
 
 
-def test_the_adapter_commands_are_those_of_the_library(tmp_path: Path) -> None:
+def test_the_adapter_commands_run_the_library(tmp_path: Path) -> None:
     """In a process of its own, so the exit code and what is wrong come through."""
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "adapter", "inspect", str(tmp_path)], capture_output=True, text=True

@@ -40,7 +40,7 @@ def call_together(combiner: Combiner[int, int], counter: Counter, items: Sequenc
     return futures
 
 
-def test_all_that_wait_cost_one_pass() -> None:
+def test_all_waiting_callers_are_served_in_one_pass() -> None:
     combiner, counter = Combiner[int, int](most=256), Counter()
     futures = call_together(combiner, counter, range(100))
     counter.go.set()
@@ -57,7 +57,7 @@ def test_a_pass_may_answer_the_first_alone_and_the_line_keeps_its_order() -> Non
     assert counter.batches == [[0], [1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7], [7]]
 
 
-def test_who_is_not_served_in_time_leaves_the_line_and_costs_nothing_later() -> None:
+def test_a_caller_that_times_out_leaves_the_line() -> None:
     combiner, counter = Combiner[int, int](most=256), Counter()
     futures = call_together(combiner, counter, range(2))
     with pytest.raises(NotServed):

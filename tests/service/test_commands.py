@@ -76,7 +76,7 @@ def test_a_study_is_steered_from_the_command_line(command: Any, api: Api, tmp_pa
         command("show", study)
 
 
-def test_an_adapter_is_fetched(command: Any, api: Api, tmp_path: Path) -> None:
+def test_an_adapter_can_be_downloaded(command: Any, api: Api, tmp_path: Path) -> None:
     study = api.create(search={"trials": 1})
     folder = Path(api.ctx.settings.artifacts_url) / "studies" / study["id"] / "adapter"
     folder.mkdir(parents=True)
@@ -123,11 +123,11 @@ def test_operation_from_the_command_line(command: Any, api: Api) -> None:
     "arguments",
     [("update", "x"), ("update", "x", "--limits", "{"), ("team", "update", "x", "--lift", "max_fun"), ("extend", "x")],
 )
-def test_wrong_usage_is_told_apart_from_refusals(command: Any, arguments: tuple[str, ...]) -> None:
+def test_usage_errors_and_rejections_have_different_exit_codes(command: Any, arguments: tuple[str, ...]) -> None:
     assert command(*arguments)[0] == 2
 
 
-def test_a_faulty_file_is_told_before_a_server_is_asked(tmp_path: Path) -> None:
+def test_a_faulty_file_is_reported_without_a_server(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(make_study(search={"trials": 0})))
     found = CliRunner().invoke(cli.app, ["validate", str(file)])
@@ -166,7 +166,7 @@ def test_a_token_expires_and_says_when_it_was_used(api: Api, clock: FakeClock) -
     assert api.call("POST", "/tokens", "admin", json=naive).status_code == 422
 
 
-def test_rotating_a_token_locks_nobody_out(api: Api, clock: FakeClock) -> None:
+def test_a_rotated_token_stays_valid_for_the_grace_period(api: Api, clock: FakeClock) -> None:
     old = api.call("POST", "/tokens", "admin", json={"name": "ci", "role": "viewer"}).json()
     new = api.call("POST", f"/tokens/{old['id']}/rotate", "admin", json={"grace_seconds": 600}).json()
 

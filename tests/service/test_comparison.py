@@ -68,7 +68,7 @@ def test_candidates_share_seeds_that_the_search_never_used(api: Api) -> None:
     assert all(c["params"]["learning_rate"] == best["params"]["learning_rate"] for c in found["candidates"])
 
 
-def test_a_clear_win_is_called_one(api: Api) -> None:
+def test_a_clear_win_gets_a_verdict(api: Api) -> None:
     study, _ = play(api, 0.1, 0.001)
     found = compared(api, study)
     guideline = found["predictors"][0]
@@ -79,7 +79,7 @@ def test_a_clear_win_is_called_one(api: Api) -> None:
     assert -1 <= guideline["spearman"] <= 1
 
 
-def test_noise_is_not_called_a_win(api: Api) -> None:
+def test_noise_gets_no_verdict(api: Api) -> None:
     study, _ = play(api, 0.002, 0.03)
     verdict = compared(api, study)["predictors"][0]["verdict"]
     assert verdict.startswith("no evidence that searching beat the guideline at the winner's learning rate: ")
@@ -139,7 +139,7 @@ def test_seeds_that_failed_are_flagged_and_left_out_of_pairs(api: Api) -> None:
     assert compared(api, study)["state"] == "completed"
 
 
-def test_a_metric_to_minimise_turns_regret_around(api: Api) -> None:
+def test_regret_follows_the_metrics_direction(api: Api) -> None:
     study = api.create(
         search={"trials": 2},
         objectives=[{"metric": "loss", "direction": "minimize"}],

@@ -33,7 +33,7 @@ def post(api: Api, path: str, key: str, body: Any = None, role: str = "member") 
 # Idempotency.
 
 
-def test_a_post_repeated_under_its_key_is_done_once_also_after_a_restart(api: Api, ctx: Context) -> None:
+def test_a_repeated_post_has_one_effect_also_after_a_restart(api: Api, ctx: Context) -> None:
     first = post(api, "/studies", "key-1", make_study())
     again = post(api, "/studies", "key-1", make_study())
     assert (first.status_code, again.status_code) == (201, 201)
@@ -90,7 +90,7 @@ def test_every_lifecycle_post_takes_a_key_and_leases_too(api: Api) -> None:
     assert post(api, f"/studies/{study['id']}/pause", "another").status_code == 409
 
 
-def test_a_secret_in_a_kept_answer_cannot_be_read_from_the_database(api: Api) -> None:
+def test_secrets_in_stored_answers_are_encrypted(api: Api) -> None:
     body = {"name": "ci", "role": "viewer"}
     made = post(api, "/tokens", "token", body, "admin").json()
     assert post(api, "/tokens", "token", body, "admin").json()["token"] == made["token"]
@@ -99,9 +99,7 @@ def test_a_secret_in_a_kept_answer_cannot_be_read_from_the_database(api: Api) ->
     assert not [row for row in rows if made["token"] in row]
 
 
-def test_a_revoked_token_gets_no_kept_answer_and_answers_are_forgotten_after_a_day(
-    api: Api, ctx: Context, clock: FakeClock
-) -> None:
+def test_revoked_tokens_get_no_stored_answer_and_answers_expire(api: Api, ctx: Context, clock: FakeClock) -> None:
     made = api.call("POST", "/tokens", "admin", json={"name": "ci", "role": "member"}).json()
     headers = {"Authorization": f"Bearer {made['token']}", "Idempotency-Key": "k"}
     assert api.http.post("/api/v1/studies", json=make_study(), headers=headers).status_code == 201
@@ -193,7 +191,7 @@ def test_the_stream_holds_everything_in_order_and_goes_on_after_the_last_event(a
     assert api.call("GET", f"/studies/{study['id']}").json()["version"] == len(found)
 
 
-def test_a_stream_that_is_open_hears_of_what_happens(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_event_stream_gets_new_events(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events_api, "KEEPALIVE_SECONDS", 0.05)
     study = api.create(search={"trials": 1})
@@ -284,7 +282,7 @@ def test_an_adapter_is_fetched_as_a_zip_and_nothing_outside_is(api: Api, ctx: Co
 # Sizes, rates, ids, logs.
 
 
-def test_a_body_that_is_too_large_is_refused(api: Api) -> None:
+def test_a_body_that_is_too_large_is_rejected(api: Api) -> None:
     limit = api.ctx.settings.max_body_bytes
     said = api.call("POST", "/studies", content=b"x" * (limit + 1))
     assert said.status_code == 413
@@ -298,9 +296,7 @@ def test_a_body_that_is_too_large_is_refused(api: Api) -> None:
     assert api.http.post("/api/v1/studies", content=pieces(), headers=headers).status_code == 413
 
 
-def test_a_token_that_calls_too_often_is_told_when_to_come_back_and_workers_are_not_counted(
-    api: Api, ctx: Context
-) -> None:
+def test_rate_limits_return_retry_after_and_exempt_workers(api: Api, ctx: Context) -> None:
     ctx.settings.rate_limit = 5
     with TestClient(create_app(ctx)) as http:
         limited = Api(ctx, http, api.secrets)
@@ -314,7 +310,7 @@ def test_a_token_that_calls_too_often_is_told_when_to_come_back_and_workers_are_
             assert limited.call("GET", "/demand", "worker").status_code == 200
 
 
-def test_an_address_that_tries_token_after_token_is_turned_away(api: Api) -> None:
+def test_an_address_with_many_invalid_tokens_is_limited(api: Api) -> None:
     codes = [api.http.get("/api/v1/studies", headers={"Authorization": f"Bearer {k}"}).status_code for k in range(70)]
     assert codes[0] == 401
     assert codes[-1] == 429
@@ -388,7 +384,7 @@ def test_metrics_take_an_operators_token_unless_asked_for_on_this_machine(api: A
         assert local.get("/metrics", headers={"X-Forwarded-For": "198.51.100.7"}).status_code == 401
 
 
-def test_unreadable_bodies_and_unknown_paths_are_problems_too(api: Api) -> None:
+def test_unreadable_bodies_and_unknown_paths_return_problems(api: Api) -> None:
     headers = {"Content-Type": "application/json"}
     for content in (b"{", b"\xff\xfe", b'{"name": "\xc3\x28"}', b"[" * 100_000):
         said = api.call("POST", "/leases", "worker", content=content, headers=headers)
@@ -444,7 +440,7 @@ def test_every_documented_error_has_an_example_of_its_own_form(api: Api) -> None
         ("POST", "/leases", {"runner": "r", "cpus": "2"}, "#/cpus"),
     ],
 )
-def test_true_and_text_are_no_numbers(api: Api, method: str, path: str, body: Any, pointer: str) -> None:
+def test_booleans_and_text_are_not_numbers(api: Api, method: str, path: str, body: Any, pointer: str) -> None:
     refused = api.call(method, path, "admin", json=body)
     assert refused.status_code == 422
     assert refused.json()["errors"][0]["pointer"] == pointer

@@ -21,7 +21,7 @@ def faults(api: Api, study: Any) -> dict[str, str]:
     return {e["pointer"]: e["detail"] for e in problem["errors"]}
 
 
-def test_a_study_comes_back_with_predictions_and_counts(api: Api) -> None:
+def test_creating_a_study_returns_predictions_and_counts(api: Api) -> None:
     study = api.create()
     layers = {(x["d_in"], x["d_out"]) for x in study["layers"]}
     assert layers == {(32, 32), (32, 64), (64, 32)}
@@ -111,7 +111,7 @@ def test_every_fault_names_its_place(api: Api, change: dict[str, Any], pointer: 
     assert detail in found[pointer]
 
 
-def test_all_faults_are_told_at_once(api: Api) -> None:
+def test_all_faults_are_reported_at_once(api: Api) -> None:
     study = make_study(
         name="",
         model={"path": "nowhere"},
@@ -131,11 +131,11 @@ def test_all_faults_are_told_at_once(api: Api) -> None:
 
 
 @pytest.mark.parametrize("body", [[], "study", 7, {}])
-def test_what_is_no_study_is_refused(api: Api, body: Any) -> None:
+def test_an_invalid_study_is_rejected(api: Api, body: Any) -> None:
     assert faults(api, body)
 
 
-def test_a_body_that_is_no_json_is_refused(api: Api) -> None:
+def test_a_body_that_is_not_json_is_rejected(api: Api) -> None:
     headers = {"content-type": "application/json"}
     response = api.call("POST", "/studies", content=b"{", headers=headers)
     assert response.status_code == 422
@@ -167,7 +167,7 @@ def test_a_model_folder_that_holds_no_model_is_a_fault_not_a_crash(api: Api, dat
     assert "no model can be read" in faults(api, make_study(model={"path": "broken"}))["#/model/path"]
 
 
-def test_a_budget_may_be_said_in_four_ways(api: Api) -> None:
+def test_a_budget_can_be_given_in_four_ways(api: Api) -> None:
     for way in (
         {"lora_rank": 4},
         {"max_parameters": 5000},

@@ -9,7 +9,7 @@ def login(api: Api, role: str = "member") -> None:
     api.http.post("/login", data={"token": api.token(role)})
 
 
-def test_without_a_login_every_page_leads_to_it(api: Api) -> None:
+def test_pages_redirect_to_the_login(api: Api) -> None:
     study = api.create()
     for path in ("/", f"/studies/{study['id']}"):
         response = api.http.get(path, follow_redirects=False)
@@ -111,7 +111,7 @@ def test_the_operation_page_shows_quotas_runners_and_the_audit_log(api: Api) -> 
     assert api.http.get("/operation", follow_redirects=False).status_code == 303
 
 
-def test_a_long_search_is_thinned_out_but_every_new_best_is_shown() -> None:
+def test_a_long_history_chart_is_thinned_but_keeps_every_new_best() -> None:
     from service.dashboard.charts import MOST_POINTS, history
     from service.domain.records import Observation
     from service.domain.states import TrialState

@@ -57,7 +57,7 @@ def server(url: str, home: Path, data_root: Path, clock: FakeClock) -> Api:
 
 
 @pytest.mark.parametrize("asset", ASSETS, ids=lambda p: p.stem)
-def test_a_populated_database_of_each_earlier_revision_is_upgraded_and_goes_on(
+def test_populated_databases_of_every_earlier_revision_upgrade(
     asset: Path, blank_url: str, tmp_path: Path, data_root: Path, clock: FakeClock
 ) -> None:
     database = Database(blank_url)
@@ -108,7 +108,7 @@ def test_a_downgrade_keeps_what_the_earlier_revision_knew(asset: Path, blank_url
     database.engine.dispose()
 
 
-def test_a_backup_restores_exactly_and_moves_between_databases(api: Api, blank_url: str, tmp_path: Path) -> None:
+def test_a_backup_restores_exactly_on_either_database(api: Api, blank_url: str, tmp_path: Path) -> None:
     api.create(search={"trials": 3}, compare={"seeds": 1, "learning_rate": "shared"})
     api.run_all(lambda t: 0.5)
     api.create(name="ünïcode ✓ study")
@@ -131,7 +131,7 @@ def test_a_backup_restores_exactly_and_moves_between_databases(api: Api, blank_u
     third.engine.dispose()
 
 
-def test_what_is_no_complete_backup_is_refused(api: Api, tmp_path: Path) -> None:
+def test_an_incomplete_backup_is_rejected(api: Api, tmp_path: Path) -> None:
     file = tmp_path / "whole.cdka"
     back_up(api.ctx.db, file)
     lines = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
@@ -152,7 +152,7 @@ def test_what_is_no_complete_backup_is_refused(api: Api, tmp_path: Path) -> None
         target.engine.dispose()
 
 
-def test_faults_in_a_database_are_found(api: Api) -> None:
+def test_db_check_finds_every_kind_of_fault(api: Api) -> None:
     study = api.create(search={"trials": 2})
     lease = api.lease()
     assert lease is not None
@@ -227,7 +227,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(api: Api, ctx: Any) ->
     assert check(ctx.db) == []
 
 
-def test_a_pool_without_a_free_connection_says_busy(tmp_path: Path, empty_database: Path) -> None:
+def test_an_exhausted_connection_pool_returns_overloaded(tmp_path: Path, empty_database: Path) -> None:
     shutil.copy(empty_database, tmp_path / "busy.db")
     database = Database(f"sqlite:///{tmp_path}/busy.db")
     database.engine.pool._timeout = 0.1  # type: ignore[attr-defined]

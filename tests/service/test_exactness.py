@@ -116,7 +116,7 @@ def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
         pytest.param("tpe", 200, 4, id="tpe-long", marks=LONG),
     ],
 )
-def test_runners_that_ask_at_once_get_what_they_would_get_one_by_one(
+def test_simultaneous_requests_get_the_same_proposals_as_sequential_ones(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch, sampler: str, runners: int, busy: int
 ) -> None:
     """The same history, the same numbers, the same configurations; and far fewer passes than runners."""
@@ -149,7 +149,7 @@ def test_runners_that_ask_at_once_get_what_they_would_get_one_by_one(
     assert max(passes) > 1
 
 
-def test_a_runner_whose_turn_does_not_come_is_told_when_to_ask_again(
+def test_a_runner_that_is_not_served_in_time_gets_a_retry_hint(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a slow sampler nor a writer that stays in the way is the runner's error, and nothing is lost by it."""
@@ -193,7 +193,7 @@ def test_a_runner_whose_turn_does_not_come_is_told_when_to_ask_again(
     assert check(ctx.db) == []
 
 
-def test_what_a_pass_has_granted_reaches_its_runners_though_a_later_step_fails(
+def test_committed_grants_reach_their_runners_if_a_later_step_fails(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A queued trial is granted, then the database is away: the lease is its runner's, the error the next one's."""
@@ -277,7 +277,7 @@ def test_fifty_trials_are_the_same_whether_or_not_the_server_restarts_after_25(a
     restarted.ctx.db.engine.dispose()
 
 
-def test_two_replicas_that_take_turns_propose_what_one_would(api: Api, ctx: Context) -> None:
+def test_alternating_replicas_propose_like_one(api: Api, ctx: Context) -> None:
     api.create(search={"trials": 20, "concurrency": 1})
     straight = [t["params"] for t in api.run_all(value)]
     api.create(search={"trials": 20, "concurrency": 1})
@@ -391,7 +391,7 @@ def test_a_kill_between_any_two_statements_loses_and_doubles_nothing(
 # Contention, and the clock.
 
 
-def test_contention_is_tried_again_and_then_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contention_is_retried_then_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.db.retries.FIRST_WAIT", 0.0)
     calls = []
 
@@ -410,7 +410,7 @@ def test_contention_is_tried_again_and_then_told(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == ATTEMPTS
 
 
-def test_a_writer_in_the_way_is_waited_for(api: Api, ctx: Context) -> None:
+def test_a_writer_waits_for_another_one(api: Api, ctx: Context) -> None:
     """Another transaction holds the study's row (SQLite: the database) for a moment; nothing fails."""
     study = api.create()
     holding, release = threading.Event(), threading.Event()
@@ -429,7 +429,7 @@ def test_a_writer_in_the_way_is_waited_for(api: Api, ctx: Context) -> None:
     holder.join()
 
 
-def test_a_clock_that_goes_back_neither_kills_leases_nor_keeps_dead_ones(api: Api, clock: FakeClock) -> None:
+def test_setting_the_clock_back_neither_expires_nor_prolongs_leases(api: Api, clock: FakeClock) -> None:
     api.create(search={"trials": 2, "concurrency": 2})
     alive, dead = api.lease("alive"), api.lease("dead")
     assert alive is not None
@@ -451,7 +451,7 @@ def test_a_clock_that_goes_back_neither_kills_leases_nor_keeps_dead_ones(api: Ap
     assert set(taken) == {dead["trial"]["id"]}
 
 
-def test_a_clock_that_jumps_ahead_expires_nothing_that_is_alive(api: Api, clock: FakeClock) -> None:
+def test_setting_the_clock_forward_expires_no_live_lease(api: Api, clock: FakeClock) -> None:
     api.create(search={"trials": 1})
     lease = api.lease()
     assert lease is not None
@@ -462,7 +462,7 @@ def test_a_clock_that_jumps_ahead_expires_nothing_that_is_alive(api: Api, clock:
     assert api.report(lease, 0.5).json()["directive"] == "continue"
 
 
-def test_limits_do_not_count_a_jump_of_the_clock_against_a_trial(api: Api, ctx: Context, clock: FakeClock) -> None:
+def test_clock_jumps_do_not_trigger_trial_limits(api: Api, ctx: Context, clock: FakeClock) -> None:
     from service.server.maintenance import maintain
 
     api.create(search={"trials": 1}, limits={"stall_minutes": 5})

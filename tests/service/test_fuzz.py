@@ -130,9 +130,7 @@ VALUES = st.recursive(
 
 @given(text=st.text(max_size=300))
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
-def test_no_text_makes_a_study_file_fail_but_with_its_own_error(
-    tmp_path_factory: pytest.TempPathFactory, text: str
-) -> None:
+def test_any_text_as_a_study_file_raises_only_study_errors(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:

@@ -49,7 +49,7 @@ def test_the_third_failure_in_a_row_quarantines(api: Api, study: dict[str, Any])
     assert "CUDA error" in shown["reason"]
 
 
-def test_a_success_between_starts_the_count_anew(api: Api, study: dict[str, Any]) -> None:
+def test_a_success_resets_a_hosts_failures(api: Api, study: dict[str, Any]) -> None:
     for _ in range(2):
         fail(api, "bad")
     succeed(api, "bad")
@@ -58,14 +58,14 @@ def test_a_success_between_starts_the_count_anew(api: Api, study: dict[str, Any]
     assert hosts(api)["bad"]["quarantined_at"] is None
 
 
-def test_a_study_that_never_worked_speaks_against_no_host(api: Api) -> None:
+def test_failures_of_studies_without_finished_trials_do_not_blame_hosts(api: Api) -> None:
     api.create(search={"trials": 9, "concurrency": 9, "retries": 9})
     for _ in range(5):
         fail(api, "bad")
     assert hosts(api) == {}
 
 
-def test_what_a_configuration_does_speaks_against_no_host(api: Api, study: dict[str, Any]) -> None:
+def test_failures_of_a_configuration_do_not_blame_hosts(api: Api, study: dict[str, Any]) -> None:
     for kind in ("out_of_memory", "diverged", "out_of_memory"):
         lease = api.lease("runner-bad", host="bad")
         assert lease is not None
@@ -73,7 +73,7 @@ def test_what_a_configuration_does_speaks_against_no_host(api: Api, study: dict[
     assert hosts(api) == {}
 
 
-def test_the_last_host_is_not_taken_away(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
+def test_the_only_host_is_never_quarantined(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
     clock.advance(3600)
     for _ in range(4):
         fail(api, "bad")
@@ -81,7 +81,7 @@ def test_the_last_host_is_not_taken_away(api: Api, clock: FakeClock, study: dict
     assert (shown["failures"], shown["quarantined_at"]) == (4, None)
 
 
-def test_runners_that_vanish_count_too(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
+def test_lost_runners_count_as_host_failures(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
     for _ in range(3):
         assert api.lease("runner-bad", host="bad") is not None
         clock.advance(61)
@@ -91,7 +91,7 @@ def test_runners_that_vanish_count_too(api: Api, clock: FakeClock, study: dict[s
     assert "nothing was heard of runner-bad" in hosts(api)["bad"]["reason"]
 
 
-def test_an_admin_takes_it_back(api: Api, study: dict[str, Any]) -> None:
+def test_an_admin_releases_a_quarantined_host(api: Api, study: dict[str, Any]) -> None:
     for _ in range(3):
         fail(api, "bad")
     assert api.call("POST", "/hosts/release", "member", json={"host": "bad"}).status_code == 403
@@ -104,7 +104,7 @@ def test_an_admin_takes_it_back(api: Api, study: dict[str, Any]) -> None:
     assert "host.release" in actions
 
 
-def test_a_machine_that_is_started_again_has_failed_once(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
+def test_a_restarted_host_counts_as_one_failure(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
     held = [api.lease(f"gpu-{k}", host="eight-gpus") for k in range(8)]
     assert all(held)
     clock.advance(61)
@@ -113,9 +113,7 @@ def test_a_machine_that_is_started_again_has_failed_once(api: Api, clock: FakeCl
     assert api.lease("gpu-0", host="eight-gpus") is not None
 
 
-def test_runners_that_are_heard_of_again_speak_for_their_host(
-    api: Api, clock: FakeClock, study: dict[str, Any]
-) -> None:
+def test_runners_that_return_clear_their_host(api: Api, clock: FakeClock, study: dict[str, Any]) -> None:
     for _ in range(2):
         fail(api, "cut-off")
     held = api.lease("runner-cut-off", host="cut-off")
@@ -127,7 +125,7 @@ def test_runners_that_are_heard_of_again_speak_for_their_host(
     assert hosts(api)["cut-off"]["quarantined_at"] is None
 
 
-def test_a_teams_workers_speak_against_no_other_teams_host(api: Api, study: dict[str, Any]) -> None:
+def test_workers_cannot_blame_another_teams_host(api: Api, study: dict[str, Any]) -> None:
     """Whoever names a machine names it for its own team."""
     theirs = {"name": "theirs", "search": {"trials": 40, "concurrency": 10, "retries": 9, "sampler": "random"}}
     api.token("member", "evil")

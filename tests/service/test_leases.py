@@ -39,7 +39,7 @@ def test_concurrency_is_never_exceeded(api: Api) -> None:
     assert api.lease() is None
 
 
-def test_an_expired_lease_gives_its_trial_to_another_and_is_fenced(api: Api, clock: FakeClock) -> None:
+def test_an_expired_lease_is_fenced_once_its_trial_is_leased_again(api: Api, clock: FakeClock) -> None:
     api.create(search={"trials": 1})
     first = api.lease("one")
     assert first is not None
@@ -82,7 +82,7 @@ def test_heartbeats_keep_a_lease(api: Api, clock: FakeClock) -> None:
     assert lease["heartbeat_seconds"] == 15
 
 
-def test_an_outage_of_the_server_expires_nothing(api: Api, ctx: Context, clock: FakeClock) -> None:
+def test_a_server_outage_expires_no_lease(api: Api, ctx: Context, clock: FakeClock) -> None:
     api.create(search={"trials": 1})
     lease = api.lease()
     assert lease is not None
@@ -114,7 +114,7 @@ def test_reports_repeated_by_a_retry_change_nothing(api: Api) -> None:
     assert [(m["step"], m["value"]) for m in items] == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
 
-def test_asha_tells_a_bad_trial_to_stop_and_says_it_again(api: Api) -> None:
+def test_asha_stops_a_bad_trial_and_repeats_the_directive(api: Api) -> None:
     api.create(search={"trials": 4, "pruner": "asha"})
     good = api.lease()
     assert good is not None
@@ -142,7 +142,7 @@ def test_errors_use_the_users_retries_and_then_fail_the_trial(api: Api) -> None:
 
 
 @pytest.mark.parametrize("kind", ["out_of_memory", "diverged"])
-def test_what_cannot_work_is_infeasible_and_never_run_again(api: Api, kind: str) -> None:
+def test_infeasible_trials_are_never_run_again(api: Api, kind: str) -> None:
     study = api.create(search={"trials": 2, "retries": 5})
     lease = api.lease()
     assert lease is not None
@@ -163,7 +163,7 @@ def test_a_rejected_model_or_dataset_fails_the_study_with_the_reason(api: Api) -
     assert api.lease() is None
 
 
-def test_lost_workers_never_use_retries_but_five_in_a_row_end_the_trial(api: Api, clock: FakeClock) -> None:
+def test_five_losses_in_a_row_fail_a_trial_without_using_retries(api: Api, clock: FakeClock) -> None:
     api.create(search={"trials": 1, "retries": 0})
     for k in range(MOST_LOSSES - 1):
         assert api.lease(f"runner-{k}") is not None
@@ -178,7 +178,7 @@ def test_lost_workers_never_use_retries_but_five_in_a_row_end_the_trial(api: Api
     assert "5 times without a new checkpoint" in found["failure"]["message"]
 
 
-def test_a_new_checkpoint_forgives_losses_and_is_handed_on(api: Api, clock: FakeClock) -> None:
+def test_a_new_checkpoint_resets_losses_and_is_passed_to_the_next_attempt(api: Api, clock: FakeClock) -> None:
     api.create(search={"trials": 1})
     for k in range(MOST_LOSSES + 2):
         lease = api.lease(f"runner-{k}")
@@ -191,7 +191,7 @@ def test_a_new_checkpoint_forgives_losses_and_is_handed_on(api: Api, clock: Fake
     assert lease["trial"]["checkpoint"] == f"file:///checkpoint-{MOST_LOSSES + 1}"
 
 
-def test_a_released_trial_goes_back_to_the_queue_for_nothing(api: Api) -> None:
+def test_a_released_trial_is_queued_again_without_using_retries(api: Api) -> None:
     api.create(search={"trials": 1, "retries": 0})
     for _ in range(MOST_LOSSES + 2):
         lease = api.lease()
@@ -200,7 +200,7 @@ def test_a_released_trial_goes_back_to_the_queue_for_nothing(api: Api) -> None:
     assert api.lease() is not None
 
 
-def test_cancelling_stops_what_runs_and_what_waits(api: Api) -> None:
+def test_cancelling_stops_running_and_queued_trials(api: Api) -> None:
     study = api.create(search={"trials": 4})
     lease = api.lease()
     assert lease is not None
@@ -215,7 +215,7 @@ def test_cancelling_stops_what_runs_and_what_waits(api: Api) -> None:
     assert "that state is final" in again.json()["detail"]
 
 
-def test_a_dead_runner_of_a_cancelled_study_leaves_nothing_running(api: Api, clock: FakeClock) -> None:
+def test_a_cancelled_study_ends_even_if_its_runner_died(api: Api, clock: FakeClock) -> None:
     study = api.create(search={"trials": 4})
     lease = api.lease()
     assert lease is not None
@@ -225,7 +225,7 @@ def test_a_dead_runner_of_a_cancelled_study_leaves_nothing_running(api: Api, clo
     assert trial(api, lease)["state"] == "cancelled"
 
 
-def test_a_completed_trial_must_bring_its_objective(api: Api) -> None:
+def test_a_completed_trial_must_report_its_objective(api: Api) -> None:
     api.create(search={"trials": 1})
     lease = api.lease()
     assert lease is not None
@@ -258,7 +258,7 @@ def test_resources_decide_who_gets_a_trial(api: Api) -> None:
         ({"processes": 2, "cpus": 2}, {"cpus": 2}, {"cpus": 2, "processes": 2}),
     ],
 )
-def test_every_resource_decides(api: Api, asked: dict[str, Any], less: Any, enough: Any) -> None:
+def test_every_kind_of_resource_is_matched(api: Api, asked: dict[str, Any], less: Any, enough: Any) -> None:
     study = api.create(search={"trials": 2, "concurrency": 2}, resources=asked)
     assert api.lease("none") is None
     assert api.lease("less", **less) is None
@@ -271,7 +271,7 @@ def test_every_resource_decides(api: Api, asked: dict[str, Any], less: Any, enou
     assert {k: shown["exact"][k] for k in shape} == shape
 
 
-def test_a_warm_runner_gets_its_model_but_nobody_starves(api: Api) -> None:
+def test_warm_runners_prefer_their_model_without_starving_others(api: Api) -> None:
     api.create(name="old", search={"trials": 9, "concurrency": 9})
     api.create(name="new", search={"trials": 9, "concurrency": 9}, model={"path": "tiny-bert", "revision": "v2"})
     warm = ["tiny-bert@v2"]
@@ -285,7 +285,7 @@ def test_an_unknown_lease_is_not_found(api: Api) -> None:
     assert api.call("PUT", "/leases/nope/result", "worker", json={"state": "released"}).status_code == 404
 
 
-def test_a_fresh_attempt_starts_with_a_clean_sheet(api: Api, clock: FakeClock) -> None:
+def test_an_attempt_without_a_checkpoint_clears_earlier_reports(api: Api, clock: FakeClock) -> None:
     """What a dead attempt reported must neither mix with the next one's values nor stop it."""
     api.create(search={"trials": 3, "pruner": "asha"})
     good = api.lease("good")

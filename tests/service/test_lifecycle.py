@@ -42,7 +42,7 @@ def lease_of(api: Api, runner: str = "runner", **offer: Any) -> dict[str, Any]:
     return lease
 
 
-def test_pausing_drains_and_resuming_goes_on_to_the_end(api: Api) -> None:
+def test_a_paused_study_drains_and_completes_after_resuming(api: Api) -> None:
     study = api.create(search={"trials": 3})
     running = lease_of(api)
     paused = post(api, f"/studies/{study['id']}/pause").json()
@@ -56,7 +56,7 @@ def test_pausing_drains_and_resuming_goes_on_to_the_end(api: Api) -> None:
     assert study_of(api, study)["state"] == "completed"
 
 
-def test_pausing_now_gives_running_trials_back_with_their_checkpoints(api: Api) -> None:
+def test_pausing_now_queues_running_trials_with_their_checkpoints(api: Api) -> None:
     study = api.create(search={"trials": 1, "retries": 0})
     first = lease_of(api)
     body = {"reports": [], "checkpoint": "file:///checkpoint-1"}
@@ -75,7 +75,7 @@ def test_pausing_now_gives_running_trials_back_with_their_checkpoints(api: Api) 
     assert study_of(api, study)["state"] == "completed"
 
 
-def test_resuming_takes_back_a_stop_that_was_not_heard_of_yet(api: Api) -> None:
+def test_resuming_cancels_a_pending_stop(api: Api) -> None:
     study = api.create(search={"trials": 1})
     lease = lease_of(api)
     post(api, f"/studies/{study['id']}/pause", params={"drain": False})
@@ -151,7 +151,7 @@ def test_changes_while_running(api: Api) -> None:
     assert api.lease("third") is None
 
 
-def test_fewer_trials_than_there_are_is_refused_and_exactly_as_many_ends_the_asking(api: Api) -> None:
+def test_the_number_of_trials_can_be_lowered_only_to_the_existing_ones(api: Api) -> None:
     study = api.create(search={"trials": 9, "concurrency": 3})
     leases = [lease_of(api, f"r{k}") for k in range(3)]
     refused = api.call("PATCH", f"/studies/{study['id']}", json={"trials": 2})
@@ -173,7 +173,7 @@ def test_a_cancelled_study_can_only_be_renamed(api: Api) -> None:
         assert post(api, f"/studies/{study['id']}/{verb}").status_code == 409
 
 
-def test_a_configuration_enqueued_by_hand_is_one_of_the_trials(api: Api) -> None:
+def test_an_enqueued_configuration_counts_as_a_trial(api: Api) -> None:
     study = api.create(search={"trials": 2, "concurrency": 1})
     made = post(api, f"/studies/{study['id']}/trials", json={"params": POINT})
     assert made.status_code == 201
@@ -195,7 +195,7 @@ def test_a_configuration_enqueued_by_hand_is_one_of_the_trials(api: Api) -> None
         ({"alpha": 0}, "#/params/alpha", "greater than 0"),
     ],
 )
-def test_a_configuration_that_cannot_run_is_refused_with_what_would_be_right(
+def test_an_impossible_configuration_is_rejected_with_a_remedy(
     api: Api, change: dict[str, Any], pointer: str, words: str
 ) -> None:
     study = api.create()
@@ -207,7 +207,7 @@ def test_a_configuration_that_cannot_run_is_refused_with_what_would_be_right(
     assert trials_of(api, study) == []
 
 
-def test_stopping_one_trial_leaves_the_study_going(api: Api) -> None:
+def test_stopping_one_trial_does_not_stop_the_study(api: Api) -> None:
     study = api.create(search={"trials": 3, "concurrency": 2})
     post(api, f"/studies/{study['id']}/trials", json={"params": POINT})
     queued = trials_of(api, study)[0]
@@ -245,9 +245,7 @@ def test_a_failed_trial_is_retried_and_its_study_with_it(api: Api) -> None:
     assert post(api, f"/trials/{lease['trial']['id']}/retry").status_code == 409
 
 
-def test_a_deleted_study_is_gone_at_once_and_its_artifacts_after_a_while(
-    api: Api, ctx: Context, clock: FakeClock
-) -> None:
+def test_deletion_hides_a_study_now_and_purges_artifacts_later(api: Api, ctx: Context, clock: FakeClock) -> None:
     study = api.create(search={"trials": 2})
     clock.advance(1)
     other = api.create(name="other")
@@ -271,9 +269,7 @@ def test_a_deleted_study_is_gone_at_once_and_its_artifacts_after_a_while(
     assert purge_deleted(ctx) == []
 
 
-def test_the_trial_of_a_deleted_study_keeps_no_limit_from_being_enforced(
-    api: Api, ctx: Context, clock: FakeClock
-) -> None:
+def test_a_deleted_studys_trial_does_not_block_limits_of_others(api: Api, ctx: Context, clock: FakeClock) -> None:
     """Its lease is still held when the limits of another study are looked at."""
     gone = api.create(search={"trials": 2})
     assert lease_of(api, "first")["trial"]["study_id"] == gone["id"]
@@ -364,7 +360,7 @@ def test_a_trial_over_its_time_is_told_to_stop_and_is_infeasible(api: Api, clock
     assert len(api.run_all(lambda t: 0.5)) == 1
 
 
-def test_a_trial_over_its_time_that_does_not_listen_is_cut_off(api: Api, ctx: Context, clock: FakeClock) -> None:
+def test_a_trial_that_ignores_its_time_limit_loses_its_lease(api: Api, ctx: Context, clock: FakeClock) -> None:
     study = api.create(search={"trials": 1}, limits={"trial_minutes": 1})
     lease = lease_of(api)
     for _ in range(3):
@@ -375,7 +371,7 @@ def test_a_trial_over_its_time_that_does_not_listen_is_cut_off(api: Api, ctx: Co
     assert api.report(lease).status_code == 409
 
 
-def test_a_hung_trial_behind_a_living_heartbeat_is_seen(api: Api, ctx: Context, clock: FakeClock) -> None:
+def test_a_hung_trial_with_a_live_heartbeat_is_detected(api: Api, ctx: Context, clock: FakeClock) -> None:
     study = api.create(search={"trials": 1, "retries": 1}, limits={"stall_minutes": 2})
     first = lease_of(api)
     for k in range(4):  # slow, but its steps go on
@@ -409,7 +405,7 @@ def quota(api: Api, **values: Any) -> None:
     assert api.call("PATCH", f"/teams/{team['id']}", "admin", json=values).status_code == 200
 
 
-def test_a_team_runs_no_more_than_its_quota_and_the_study_says_why_it_waits(api: Api) -> None:
+def test_the_quota_of_running_trials_is_enforced_and_explained(api: Api) -> None:
     first = api.create(search={"trials": 5, "concurrency": 5})
     quota(api, max_running_trials=2)
     held = [lease_of(api, f"r{k}") for k in range(2)]
@@ -436,7 +432,7 @@ def test_gpus_are_counted_in_fractions(api: Api) -> None:
     assert api.lease(gpus=0.25) is None
 
 
-def test_a_team_opens_no_more_studies_than_its_quota(api: Api) -> None:
+def test_the_quota_of_open_studies_is_enforced(api: Api) -> None:
     quota(api, max_studies=1)
     study = api.create()
     refused = api.call("POST", "/studies", json={**study["spec"]})
@@ -477,7 +473,7 @@ def api_study(name: str) -> dict[str, Any]:
     return make_study(name=name, search={"trials": 50, "concurrency": 50, "sampler": "random"})
 
 
-def test_what_a_study_waits_for_is_said(api: Api) -> None:
+def test_a_waiting_study_says_why(api: Api) -> None:
     study = api.create(resources={"cpus": 4, "gpus": 2})
     assert "none has asked for work" in study_of(api, study)["waiting_for"]
     assert api.lease("small", cpus=2, gpus=1) is None

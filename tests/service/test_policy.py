@@ -211,7 +211,7 @@ def small(**search: Any) -> Problem:
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_nothing_is_run_twice_and_a_space_that_is_used_up_says_so(sampler: str) -> None:
+def test_no_configuration_runs_twice_and_an_exhausted_space_is_reported(sampler: str) -> None:
     """2 pairs x 2 r x 2 alphas x 2 rates = 16 configurations, each proposed once, whatever the sampler.
 
     A Gaussian process is slow, so gp has one rate, and 8.
@@ -230,7 +230,7 @@ def test_nothing_is_run_twice_and_a_space_that_is_used_up_says_so(sampler: str) 
     assert policy.propose(p, history, count) is None
 
 
-def test_replicates_are_run_when_they_are_asked_for() -> None:
+def test_replicates_run_the_same_configuration_several_times() -> None:
     policy, p = OptunaPolicy(), small(sampler="grid", replicates=2)
     history, replicates = history_of(p, []), []
     for number in range(32):
@@ -242,7 +242,7 @@ def test_replicates_are_run_when_they_are_asked_for() -> None:
     assert policy.propose(p, history, 32) is None
 
 
-def test_what_ran_out_of_memory_or_diverged_is_never_proposed_again() -> None:
+def test_infeasible_configurations_are_never_proposed_again() -> None:
     policy, p = OptunaPolicy(), small(sampler="grid", replicates=5)
     first = policy.propose(p, history_of(p, []), 0)
     assert first is not None

@@ -56,9 +56,7 @@ def test_a_server_upgrades_its_own_sqlite_and_is_ready(tmp_path: Path) -> None:
         ("CDKA_AUTH", "off", "only a loopback address may go without tokens"),
     ],
 )
-def test_settings_that_are_wrong_are_named(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
-) -> None:
+def test_invalid_settings_are_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str) -> None:
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("CDKA_HOST", "0.0.0.0")
     with pytest.raises(ValueError, match=message):
@@ -83,7 +81,7 @@ def test_a_password_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
         Settings()
 
 
-def test_a_deployments_tokens_are_those_in_its_files(tmp_path: Path) -> None:
+def test_deployment_tokens_follow_their_files(tmp_path: Path) -> None:
     """A new secret in the file ends the former one; the same secret again changes nothing."""
     made = make_context(Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/p.db"))
     file = tmp_path / "worker_token"

@@ -41,14 +41,14 @@ def test_a_log_grows_and_is_followed(api: Api, lease: dict[str, Any]) -> None:
     assert read(api, lease, after=6, limit=12).json()["text"] == "line\nzweite "
 
 
-def test_what_is_sent_again_is_there_once(api: Api, lease: dict[str, Any]) -> None:
+def test_repeated_log_text_is_stored_once(api: Api, lease: dict[str, Any]) -> None:
     append(api, lease, 0, "abc")
     assert append(api, lease, 0, "abc").json() == {"next": 3}
     assert append(api, lease, 1, "bcdef").json() == {"next": 6}
     assert read(api, lease).json()["text"] == "abcdef"
 
 
-def test_the_newest_is_kept(api: Api, lease: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_keeps_the_newest_characters(api: Api, lease: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial_logs, "MOST_KEPT", 100)
     for k in range(50):
         append(api, lease, 10 * k, f"line {k:04d}\n")
@@ -57,7 +57,7 @@ def test_the_newest_is_kept(api: Api, lease: dict[str, Any], monkeypatch: pytest
     assert kept["text"].startswith("line 0040\n")
 
 
-def test_every_attempt_has_its_own_and_a_lost_lease_adds_nothing(api: Api, lease: dict[str, Any]) -> None:
+def test_every_attempt_has_its_own_log_and_a_lost_lease_cannot_append(api: Api, lease: dict[str, Any]) -> None:
     append(api, lease, 0, "first attempt")
     api.finish(lease, "released", None)
     again = api.lease("runner-2")
@@ -72,7 +72,7 @@ def test_every_attempt_has_its_own_and_a_lost_lease_adds_nothing(api: Api, lease
     assert "2 attempts" in missing.json()["detail"]
 
 
-def test_control_characters_and_other_teams_are_kept_out(api: Api, lease: dict[str, Any]) -> None:
+def test_event_filters_reject_control_characters_and_other_teams(api: Api, lease: dict[str, Any]) -> None:
     append(api, lease, 0, "a\x00b\x1b[31mc\n")
     assert read(api, lease).json()["text"] == "ab[31mc\n"
     assert api.call("GET", f"/trials/{lease['trial']['id']}/logs", team="other").status_code == 404

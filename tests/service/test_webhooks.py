@@ -91,7 +91,7 @@ def test_events_are_delivered_once_signed_and_logged(api: Api, receiver: Receive
     assert deliver_due(api.ctx, http) == 0
 
 
-def test_what_fails_is_tried_again_with_growing_pauses_and_then_given_up(
+def test_failed_deliveries_are_retried_with_backoff_then_abandoned(
     api: Api, receiver: Receiver, http: httpx.Client, clock: FakeClock
 ) -> None:
     made = hook(api, receiver)
@@ -113,7 +113,7 @@ def test_what_fails_is_tried_again_with_growing_pauses_and_then_given_up(
     assert deliver_due(api.ctx, http) == 0
 
 
-def test_a_receiver_that_is_back_gets_what_it_missed_and_a_dead_sender_loses_nothing(
+def test_webhook_deliveries_survive_receiver_outages_and_sender_crashes(
     api: Api, receiver: Receiver, http: httpx.Client, clock: FakeClock
 ) -> None:
     from service.tenancy.webhooks import _claim
@@ -127,7 +127,7 @@ def test_a_receiver_that_is_back_gets_what_it_missed_and_a_dead_sender_loses_not
     assert log(api, made)[0]["state"] == "delivered"
 
 
-def test_a_team_hears_of_its_own_studies_alone_and_of_the_kinds_it_asked_for(
+def test_webhooks_get_only_their_teams_events_of_the_chosen_kinds(
     api: Api, receiver: Receiver, http: httpx.Client
 ) -> None:
     theirs = api.call("POST", "/webhooks", "member", "other", json={"url": receiver.url})
@@ -145,7 +145,7 @@ def test_a_team_hears_of_its_own_studies_alone_and_of_the_kinds_it_asked_for(
     "address",
     ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fd00::1", "0.0.0.0", "::ffff:10.0.0.1"],
 )
-def test_private_addresses_are_refused_by_whatever_name(address: str) -> None:
+def test_private_addresses_are_rejected_under_any_name(address: str) -> None:
     for url in ("http://innocent.example/hook", f"http://{'[' + address + ']' if ':' in address else address}/"):
         with pytest.raises(InvalidRequest) as caught:
             permitted_address(url, False, lambda host, port: ["93.184.215.14", address])
@@ -161,7 +161,7 @@ def test_only_plain_http_addresses_are_taken(url: str) -> None:
         permitted_address(url, True, lambda host, port: ["93.184.215.14"])
 
 
-def test_a_name_that_points_inside_later_is_not_followed(
+def test_dns_rebinding_does_not_reach_private_addresses(
     api: Api, receiver: Receiver, http: httpx.Client, ctx: Context
 ) -> None:
     made = hook(api, receiver)
@@ -172,7 +172,7 @@ def test_a_name_that_points_inside_later_is_not_followed(
     assert "not on the public internet" in log(api, made)[0]["error"]
 
 
-def test_a_webhook_to_this_machine_is_refused_when_it_is_made(api: Api) -> None:
+def test_a_webhook_to_loopback_is_rejected_at_creation(api: Api) -> None:
     refused = api.call("POST", "/webhooks", json={"url": "http://127.0.0.1:9/"})
     assert refused.status_code == 422
     assert refused.json()["errors"][0]["pointer"] == "#/url"

@@ -133,7 +133,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterSystem]:
     made.stop()
 
 
-def test_a_lost_nodes_trial_goes_on_elsewhere_from_its_checkpoint(system: ClusterSystem) -> None:
+def test_a_lost_nodes_trial_resumes_elsewhere_from_its_checkpoint(system: ClusterSystem) -> None:
     study = system.create(training={"epochs": 8}, search={"trials": 2, "concurrency": 2})
     until(lambda: [t.state for t in system.trials(study.id)] == ["running"] * 2, 120, "two running trials")
     for trial in system.trials(study.id):
@@ -155,7 +155,7 @@ def test_a_lost_nodes_trial_goes_on_elsewhere_from_its_checkpoint(system: Cluste
     assert again.failure is None
 
 
-def test_a_pool_that_starts_anew_adopts_the_runners_that_are_there(system: ClusterSystem) -> None:
+def test_a_restarted_pool_adopts_existing_runners(system: ClusterSystem) -> None:
     study = system.create(training={"epochs": 10})
     (trial,) = until(lambda: [t for t in system.trials(study.id) if t.state == "running"], 120, "a running trial")
     system.evaluated(trial.id)
@@ -167,7 +167,7 @@ def test_a_pool_that_starts_anew_adopts_the_runners_that_are_there(system: Clust
     assert set(system.runners()) == before
 
 
-def test_a_server_that_is_away_for_two_minutes_costs_no_training(system: ClusterSystem) -> None:
+def test_a_two_minute_server_outage_loses_no_training(system: ClusterSystem) -> None:
     study = system.create(training={"epochs": 30})
     (trial,) = until(lambda: [t for t in system.trials(study.id) if t.state == "running"], 120, "a running trial")
     system.evaluated(trial.id)
@@ -198,7 +198,7 @@ def test_a_trial_that_hangs_is_stopped_and_its_process_replaced(system: ClusterS
     assert system.ended(after.id).state == "completed"
 
 
-def test_a_trial_that_takes_its_runner_down_five_times_is_lost(system: ClusterSystem) -> None:
+def test_a_trial_that_kills_its_runner_five_times_is_lost(system: ClusterSystem) -> None:
     study = system.create(task={"kind": "custom", "custom": {"name": "deadly", **JUDGED}}, training={"epochs": 1})
     assert system.ended(study.id, 400).state == "failed"
     (trial,) = system.trials(study.id)

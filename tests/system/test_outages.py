@@ -147,7 +147,7 @@ def _play_to_the_end(one: Client, two: Client, study_id: str) -> None:
     assert one.study(study_id).state == "completed"
 
 
-def test_a_replica_killed_and_both_away_for_long_kill_no_lease(
+def test_outages_of_replicas_expire_no_lease(
     private: Cluster, pair: tuple[Replica, Replica, str], tmp_path: Path, data_root: Path
 ) -> None:
     """One replica is kill -9ed: the other goes on at once. Then both are away for four lease times."""
@@ -215,7 +215,9 @@ def test_two_replicas_race_exactly(pair: tuple[Replica, Replica, str]) -> None:
     assert admin.study(study.id).state == "completed"
 
 
-def test_a_stream_is_taken_up_after_its_server_was_killed(private: Cluster, pair: tuple[Replica, Replica, str]) -> None:
+def test_an_event_stream_resumes_after_its_server_was_killed(
+    private: Cluster, pair: tuple[Replica, Replica, str]
+) -> None:
     """Watched through one replica, changed through the other; the first dies and the rest comes from the other."""
     first, second, token = pair
     two = second.client(token)

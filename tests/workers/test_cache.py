@@ -26,7 +26,7 @@ def make(calls: list[int], count: int = 10) -> Any:
     return made
 
 
-def test_made_once_and_mapped(tmp_path: Path) -> None:
+def test_tokenised_data_is_made_once_and_mapped(tmp_path: Path) -> None:
     calls: list[int] = []
     for _ in range(3):
         found = TokenisedCache(tmp_path / "cache", 10**9).get({"a": 1}, make(calls))
@@ -37,7 +37,7 @@ def test_made_once_and_mapped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["half removed", "cut off"])
-def test_a_damaged_folder_is_made_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_folder_is_rebuilt(tmp_path: Path, damage: str) -> None:
     calls: list[int] = []
     cache = TokenisedCache(tmp_path / "cache", 10**9)
     cache.get({}, make(calls))
@@ -50,7 +50,7 @@ def test_a_damaged_folder_is_made_again(tmp_path: Path, damage: str) -> None:
     assert calls == [1, 1]
 
 
-def test_it_is_bounded_and_what_was_left_half_made_goes(tmp_path: Path) -> None:
+def test_the_cache_is_bounded_and_removes_incomplete_folders(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     cache = TokenisedCache(root, 1)
     left = root / ".partial-of-a-killed-runner"
@@ -65,7 +65,7 @@ def test_it_is_bounded_and_what_was_left_half_made_goes(tmp_path: Path) -> None:
     assert len([f for f in root.iterdir() if not f.name.startswith(".")]) == 1
 
 
-def test_nothing_is_left_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_cache_leaves_no_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "data.jsonl"
     source.write_text('{"n": 1}\n{"n": 2}\n')
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")

@@ -27,7 +27,7 @@ assert output.waiting() == (len(text), "")
 """
 
 
-def test_output_is_caught_and_passed_on() -> None:
+def test_output_is_captured_and_forwarded() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "before"
@@ -47,6 +47,6 @@ assert len(piece) <= 100_000
 """
 
 
-def test_a_flood_is_bounded() -> None:
+def test_captured_output_is_bounded() -> None:
     done = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]

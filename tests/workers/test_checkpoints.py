@@ -72,7 +72,7 @@ def weights(artifact: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("at", [7, 10])
-def test_a_released_trial_goes_on_where_it_was_and_ends_as_if_nothing_had_been(
+def test_a_resumed_trial_equals_an_uninterrupted_one(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     options = {"adapter": {"dropout": 0.1}, "training": LONG, "search": {"trials": 1}, "search_space": SPACE}
@@ -108,7 +108,7 @@ def test_two_trainings_of_one_seed_are_identical(api: Api, runner: Runner) -> No
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_a_full_disk_costs_a_checkpoint_but_no_training(
+def test_a_full_disk_loses_a_checkpoint_but_no_training(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
@@ -130,7 +130,7 @@ def test_a_full_disk_costs_a_checkpoint_but_no_training(
     assert left == []
 
 
-def test_a_checkpoint_that_is_gone_costs_a_new_start(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_checkpoint_restarts_the_trial(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
     with monkeypatch.context() as patch:
         release_at(runner, 7, patch)
@@ -170,7 +170,7 @@ def test_checkpoints_are_kept_while_they_are_needed(api: Api, runner: Runner, mo
     assert Path(only_trial(api, study)["artifact"]).exists()
 
 
-def test_what_a_worker_says_of_its_checkpoint_removes_nothing_elsewhere(api: Api, tmp_path: Path) -> None:
+def test_a_checkpoint_url_outside_the_study_is_never_removed(api: Api, tmp_path: Path) -> None:
     study = api.create(search={"trials": 1})
     precious = tmp_path / "precious" / "checkpoints" / "001"
     precious.mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_what_a_worker_says_of_its_checkpoint_removes_nothing_elsewhere(api: Api
     ("options", "at"),
     [({"batching": "length"}, 7), ({"max_steps": 8}, 8), ({"max_steps": 8}, 6), ({"gradient_accumulation": 2}, 4)],
 )
-def test_however_it_trains_it_goes_on_as_if_nothing_had_been(
+def test_resume_is_bit_exact_for_every_training_option(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], at: int
 ) -> None:
     """Texts of differing length, so that an order by length is one; a last step within an epoch is a last step."""
@@ -237,7 +237,7 @@ def test_a_checkpoint_at_an_epochs_end_comes_after_its_evaluation(
     assert order == ["evaluation 5", "checkpoint 5", "evaluation 10"]
 
 
-def test_what_a_worker_says_of_checkpoints_removes_nothing_elsewhere(api: Api, runner: Runner, tmp_path: Path) -> None:
+def test_a_workers_checkpoint_urls_cannot_remove_other_files(api: Api, runner: Runner, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("precious")
@@ -268,7 +268,7 @@ def test_one_store_that_is_none_keeps_no_other_checkpoints(api: Api, runner: Run
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full_costs_a_checkpoint_but_no_training(
+def test_a_full_disk_loses_a_checkpoint_but_no_training_on_a_real_disk(
     api: Api, runner: Runner, tmp_path: Path
 ) -> None:
     """A file system with room for an adapter and not for a checkpoint (needs root, as the CI machine has)."""

@@ -35,7 +35,7 @@ def run(runner: Runner) -> Any:
     return lease.trial
 
 
-def test_a_runner_measures_before_trial_0_and_the_search_is_what_it_is_without(api: Api, runner: Runner) -> None:
+def test_a_measurement_precedes_trial_0_and_does_not_change_the_search(api: Api, runner: Runner) -> None:
     plain = api.create(search={"trials": 2}, priority=-1, training={"epochs": 1})
     study = api.create(search={"trials": 2}, compare=WITH_MEASURED, training={"epochs": 1})
     assert study["phase"] == "measurement"
@@ -103,7 +103,9 @@ def test_the_scores_are_the_shares_of_full_fine_tunings_gradients(
     assert before is None
 
 
-def test_what_cannot_be_measured_stops_no_search(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_measurement_does_not_stop_the_search(
+    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("no gradient today")
 
@@ -128,7 +130,7 @@ def test_what_cannot_be_measured_stops_no_search(api: Api, runner: Runner, monke
     assert rankings(api, study)["measured"]["state"] == "ready"
 
 
-def test_a_measurement_says_all_it_was_asked_for(api: Api) -> None:
+def test_a_measurement_must_cover_all_candidates(api: Api) -> None:
     study = api.create(search={"trials": 1}, compare=WITH_MEASURED)
     lease = api.lease()
     assert lease is not None
@@ -142,7 +144,7 @@ def test_a_measurement_says_all_it_was_asked_for(api: Api) -> None:
     assert rankings(api, study)["measured"]["best"][0]["score"] == 0.5
 
 
-def test_predictions_without_a_study_refuse_it(api: Api) -> None:
+def test_predictions_without_a_study_reject_measured(api: Api) -> None:
     body = {"model": {"path": "tiny-bert"}, "budget": {"lora_rank": 4}, "predictors": ["alignment", "measured"]}
     answer = api.call("POST", "/predictions", json=body)
     assert answer.status_code == 422
@@ -151,7 +153,7 @@ def test_predictions_without_a_study_refuse_it(api: Api) -> None:
     assert [p["predictor"] for p in api.call("POST", "/predictions", json=body).json()["predictions"]] == ["alignment"]
 
 
-def test_a_measurement_that_nobody_waits_for_is_stopped_and_the_search_begins(api: Api) -> None:
+def test_stopping_a_measurement_starts_the_search(api: Api) -> None:
     """Also before anything of the study has run."""
     study = api.create(search={"trials": 1}, compare=WITH_MEASURED)
     (measurement,) = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]

@@ -67,7 +67,7 @@ def test_a_backbone_without_its_pooler_stays_pretrained_and_the_pooler_is_traine
 
 
 @pytest.mark.parametrize("labels", [3, 5])
-def test_a_checkpoint_with_a_head_is_used_again_and_again(tmp_path: Path, labels: int) -> None:
+def test_a_checkpoint_with_a_head_can_be_lent_repeatedly(tmp_path: Path, labels: int) -> None:
     """Three classes: its own head is where each trial begins. Five: the head is drawn anew."""
     BertForSequenceClassification(BertConfig(**TINY, num_labels=3)).save_pretrained(tmp_path)
     warm = load(tmp_path, labels)
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_lacks_part_of_a_module_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_is_trained_is_trained_in_fp32(tmp_path: Path, precision: str) -> None:
+def test_trained_parameters_are_fp32(tmp_path: Path, precision: str) -> None:
     BertForSequenceClassification(BertConfig(**TINY)).to(torch.bfloat16).save_pretrained(tmp_path)
     warm = load(tmp_path, precision=precision)
     lent = lend(warm, target_modules=["query"])

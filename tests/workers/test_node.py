@@ -14,12 +14,12 @@ import pytest
 from workers import node
 
 
-def test_a_head_runs_nothing_and_shows_nothing() -> None:
+def test_a_head_node_runs_no_trials_and_no_dashboard() -> None:
     said = node.start_arguments("head", None, {})
     assert {"--head", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", "--block"} <= set(said)
 
 
-def test_a_node_offers_what_it_is_told_to() -> None:
+def test_a_node_offers_its_configured_resources() -> None:
     plain = node.start_arguments("join", "10.0.0.1:6379", {})
     assert "--address=10.0.0.1:6379" in plain
     assert not [a for a in plain if a.startswith(("--num", "--resources", "--node-ip"))]
@@ -36,7 +36,7 @@ def test_a_node_offers_what_it_is_told_to() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("CDKA_NODE_CPUS", "many"), ("CDKA_NODE_RESOURCES", "[1]"), ("CDKA_NODE_RESOURCES", "{")]
 )
-def test_what_it_is_told_wrongly_is_said(name: str, value: str) -> None:
+def test_invalid_node_settings_are_reported(name: str, value: str) -> None:
     with pytest.raises(SystemExit, match=name):
         node.start_arguments("join", "10.0.0.1:6379", {name: value})
 
@@ -79,6 +79,6 @@ sys.exit(node.run([sys.executable, "-c", "import time; time.sleep(60)"], 30))
     runner.stdout.close()
 
 
-def test_a_node_ends_as_ray_does() -> None:
+def test_a_node_exits_with_rays_exit_code() -> None:
     code = "import sys; from workers import node; sys.exit(node.run([sys.executable, '-c', 'raise SystemExit(7)'], 1))"
     assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 7

@@ -38,7 +38,7 @@ def weights(trial: dict[str, Any]) -> dict[str, torch.Tensor]:
     return load_file(Path(trial["artifact"]) / "adapter_model.safetensors")
 
 
-def test_it_learns_what_it_learns_without_and_the_lower_layers_rest(
+def test_cached_activations_do_not_change_the_training(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = runner.settings.model_copy(update={"activation_bytes": 0})
@@ -78,7 +78,7 @@ def test_it_learns_what_it_learns_without_and_the_lower_layers_rest(
     ("targets", "options"),
     [("all-linear", {}), (UPPER, {"packing": True}), (UPPER, {"gradient_checkpointing": True})],
 )
-def test_where_it_does_not_hold_layers_run_as_ever(api: Api, runner: Runner, targets: Any, options: Any) -> None:
+def test_unknown_inputs_run_through_all_layers(api: Api, runner: Runner, targets: Any, options: Any) -> None:
     trial = run_one(
         api, runner, "tiny-llama", TASK, adapter={"target_modules": targets}, training={"epochs": 2, **options}
     )
@@ -86,7 +86,7 @@ def test_where_it_does_not_hold_layers_run_as_ever(api: Api, runner: Runner, tar
     assert "frozen_layers" not in trial["resources"]
 
 
-def test_what_is_random_in_training_is_not_kept(zoo: Path) -> None:  # noqa: F811
+def test_layers_that_are_random_in_training_are_not_cached(zoo: Path) -> None:  # noqa: F811
     bert = AutoModelForSequenceClassification.from_pretrained(zoo / "tiny-bert")
     assert frozen_depth(bert, ["bert.encoder.layer.1.attention.self.query"])[1] == 0  # dropout
     llama = AutoModelForCausalLM.from_pretrained(zoo / "tiny-llama")

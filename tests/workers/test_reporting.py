@@ -53,7 +53,7 @@ def test_reports_go_out_at_once_and_heartbeats_between() -> None:
     reporter.close()
 
 
-def test_reports_wait_out_an_outage_and_arrive_in_order() -> None:
+def test_reports_survive_an_outage_and_arrive_in_order() -> None:
     server = Server()
     reporter = started(server, heartbeat=0.05)
     server.error = Unavailable("away")
@@ -69,7 +69,7 @@ def test_reports_wait_out_an_outage_and_arrive_in_order() -> None:
     reporter.close()
 
 
-def test_a_stop_is_heard() -> None:
+def test_a_runner_obeys_a_stop() -> None:
     server = Server()
     reporter = started(server)
     server.reason = "pruned"
@@ -90,7 +90,7 @@ def test_a_lost_lease_stops_the_trial_and_the_reporter() -> None:
     assert len(server.calls) == calls
 
 
-def test_a_report_that_is_refused_is_dropped_not_sent_for_ever() -> None:
+def test_a_rejected_report_is_dropped() -> None:
     server = Server()
     reporter = started(server)
     server.error = InvalidRequest("no")
@@ -112,7 +112,7 @@ def test_the_buffer_is_bounded_and_keeps_the_newest() -> None:
     assert max(reporter._waiting) == MOST_BUFFERED + 49
 
 
-def test_what_an_absent_server_did_not_take_is_handed_back() -> None:
+def test_undelivered_reports_are_returned_on_close() -> None:
     server = Server()
     reporter = started(server, heartbeat=0.05)
     server.error = Unavailable("away")
@@ -120,7 +120,7 @@ def test_what_an_absent_server_did_not_take_is_handed_back() -> None:
     assert reporter.close() == [(7, {"accuracy": 0.7})]
 
 
-def test_closing_delivers_what_waits() -> None:
+def test_closing_delivers_waiting_reports() -> None:
     server = Server()
     reporter = started(server)
     reporter.report(7, {"accuracy": 0.7})
@@ -139,7 +139,7 @@ class Chatterbox:
         pass
 
 
-def test_a_trial_that_prints_without_end_keeps_its_heartbeat_and_hears_of_a_stop() -> None:
+def test_endless_output_does_not_delay_heartbeats_and_stops() -> None:
     calls: Counter[str] = Counter()
 
     class Server:

@@ -146,7 +146,7 @@ def test_a_cancelled_study_stops_training_within_a_step(
     assert trial["artifact"] is None
 
 
-def test_a_loss_that_is_no_number_is_infeasible_and_the_runner_goes_on(api: Api, runner: Runner) -> None:
+def test_a_non_finite_loss_is_infeasible_and_keeps_the_runner(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 2}, search_space={"learning_rate": 1e30, "r1": 2, "r2": 4})
     step(runner)
     step(runner)
@@ -171,7 +171,7 @@ def test_out_of_memory_is_infeasible_and_says_what_to_lower(
     assert "training.batch_size" in trial["failure"]["message"]
 
 
-def test_a_host_without_memory_is_out_of_memory_too_and_the_runner_goes_on(
+def test_running_out_of_host_memory_is_infeasible_and_keeps_the_runner(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = api.create(search={"trials": 2, "sampler": "random"})
@@ -211,7 +211,7 @@ def test_an_exception_in_user_code_is_retried_in_a_fresh_process(
     assert trials(api, study)[0]["state"] == "completed"
 
 
-def test_the_last_words_of_a_trial_that_fails_are_in_its_log(
+def test_the_last_output_of_a_failed_trial_is_in_its_log(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = api.create(search={"trials": 1, "retries": 0})
@@ -268,7 +268,7 @@ def test_data_that_cannot_be_used_fails_the_study_with_the_reason(
     assert message in read["reason"]
 
 
-def test_missing_splits_are_carved_out_and_said(api: Api, runner: Runner, data_root: Path) -> None:
+def test_missing_splits_are_carved_out_and_reported(api: Api, runner: Runner, data_root: Path) -> None:
     write_lines(data_root / "all.jsonl", sentences(50))
     dataset = {"path": "json", "data_files": {"train": "all.jsonl"}}
     study = api.create(task={"dataset": dataset}, search={"trials": 1})
@@ -303,7 +303,7 @@ def test_a_lost_lease_ends_training_and_sends_no_result(api: Api, runner: Runner
     assert trials(api, study)[0]["metrics"] == {"accuracy": 0.25}
 
 
-def test_a_released_runner_gives_its_trial_back_within_a_step(api: Api, runner: Runner) -> None:
+def test_a_released_runner_returns_its_trial_within_a_step(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1, "retries": 0}, training={"epochs": 400})
     lease = runner._next_lease()
     assert lease is not None
@@ -315,9 +315,7 @@ def test_a_released_runner_gives_its_trial_back_within_a_step(api: Api, runner: 
     runner.run()  # returns at once: it takes no further trial
 
 
-def test_a_result_outlives_an_outage_with_its_last_reports(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_and_last_reports_survive_an_outage(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     study = api.create(search={"trials": 1}, training={"epochs": 2})
     lease = runner._next_lease()
     assert lease is not None
@@ -341,7 +339,7 @@ def test_a_result_outlives_an_outage_with_its_last_reports(
 
 
 @pytest.mark.parametrize("missing", ["gone.jsonl", "gone-bert"])
-def test_what_is_gone_when_the_trial_begins_ends_the_study_with_its_name(
+def test_missing_models_or_data_fail_the_study_and_are_named(
     api: Api, runner: Runner, data_root: Path, missing: str
 ) -> None:
     """The server saw it; the runner's machine does not have it."""

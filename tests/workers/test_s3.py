@@ -50,7 +50,7 @@ def runner(api: Api, store: str) -> Iterator[Runner]:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 
-def test_trials_keep_resume_and_leave_everything_there(
+def test_trials_store_and_resume_from_an_s3_bucket(
     api: Api, runner: Runner, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"training": LONG, "search": {"trials": 1}, "search_space": SPACE}

@@ -154,7 +154,7 @@ def test_pairs_of_texts_are_classified(api: Api, runner: Runner) -> None:
     assert trial["resources"]["data"]["test"] == "12 examples carved out of train (seed 0)"
 
 
-def test_numbers_are_regressed(api: Api, runner: Runner) -> None:
+def test_regression_learns_numbers(api: Api, runner: Runner) -> None:
     task = {"kind": "sequence_regression", "columns": {"text": "prompt", "label": "size"}, "metric": "spearman"}
     trial = run_one(api, runner, "tiny-bert", task)
     assert trial["metrics"].keys() == {"loss", "mse", "mae", "pearson", "spearman"}
@@ -175,7 +175,7 @@ def test_a_decoder_learns_completions_and_its_answers_are_judged(api: Api, runne
     assert 0 <= trial["metrics"]["exact_match"] <= 1
 
 
-def test_generation_is_left_out_where_nobody_asks_for_it(api: Api, runner: Runner) -> None:
+def test_answers_are_generated_only_if_exact_match_is_wanted(api: Api, runner: Runner) -> None:
     trial = run_one(api, runner, "tiny-llama", {"kind": "causal_lm", "metric": "loss"})
     assert trial["metrics"].keys() == {"loss", "perplexity"}
 
@@ -270,7 +270,7 @@ CUSTOM = {
 }
 
 
-def test_a_task_of_a_teams_own_is_found_by_its_name(api: Api, runner: Runner) -> None:
+def test_a_custom_task_is_found_by_name(api: Api, runner: Runner) -> None:
     runner.settings = runner.settings.model_copy(update={"tasks": {"parity": "tests.workers.test_tasks:Parity"}})
     trial = run_one(api, runner, "tiny-bert", CUSTOM)
     assert trial["metrics"].keys() == {"errors"}
@@ -340,7 +340,7 @@ def test_a_stream_is_read_as_far_as_it_is_sampled(api: Api, runner: Runner) -> N
         {"optimizer": "adamw", "lora_plus_ratio": 16, "batching": "length"},
     ],
 )
-def test_trainings_go_as_they_are_asked_for(api: Api, runner: Runner, training: dict[str, Any]) -> None:
+def test_training_options_take_effect(api: Api, runner: Runner, training: dict[str, Any]) -> None:
     trial = run_one(api, runner, "tiny-llama", {"kind": "causal_lm"}, training=training)
     steps = {"max_steps": 5, "gradient_accumulation": 6}
     expected = next((v for k, v in steps.items() if k in training), 10)
@@ -367,7 +367,7 @@ def test_trainings_go_as_they_are_asked_for(api: Api, runner: Runner, training: 
         ),
     ],
 )
-def test_a_task_that_cannot_be_is_refused_with_its_place(
+def test_an_invalid_task_is_rejected_with_its_place(
     api: Api, zoo: Path, task: dict[str, Any], pointer: str, said: str
 ) -> None:
     from tests.conftest import make_study
@@ -380,7 +380,7 @@ def test_a_task_that_cannot_be_is_refused_with_its_place(
     assert said in faults[pointer]
 
 
-def test_labels_are_read_by_their_names_whatever_their_numbers(zoo: Path) -> None:
+def test_labels_are_matched_by_name_across_splits(zoo: Path) -> None:
     """A source may number its classes otherwise than the training data does."""
     import datasets
 
@@ -422,12 +422,12 @@ def test_patterns_find_the_answer_or_nothing(pattern: str, text: str, answer: st
     assert extract(text, GenerationSpec(extractor="regex", pattern=pattern)) == answer
 
 
-def test_a_pattern_that_is_none_is_refused_at_once() -> None:
+def test_an_invalid_pattern_is_rejected_at_submit() -> None:
     with pytest.raises(ValueError, match="no regular expression"):
         GenerationSpec(extractor="regex", pattern="(")
 
 
-def test_packing_is_refused_where_examples_would_see_each_other(api: Api, runner: Runner, zoo: Path) -> None:
+def test_packing_is_rejected_if_examples_would_attend_to_each_other(api: Api, runner: Runner, zoo: Path) -> None:
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(0)
