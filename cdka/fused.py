@@ -304,6 +304,8 @@ def _recorded_gradients(
     dtype = seen.dtype
     need_x, need_A, need_B = ctx.needs_input_grad[:3]
     need_features = ctx.needs_input_grad[6] if ctx.has_features else need_x
+    # Aliases: a factor that depends on x must not be counted twice.
+    seen, A, B = seen.view_as(seen), A.view_as(A), B.view_as(B)
     inputs = [t for t, need in ((seen, need_features), (A, need_A), (B, need_B)) if need]
     part = plain(seen, A.to(dtype), B.to(dtype), ctx.scale)
     found = iter(torch.autograd.grad(part, inputs, dy.to(dtype), create_graph=True) if inputs else ())

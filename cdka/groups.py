@@ -5,12 +5,18 @@ layer and in the units of ``fused.py``, ``2 + 1/k`` forward and ``5/k`` backward
 read once for all, and dx is accumulated in place, where autograd would sum k tensors (``benchmarks/traffic.py``).
 
 The layer that is called first computes the outputs of all and keeps them for the others, which take theirs if nothing
-that it depends on has changed.
+that it depends on has changed. This happens in training alone, and not where saved tensors are hooked: activation
+checkpointing repeats a part of the forward pass, which must then not depend on what was computed outside of it.
+
+A group is one node of the autograd graph. As for any node, a second backward pass through it (one for query, then one
+for key) needs ``retain_graph``; a layer whose ``group`` is ``None`` is computed by itself.
 """
 
 from __future__ import annotations
 
 import re
+import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -42,7 +48,7 @@ SHARING: tuple[tuple[str, ...], ...] = (
     ("w1", "w3"),
 )
 # In cross-attention only key and value see the same: the encoder's output.
-CROSS_ATTENTION = re.compile(r"cross|enc_?dec|encoder_attn", re.IGNORECASE)
+CROSS_ATTENTION = re.compile(r"cross|enc(oder)?_?dec|encoder_attn", re.IGNORECASE)
 
 
 class LayerTensors(NamedTuple):
@@ -75,64 +81,89 @@ class _Ready:
     y: Tensor
     x: Tensor
     tensors: LayerTensors
-    versions: tuple[int, ...]
+    state: tuple[Any, ...]
     computed_in: _Pass
 
     def is_for(self, x: Tensor, tensors: LayerTensors) -> bool:
-        """Whether the layer, called with x, would compute the same: nothing was replaced or changed in place."""
+        """Whether the layer, called with x, would compute the same: nothing was replaced or changed."""
         return (
             x is self.x
             and not self.computed_in.differentiated
             and tensors.scale == self.tensors.scale
             and all(a is b for a, b in zip(_found(tensors), _found(self.tensors), strict=True))
-            and _versions(x, tensors) == self.versions
+            and _state(x, tensors) == self.state
         )
 
 
+class _OfThread(threading.local):
+    """Outputs by layer that wait to be taken by the thread that computed them."""
+
+    def __init__(self) -> None:
+        self.ready: dict[int, _Ready] = {}
+
+
 class LayerGroup:
-    """The adapted layers of one module that see the same input."""
+    """The adapted layers of one module that see the same input.
+
+    Copies of a layer, and unpickled ones, have no group: they are computed by themselves.
+    """
 
     def __init__(self, layers: Iterable[GroupedLayer]) -> None:
-        self.layers = list(layers)
-        self._ready: dict[int, _Ready] = {}
+        # Weak, so that a model that is dropped is freed at once, without the garbage collector.
+        self._layers = [weakref.ref(layer) for layer in layers]
+        self._waiting = _OfThread()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"layers": self.layers, "_ready": {}}
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+    @property
+    def layers(self) -> list[GroupedLayer]:
+        """The layers that are computed together."""
+        return [layer for layer in (reference() for reference in self._layers) if layer is not None]
+
+    def clear(self) -> None:
+        """Drop the outputs that no layer has taken, with the graph that they keep alive."""
+        self._waiting.ready.clear()
 
     def output(self, layer: GroupedLayer, x: Tensor, tensors: LayerTensors) -> Tensor | None:
         """The layer's output for x, or ``None`` if it has to be computed alone."""
-        ready = self._ready.pop(id(layer), None)
+        waiting = self._waiting.ready
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            waiting.clear()
+            return None
+        ready = waiting.pop(id(layer), None)
         if ready is not None:
             if ready.is_for(x, tensors):
                 return ready.y
-            self._remove([layer])
+            self._remove({id(layer)})
             return None
         # What was computed for a layer that was then not called was wasted: not again.
-        self._remove([other for other in self.layers if id(other) in self._ready])
-        self._ready.clear()
-        if not any(other is layer for other in self.layers):  # removed, or another thread's replica
+        self._remove(set(waiting))
+        waiting.clear()
+        layers = self.layers
+        if not any(other is layer for other in layers):  # removed, or a replica
             return None
-        together = {id(layer): (layer, tensors)}
-        for other in self.layers:
+        together = [(layer, tensors)]
+        for other in layers:
             theirs = None if other is layer else other.shared_tensors(x)
-            if theirs is not None and _fit(tensors, theirs):
-                together[id(other)] = (other, theirs)
-        if len(together) == 1 or not _fit(tensors, tensors):
+            if theirs is not None and _fit(x, tensors, theirs):
+                together.append((other, theirs))
+        if len(together) == 1 or not _fit(x, tensors, tensors):
             return None
         computed_in = _Pass()
-        outputs = grouped(x, [theirs for _, theirs in together.values()], computed_in)
-        for (key, (_, theirs)), y in zip(together.items(), outputs, strict=True):
-            self._ready[key] = _Ready(y, x, theirs, _versions(x, theirs), computed_in)
-        return self._ready.pop(id(layer)).y
+        own, *others = grouped(x, [theirs for _, theirs in together], computed_in)
+        for (other, theirs), y in zip(together[1:], others, strict=True):
+            waiting[id(other)] = _Ready(y, x, theirs, _state(x, theirs), computed_in)
+        return own
 
-    def _remove(self, layers: Sequence[GroupedLayer]) -> None:
-        # Activation checkpointing runs a forward pass twice and needs the same tensors saved both times.
-        if layers and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-            self.layers = [layer for layer in self.layers if all(layer is not other for other in layers)]
+    def _remove(self, keys: set[int]) -> None:
+        if keys:
+            self._layers = [weakref.ref(layer) for layer in self.layers if id(layer) not in keys]
 
 
-def group_layers(model: nn.Module, kind: type[nn.Module]) -> None:
+def group_layers(model: nn.Module, kind: type[nn.Module]) -> list[LayerGroup]:
     """Give the layers of ``kind`` that see the same input, by their names, a group as their ``group``."""
+    groups = []
     for path, parent in model.named_modules():
         children = dict(parent.named_children())
         for names in SHARING:
@@ -143,25 +174,35 @@ def group_layers(model: nn.Module, kind: type[nn.Module]) -> None:
                 group = LayerGroup(layers)
                 for layer in layers:
                     layer.group = group
+                groups.append(group)
+    return groups
 
 
 def _found(tensors: LayerTensors) -> tuple[Tensor | None, ...]:
     return tensors.A, tensors.B, tensors.weight, tensors.bias
 
 
-def _versions(x: Tensor, tensors: LayerTensors) -> tuple[int, ...]:
-    return tuple(t._version for t in (x, *_found(tensors)) if t is not None)
+def _state(x: Tensor, tensors: LayerTensors) -> tuple[Any, ...]:
+    """What an output depends on beside which tensors they are: their contents, gradients and the precision."""
+    all_tensors = [t for t in (x, *_found(tensors)) if t is not None]
+    return compute_dtype(x), x.grad_fn, *((t._version, t.data_ptr(), t.requires_grad) for t in all_tensors)
 
 
-def _fit(first: LayerTensors, other: LayerTensors) -> bool:
-    """Whether the two can be computed together: trained on one device, with the same blocks of x and B expanded."""
-    r, r1, n = other.A.shape
+def _fit(x: Tensor, first: LayerTensors, other: LayerTensors) -> bool:
+    """Whether the two can be computed together: trained, whole, on x's device, with the same blocks of x, B expanded.
+
+    A layer whose weights are there only while it is called (sharded ones) has others than these shapes before.
+    """
+    A, B, weight = other.A, other.B, other.weight
+    if A.dim() != 3 or B.dim() != 3 or not (A.requires_grad and B.requires_grad):
+        return False
+    r, r1, n = A.shape
     return (
         n == first.A.shape[2]
-        and other.A.device == first.A.device
-        and other.A.requires_grad
-        and other.B.requires_grad
-        and expands(other.A.device.type, r, r1, other.B.shape[2])
+        and n * B.shape[2] == x.shape[-1]
+        and weight.shape == (B.shape[1] * r1, x.shape[-1])
+        and x.device == A.device == weight.device
+        and expands(A.device.type, r, r1, B.shape[2])
     )
 
 
@@ -192,14 +233,15 @@ class _GroupedKronLinear(torch.autograd.Function):
         dtype, n = x.dtype, A[0].shape[2]
         rows = x.reshape(-1, x.shape[-1])
         # (N, r2, all layers' r*r1): one product reads x for all.
-        T = torch.mm(rows.reshape(-1, n), _all_rows(A, dtype).t()).view(len(rows), x.shape[-1] // n, -1)
-        parts = [part.reshape(len(rows), -1) for part in torch.split(T, [a.shape[0] * a.shape[1] for a in A], 2)]
+        sizes, r2 = [a.shape[0] * a.shape[1] for a in A], x.shape[-1] // n
+        T = torch.mm(rows.reshape(-1, n), _all_rows(A, dtype).t()).view(len(rows), r2, sum(sizes))
+        parts = [part.reshape(len(rows), r2 * size) for part, size in zip(torch.split(T, sizes, 2), sizes, strict=True)]
         outputs, kept = [], []
         for a, b, weight, bias, part, scale in zip(A, B, weights, biases, parts, scales, strict=True):
             up = expanded(cast(b, dtype), a.shape[1])
             y: Any = frozen_output(x, weight, bias)
             y.addmm_(part, up, alpha=scale)
-            outputs.append(y.view(*x.shape[:-1], -1).data)  # a view could not be changed in place
+            outputs.append(y.view(*x.shape[:-1], y.shape[1]).data)  # a view could not be changed in place
             kept.append(kept_for_backward(up, a.shape[1], len(rows)))
         ctx.computed_in, ctx.scales = computed_in, scales
         ctx.set_materialize_grads(False)
@@ -259,10 +301,13 @@ def _recorded_gradients(x: Tensor, layers: Sequence[tuple[Any, ...]], need_x: bo
     """The gradients as differentiable operations, for double backward."""
     dtype = x.dtype
     outputs, cotangents, factors = [], [], []
+    # Aliases: a factor that two layers share, or that depends on x, must not be counted twice.
+    x = x.view_as(x)
     for dy, scale, A, B, weight, *_ in layers:
-        outputs.append(plain(x, A.to(dtype), B.to(dtype), scale, weight.to(dtype)))
+        own = [A.view_as(A), B.view_as(B)]
+        outputs.append(plain(x, own[0].to(dtype), own[1].to(dtype), scale, weight.to(dtype)))
         cotangents.append(dy.to(dtype))
-        factors += [A, B]
+        factors += own
     inputs = [x, *factors] if need_x else factors
     found = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True)
     dx = found[0] if need_x else None

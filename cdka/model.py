@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from .config import SCALES, CdkaConfig
 from .divisors import largest_divisor
 from .errors import AdapterError, TargetError
-from .groups import group_layers
+from .groups import LayerGroup, group_layers
 from .layer import BASE, CdkaLayer, layer_dimensions
 from .modules import CdkaConv2d, CdkaLinear
 from .rearrangement import truncate_factors
@@ -69,7 +69,7 @@ class CdkaModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         """See PEFT's ``BaseTuner.inject_adapter``; layers that see the same input are then computed together."""
         super().inject_adapter(model, *args, **kwargs)
-        group_layers(model, CdkaLinear)
+        self._groups: list[LayerGroup | None] = [*group_layers(model, CdkaLinear)]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -80,7 +80,12 @@ class CdkaModel(BaseTuner):
         """
         names = kwargs.pop("adapter_names", None)
         if names is None:
-            yield
+            try:
+                yield
+            finally:
+                # Also after an error: what is left would keep the graph of this pass alive.
+                for group in filter(None, self._groups):  # a copy of the model has none
+                    group.clear()
             return
         if self.training:
             raise AdapterError("adapter_names is for inference; call model.eval() first")
