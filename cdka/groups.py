@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .fused import (
     cast,
@@ -184,8 +185,9 @@ def _found(tensors: LayerTensors) -> tuple[Tensor | None, ...]:
 
 def _state(x: Tensor, tensors: LayerTensors) -> tuple[Any, ...]:
     """What an output depends on beside which tensors they are: their contents, gradients and the precision."""
-    all_tensors = [t for t in (x, *_found(tensors)) if t is not None]
-    return compute_dtype(x), x.grad_fn, *((t._version, t.data_ptr(), t.requires_grad) for t in all_tensors)
+    present = [t for t in (x, *_found(tensors)) if t is not None]
+    places = [0 if isinstance(t, FakeTensor) else t.data_ptr() for t in present]
+    return compute_dtype(x), x.grad_fn, *places, *((t._version, t.requires_grad) for t in present)
 
 
 def _fit(x: Tensor, first: LayerTensors, other: LayerTensors) -> bool:
