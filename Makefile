@@ -56,14 +56,13 @@ check-tools:
 test: check-tools lint
 	$(PARALLEL) -m "not slow" $(ARGS)
 
-# Tests that start clusters and kill processes run one at a time, and mostly wait; the others run beside them.
-test-slow: check-tools $(VENV)/.dev
-	+$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-slow-system test-slow-others
+test-slow: check-tools $(VENV)/.dev test-slow-system test-slow-others
 
+# Tests that start clusters and kill processes run one at a time, with nothing beside them.
 test-slow-system:
 	$(PYTEST) tests/system -m slow $(ARGS)
 
-# What uses a database runs on PostgreSQL, too, with a cluster for each process; test_tasks is about training.
+# Tests that use a database also run on PostgreSQL, with a cluster for each process; test_tasks is about training.
 test-slow-others:
 	$(PARALLEL) tests/cdka tests/service tests/workers -m slow $(ARGS)
 	$(PARALLEL) tests/service tests/workers --ignore tests/workers/test_tasks.py -m "not slow or both_databases" \
