@@ -26,6 +26,13 @@ LEASE_SECONDS = 8.0
 PATIENCE = 4.0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give these tests an hour: on a slow machine their waits, several a test, may take it."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Wait for a condition; a wait that is over says what for."""
     deadline = time.monotonic() + PATIENCE * seconds
