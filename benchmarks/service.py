@@ -38,7 +38,7 @@ from service.client import Client
 from service.db.models import StudyCountRow, StudyRow, TrialRow
 from service.domain.records import Role
 from service.domain.shape import Shape
-from service.leases import acquisition as leasing
+from service.leases import acquisition
 from service.settings import Settings
 from service.tenancy.tokens import create_token, ensure_team
 
@@ -290,11 +290,11 @@ def profile_asks(made: Service, finished: int) -> str:
     with made.client() as client:
         study = client.create_study(study_body(sampler="tpe"))
     fill(made, study.id, finished)
-    runner = leasing.Runner("profile", Shape())
-    leasing.acquire(made.context, runner, 1)
+    runner = acquisition.Runner("profile", Shape())
+    acquisition.acquire(made.context, runner, 1)
     profile = cProfile.Profile()
     profile.enable()
-    leasing.acquire(made.context, runner, 10)
+    acquisition.acquire(made.context, runner, 10)
     profile.disable()
     out = io.StringIO()
     pstats.Stats(profile, stream=out).sort_stats("cumulative").print_stats(35)

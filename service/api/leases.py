@@ -7,10 +7,9 @@ from anyio.lowlevel import RunVar
 from fastapi import APIRouter
 
 from ..domain.records import Failure
-from ..leases import acquisition as leasing
+from ..leases import acquisition, results, trial_logs
 from ..leases import demand as demands
 from ..leases import reports as reporting
-from ..leases import results, trial_logs
 from ..schemas.leases import (
     DemandItem,
     DemandOut,
@@ -54,15 +53,15 @@ async def acquire(
     The list is empty when there is nothing to do, or when other runners of the same study are being served; ask again
     after `retry_after_seconds`.
     """
-    runner = leasing.Runner(body.runner, body.shape, principal.scope, tuple(body.warm), body.host)
-    acquired = await to_thread.run_sync(leasing.acquire, ctx, runner, body.max, limiter=_limiter())
+    runner = acquisition.Runner(body.runner, body.shape, principal.scope, tuple(body.warm), body.host)
+    acquired = await to_thread.run_sync(acquisition.acquire, ctx, runner, body.max, limiter=_limiter())
     return LeasesOut(
         leases=[_lease(grant, ctx.settings.lease_seconds / 4) for grant in acquired.grants],
         retry_after_seconds=acquired.retry_after_seconds,
     )
 
 
-def _lease(grant: leasing.Grant, heartbeat_seconds: float) -> LeaseOut:
+def _lease(grant: acquisition.Grant, heartbeat_seconds: float) -> LeaseOut:
     trial = grant.trial
     return LeaseOut(
         id=grant.lease.id,
@@ -114,7 +113,7 @@ def finish(ctx: ContextDep, principal: Worker, lease_id: Id, body: ResultIn) -> 
 @router.get("/demand", responses=problems())
 def demand(ctx: ContextDep, principal: Worker) -> DemandOut:
     """The number of runners of each shape that have work."""
-    leasing.expire_leases(ctx)
+    acquisition.expire_leases(ctx)
     return DemandOut(
         items=[DemandItem(**d.shape.as_dict(), slots=d.slots) for d in demands.demand(ctx, principal.scope)]
     )

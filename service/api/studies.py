@@ -15,9 +15,7 @@ from ..domain.metrics import METRICS
 from ..domain.records import Ranking, RankingState, Study
 from ..domain.states import StudyState
 from ..errors import Changed, Fault, InvalidRequest
-from ..results import comparison as comparing
-from ..results import export as exporting
-from ..results import reading
+from ..results import comparison, export, reading
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
@@ -195,7 +193,7 @@ def study_predictions(ctx: ContextDep, principal: Reader, study_id: Id) -> list[
 @router.get("/studies/{study_id}/comparison", responses=problems(404))
 def study_comparison(ctx: ContextDep, principal: Reader, study_id: Id) -> ComparisonOut:
     """Compare the best found with predictions and baselines, as of now."""
-    return ComparisonOut.model_validate(comparing.compare(ctx, study_id, principal.scope))
+    return ComparisonOut.model_validate(comparison.compare(ctx, study_id, principal.scope))
 
 
 @router.get("/compare", responses=problems(404))
@@ -205,7 +203,7 @@ def compare_studies(
     study: Annotated[list[Annotated[str, Query(max_length=128)]], Query(min_length=1, max_length=20)],
 ) -> list[ComparisonOut]:
     """Get the comparisons of several studies."""
-    return [ComparisonOut.model_validate(comparing.compare(ctx, one, principal.scope)) for one in study]
+    return [ComparisonOut.model_validate(comparison.compare(ctx, one, principal.scope)) for one in study]
 
 
 @router.get("/studies/{study_id}/front", responses=problems(404))
@@ -235,7 +233,7 @@ def export_study(
 ) -> Response:
     """Export a study as CSV (trials), JSON (everything), or an SQLite file for ``optuna.load_study``."""
     if form is ExportFormat.OPTUNA:
-        file = exporting.as_optuna(ctx, study_id, principal.scope)
+        file = export.as_optuna(ctx, study_id, principal.scope)
         return FileResponse(
             file,
             media_type="application/vnd.sqlite3",
@@ -244,9 +242,9 @@ def export_study(
         )
     name = {"Content-Disposition": f'attachment; filename="{study_id}.{form}"'}
     if form is ExportFormat.CSV:
-        return StreamingResponse(exporting.as_csv(ctx, study_id, principal.scope), media_type="text/csv", headers=name)
+        return StreamingResponse(export.as_csv(ctx, study_id, principal.scope), media_type="text/csv", headers=name)
     return StreamingResponse(
-        exporting.as_json(ctx, study_id, principal.scope), media_type="application/json", headers=name
+        export.as_json(ctx, study_id, principal.scope), media_type="application/json", headers=name
     )
 
 

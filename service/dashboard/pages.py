@@ -29,8 +29,7 @@ from ..results import reading
 from ..schemas.studies import RankingOut, StudyOut, rankings
 from ..studies import studies, trials
 from ..studies.predictions import get_predictions
-from ..tenancy import teams
-from ..tenancy import tokens as access
+from ..tenancy import teams, tokens
 
 HERE = Path(__file__).parent
 # The package's pages are its own affair; what is used of it is the Swagger UI that it carries.
@@ -135,14 +134,14 @@ def log_in(request: Request, ctx: ContextDep, token: Annotated[str, Form(max_len
     """Trade a token for a session cookie."""
     _require_same_origin(request)
     try:
-        cookie = access.log_in(ctx, token.strip())
+        cookie = tokens.log_in(ctx, token.strip())
     except (Unauthorized, Forbidden) as error:
         return templates.TemplateResponse(request, "login.html", {"error": error.detail}, status_code=error.status)
     response = RedirectResponse("/", status_code=303)
     response.set_cookie(
         SESSION_COOKIE,
         cookie,
-        max_age=int(access.SESSION_TIME.total_seconds()),
+        max_age=int(tokens.SESSION_TIME.total_seconds()),
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
@@ -156,7 +155,7 @@ def log_out(request: Request, ctx: ContextDep) -> Response:
     _require_same_origin(request)
     cookie = request.cookies.get(SESSION_COOKIE)
     if cookie:
-        access.log_out(ctx, cookie)
+        tokens.log_out(ctx, cookie)
     response = _to_login()
     response.delete_cookie(SESSION_COOKIE)
     return response
@@ -238,7 +237,7 @@ def steer(request: Request, ctx: ContextDep, study_id: str, verb: Verb) -> Respo
     """The page's buttons."""
     _require_same_origin(request)
     cookie = request.cookies.get(SESSION_COOKIE)
-    principal = access.authenticate_session(ctx, cookie) if cookie else None
+    principal = tokens.authenticate_session(ctx, cookie) if cookie else None
     if principal is None or principal.role not in (Role.ADMIN, Role.MEMBER):
         raise Forbidden(f"only members may {verb} a study")
     try:
@@ -260,7 +259,7 @@ def operation_page(request: Request, ctx: ContextDep) -> Response:
     principal = _principal(request, ctx)
     if principal is None:
         return _to_login()
-    entries, _ = access.read_audit(ctx, principal.scope, SHOWN_ENTRIES, None, None)
+    entries, _ = tokens.read_audit(ctx, principal.scope, SHOWN_ENTRIES, None, None)
     return templates.TemplateResponse(
         request,
         "operation.html",

@@ -23,10 +23,8 @@ from service.db.studies import Studies
 from service.domain.records import Principal, Role
 from service.domain.shape import Shape
 from service.errors import Contention, Unavailable
-from service.leases import acquisition as leasing
+from service.leases import acquisition, reports, results
 from service.leases import grants as granting
-from service.leases import reports as reporting
-from service.leases import results
 from service.studies import studies
 from tests.busy import busy_processes
 from tests.conftest import Api, FakeClock, make_study
@@ -100,7 +98,7 @@ def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
         seen, most = race([api, other], study["id"], clients, hints)
     assert sorted(seen) == list(range(trials))
     assert 1 < most <= 7
-    assert set(hints) <= {leasing.IDLE_SECONDS, leasing.BUSY_SECONDS}
+    assert set(hints) <= {acquisition.IDLE_SECONDS, acquisition.BUSY_SECONDS}
     read = api.call("GET", f"/studies/{study['id']}").json()
     assert (read["state"], read["search"]["finished"]) == ("completed", trials)
     assert check(ctx.db) == []
@@ -121,9 +119,9 @@ def test_simultaneous_requests_get_the_same_proposals_as_sequential_ones(
 ) -> None:
     """The same history, the same numbers, the same configurations; and far fewer passes than runners."""
     passes: list[int] = []
-    monkeypatch.setattr(leasing, "serve", lambda ctx, asks: passes.append(len(asks)) or granting.serve(ctx, asks))
+    monkeypatch.setattr(acquisition, "serve", lambda ctx, asks: passes.append(len(asks)) or granting.serve(ctx, asks))
     # How long proposals take on a busy machine must not matter here.
-    monkeypatch.setattr(leasing, "PATIENCE_SECONDS", 600.0)
+    monkeypatch.setattr(acquisition, "PATIENCE_SECONDS", 600.0)
     found: list[list[Any]] = []
     with busy_processes(busy):
         for together in (False, True):
@@ -153,7 +151,7 @@ def test_a_runner_that_is_not_served_in_time_gets_a_retry_hint(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a slow sampler nor a writer that stays in the way is the runner's error, and nothing is lost by it."""
-    monkeypatch.setattr(leasing, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(acquisition, "PATIENCE_SECONDS", 0.05)
     study = api.create(search={"trials": 3, "concurrency": 3, "sampler": "random"})
     api.token("worker")
     proposing, go_on = threading.Event(), threading.Event()
@@ -171,7 +169,7 @@ def test_a_runner_that_is_not_served_in_time_gets_a_retry_hint(
         answer = api.call("POST", "/leases", "worker", json={"runner": "second"})
         assert (answer.status_code, answer.json()) == (
             200,
-            {"leases": [], "retry_after_seconds": leasing.BUSY_SECONDS},
+            {"leases": [], "retry_after_seconds": acquisition.BUSY_SECONDS},
         )
         # Reports and pages do not wait for the sampler either.
         assert api.call("GET", f"/studies/{study['id']}/comparison").status_code == 200
@@ -206,7 +204,7 @@ def test_committed_grants_reach_their_runners_if_a_later_step_fails(
 
     with ctx.db.read() as session:
         (load,) = Studies(session).loads(None)
-    asks = [granting.Ask(load, leasing.Runner(f"runner-{k}", Shape(1, 0)), queued=True) for k in range(2)]
+    asks = [granting.Ask(load, acquisition.Runner(f"runner-{k}", Shape(1, 0)), queued=True) for k in range(2)]
     with monkeypatch.context() as patch:
         patch.setattr(granting, "_record", away)
         (grant,) = granting.serve(ctx, asks)
@@ -299,11 +297,11 @@ WORKER = Principal("", "", "default", Role.ADMIN, "test")
 
 def _loop(ctx: Context, study_id: str, trials: int) -> None:
     """What a server does for one runner: ask, lease, report, finish, until there is nothing to do."""
-    runner = leasing.Runner("runner", Shape(1, 0))
-    while grants := leasing.acquire(ctx, runner, 1).grants:
+    runner = acquisition.Runner("runner", Shape(1, 0))
+    while grants := acquisition.acquire(ctx, runner, 1).grants:
         (grant,) = grants
         at = 1 - abs(grant.trial.params["learning_rate"] - 1e-3)
-        reporting.report(ctx, grant.lease.id, None, [(1, {"accuracy": at / 2}), (2, {"accuracy": at})], None)
+        reports.report(ctx, grant.lease.id, None, [(1, {"accuracy": at / 2}), (2, {"accuracy": at})], None)
         results.finish(ctx, grant.lease.id, None, results.Result("completed", {"accuracy": at}))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import tables as terminal
+from .. import tables
 from . import session
 from .session import AsJson, StudyId
 
@@ -27,7 +27,7 @@ def studies(
     if as_json:
         session.print_json(found)
     else:
-        session.console.print(terminal.studies_table(found))
+        session.console.print(tables.studies_table(found))
 
 
 @app.command()
@@ -40,11 +40,11 @@ def show(study_id: StudyId, as_json: AsJson = False) -> None:
         found = {"study": study.model_dump(mode="json"), "trials": [t.model_dump(mode="json") for t in trials]}
         print(json.dumps(found, indent=2))
         return
-    session.console.print(terminal.studies_table([study]))
+    session.console.print(tables.studies_table([study]))
     for words in (study.reason, study.waiting_for and f"waiting for {study.waiting_for}"):
         if words:
             session.console.print(words, markup=False)
-    session.console.print(terminal.trials_table(trials, study.spec.objective.metric))
+    session.console.print(tables.trials_table(trials, study.spec.objective.metric))
 
 
 @app.command()
@@ -174,7 +174,7 @@ def compare(study_ids: Annotated[list[str], typer.Argument(metavar="ID...")], as
         session.print_json(found[0] if len(found) == 1 else found)
         return
     for comparison in found:
-        terminal.print_comparison(comparison, session.console)
+        tables.print_comparison(comparison, session.console)
 
 
 @app.command()
@@ -195,4 +195,4 @@ def _strategies(found: list[Any], as_json: bool) -> None:
     if as_json:
         session.print_json(found)
     else:
-        session.console.print(terminal.strategies_table(found))
+        session.console.print(tables.strategies_table(found))
