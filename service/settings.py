@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         description="Folders with models and data, separated as in PATH. Paths in studies are relative to them.",
     )
     host: str = Field(default="127.0.0.1", description="The address that the API listens on.")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8765, description="The port; 0 takes a free one.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8765, description="The port that the API listens on.")
     auth: Literal["on", "off"] = Field(
         default="on", description="off needs no tokens; allowed on loopback addresses only."
     )
