@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from threading import Lock
 from typing import Any, cast
 
+from cachetools import LRUCache, cached
 from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -21,7 +21,6 @@ from ..errors import NotFound
 from .events import add_deliveries, append_event
 from .models import PredictionRow, StudyRow, TeamRow, WebhookRow
 
-_KEPT = 512
 # Built once: this runs with every change of a trial.
 _STUDIES = cast(Table, StudyRow.__table__)
 _TOUCH = (
@@ -36,33 +35,14 @@ _TOUCH = (
 )
 
 
-class _Parsed:
-    """Cache of parsed specs and plans. A spec is fixed by its study's revision; a plan never changes."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, int], tuple[StudySpec, Plan]] = OrderedDict()
-        self._lock = Lock()
-
-    def of(self, row: StudyRow) -> tuple[StudySpec, Plan]:
-        key = (row.id, row.revision)
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-                return found
-        found = StudySpec.model_validate(row.spec), Plan.model_validate(row.plan)
-        with self._lock:
-            self._kept[key] = found
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return found
-
-
-_parsed = _Parsed()
+# A spec is fixed by its study's revision; a plan never changes.
+@cached(LRUCache(512), key=lambda row: (row.id, row.revision), lock=Lock())
+def _parsed(row: StudyRow) -> tuple[StudySpec, Plan]:
+    return StudySpec.model_validate(row.spec), Plan.model_validate(row.plan)
 
 
 def _record(row: StudyRow) -> Study:
-    spec, plan = _parsed.of(row)
+    spec, plan = _parsed(row)
     return Study(
         id=row.id,
         team_id=row.team_id,
@@ -106,8 +86,8 @@ class Studies:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, study: Study) -> None:
-        """Record a new study."""
+    def add(self, study: Study) -> Study:
+        """Record a new study; returns it with its version."""
         row = StudyRow(
             id=study.id,
             team_id=study.team_id,
@@ -124,7 +104,8 @@ class Studies:
         )
         self._session.add(row)
         self._session.flush()
-        self.touch(study.id, EventKind.STUDY_CREATED, study.created_at, {"name": study.name, "state": study.state})
+        data = {"name": study.name, "state": study.state}
+        return replace(study, version=self.touch(study.id, EventKind.STUDY_CREATED, study.created_at, data))
 
     def get(self, study_id: str, team_id: str | None = None, *, lock: bool = False) -> Study:
         """The study, locked for this transaction if ``lock``; ``team_id`` restricts it to one team.
@@ -211,42 +192,46 @@ class Studies:
         query = select(func.coalesce(func.sum(StudyRow.storage_bytes), 0)).where(StudyRow.team_id == team_id)
         return int(self._session.scalar(query) or 0)
 
-    def set_state(self, study: Study, state: StudyState, now: datetime, reason: str | None = None) -> None:
-        """Move a locked study to another state.
+    def set_state(self, study: Study, state: StudyState, now: datetime, reason: str | None = None) -> Study:
+        """Move a locked study to another state; returns it as it is then.
 
         Raises:
             Conflict: the table of transitions does not allow it.
         """
         check_study_transition(study.state, state)
-        values: dict[str, object] = {"state": state, "reason": reason}
+        values: dict[str, Any] = {"state": state, "reason": reason}
         if state is StudyState.RUNNING and study.started_at is None:
             values["started_at"] = now
         values["finished_at"] = now if state in STUDY_ENDED else None
         self._write(study.id, **values)
         data = {"state": state, "was": study.state, "reason": reason}
-        self.touch(study.id, EventKind.STUDY_STATE, now, data)
+        version = self.touch(study.id, EventKind.STUDY_STATE, now, data)
+        return replace(study, version=version, **values)
 
-    def set_phase(self, study_id: str, phase: StudyPhase, now: datetime) -> None:
-        """Move a study to another phase."""
-        self._write(study_id, phase=phase)
-        self.touch(study_id, EventKind.STUDY_PHASE, now, {"phase": phase})
+    def set_phase(self, study: Study, phase: StudyPhase, now: datetime) -> Study:
+        """Move a locked study to another phase; returns it as it is then."""
+        self._write(study.id, phase=phase)
+        version = self.touch(study.id, EventKind.STUDY_PHASE, now, {"phase": phase})
+        return replace(study, version=version, phase=phase)
 
-    def set_spec(self, study: Study, spec: StudySpec, now: datetime, changed: Mapping[str, Any]) -> None:
-        """Record the user's changes of a locked study."""
-        values = _scheduled(spec)
-        if "trials" not in changed:
-            # Fewer may be planned than the spec asks for, if the space is smaller.
-            values["planned"] = study.planned
-        self._write(study.id, revision=StudyRow.revision + 1, **values)
-        self.touch(study.id, EventKind.STUDY_UPDATED, now, dict(changed))
+    def set_spec(self, study: Study, spec: StudySpec, now: datetime, changed: Mapping[str, Any]) -> Study:
+        """Record the user's changes of a locked study; returns it as it is then."""
+        # Fewer trials may be planned than the spec asks for, if the space is smaller.
+        planned = spec.search.trials if "trials" in changed else study.planned
+        revision = study.revision + 1
+        self._write(study.id, **_scheduled(spec) | {"planned": planned, "revision": revision})
+        version = self.touch(study.id, EventKind.STUDY_UPDATED, now, dict(changed))
+        return replace(study, name=spec.name, spec=spec, planned=planned, revision=revision, version=version)
 
-    def set_planned(self, study_id: str, planned: int) -> None:
-        """Plan fewer search trials than asked for, because the space is smaller."""
-        self._write(study_id, planned=planned)
+    def set_planned(self, study: Study, planned: int) -> Study:
+        """Plan fewer search trials than a locked study asks for, because the space is smaller."""
+        self._write(study.id, planned=planned)
+        return replace(study, planned=planned)
 
-    def set_candidates(self, study_id: str, candidates: Sequence[Candidate]) -> None:
-        """Record the candidates of the confirmation."""
-        self._write(study_id, candidates=[asdict(c) for c in candidates])
+    def set_candidates(self, study: Study, candidates: Sequence[Candidate]) -> Study:
+        """Record the candidates of a locked study's confirmation."""
+        self._write(study.id, candidates=[asdict(c) for c in candidates])
+        return replace(study, candidates=list(candidates))
 
     def spend(self, study_id: str, gpu_seconds: float, storage_bytes: int) -> None:
         """Add an attempt's GPU time and stored bytes."""

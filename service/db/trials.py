@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -251,8 +252,10 @@ class Trials:
 
     def set_state(
         self, trial: Trial, state: TrialState, now: datetime, kind: EventKind = EventKind.TRIAL_ENDED, **values: Any
-    ) -> None:
-        """Move a locked trial of a locked study to another state and write ``values`` (columns) with it.
+    ) -> Trial:
+        """Move a locked trial of a locked study to another state, with other ``values`` of the record.
+
+        Returns the trial as it is then. ``scores``, which the record leaves out, may be among the values.
 
         Raises:
             Conflict: the table of transitions does not allow it.
@@ -264,15 +267,27 @@ class Trials:
         data: dict[str, Any] = {"trial_id": trial.id, "number": trial.number, "phase": trial.phase, "state": state}
         if state in TRIAL_ENDED:
             data["metrics"] = values.get("metrics", trial.metrics)
-            if "failure_kind" in values:
-                data["failure"] = {"kind": values["failure_kind"], "message": values["failure_message"]}
-        version = Studies(self._session).touch(trial.study_id, kind, now, data)
-        self.write(trial.id, state=state, version=version, **values)
+            if values.get("failure") is not None:
+                data["failure"] = asdict(values["failure"])
+        values |= {"state": state, "version": Studies(self._session).touch(trial.study_id, kind, now, data)}
+        self.write(trial.id, **values)
         self._count(trial.study_id, {(trial.phase, trial.state): -1, (trial.phase, state): 1})
+        return replace(trial, **{name: value for name, value in values.items() if name != "scores"})
 
     def write(self, trial_id: str, **values: Any) -> None:
-        """Write columns of one trial."""
+        """Write values of one trial's record."""
+        if "failure" in values:
+            failure: Failure | None = values.pop("failure")
+            values["failure_kind"] = None if failure is None else failure.kind
+            values["failure_message"] = None if failure is None else failure.message
         self._session.execute(update(TrialRow).where(TrialRow.id == trial_id).values(**values))
+
+    def stop(self, trial: Trial, reason: StopReason, now: datetime) -> Trial:
+        """Tell the runner of a locked trial to stop at its next report; returns the trial as it is then."""
+        self.write(trial.id, stop_reason=reason)
+        data = {"trial_id": trial.id, "number": trial.number, "reason": reason}
+        Studies(self._session).touch(trial.study_id, EventKind.TRIAL_STOPPING, now, data)
+        return replace(trial, stop_reason=reason)
 
     def stop_running(self, study_id: str, reason: StopReason) -> list[str]:
         """Tell the running trials of a locked study to stop at their next report; returns their ids."""

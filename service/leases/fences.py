@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -45,5 +44,4 @@ def reclaim(session: Session, trial: Trial, now: datetime) -> Trial:
     if trial.lease_id is not None:
         # The runner's silence no longer counts against its host.
         clear(session, Leases(session).get(trial.lease_id))
-    Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, losses=losses)
-    return replace(trial, state=TrialState.RUNNING, losses=losses)
+    return Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, losses=losses)

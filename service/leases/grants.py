@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
 from typing import Any
@@ -202,16 +202,16 @@ def _record(
             study = _started(session, study, now)
         grants = [_grant(ctx, session, study, t, r, now) for t, r in zip(stored, runners, strict=False)]
         if ends and len(proposals) < room:
-            Studies(session).set_planned(study.id, search_trials(counts) + len(stored))
-            advance(session, Studies(session).get(study.id, lock=True), now)
+            study = Studies(session).set_planned(study, search_trials(counts) + len(stored))
+            advance(session, study, now)
             return grants, _Outcome.NONE_LEFT
         more = len(grants) == len(runners) or len(proposals) < room
         return grants, _Outcome.MORE if more else _Outcome.NONE_LEFT
 
 
 def _new_trial(study: Study, number: int, proposal: Proposal) -> NewTrial:
-    structure = study.plan.structure(proposal.params["r1"], proposal.params["r2"])
-    assert structure is not None, "the policy proposed a structure that the plan does not admit"
+    pair = study.plan.pair(proposal.params["r1"], proposal.params["r2"])
+    assert pair is not None, "the policy proposed a pair that the plan does not admit"
     return NewTrial(
         number=number,
         phase=TrialPhase.SEARCH,
@@ -219,7 +219,7 @@ def _new_trial(study: Study, number: int, proposal: Proposal) -> NewTrial:
         params=proposal.params,
         point=proposal.point,
         attrs=proposal.attrs,
-        parameters=structure.unit_parameters * int(proposal.params["r"]),
+        parameters=pair.unit_parameters * int(proposal.params["r"]),
         seed=study.spec.search.seed + REPLICATE_SEED_STEP * proposal.replicate,
     )
 
@@ -228,8 +228,7 @@ def _started(session: Session, study: Study, now: datetime) -> Study:
     """The locked study, set to running if this is its first trial."""
     if study.state is not StudyState.QUEUED:
         return study
-    Studies(session).set_state(study, StudyState.RUNNING, now)
-    return Studies(session).get(study.id, lock=True)
+    return Studies(session).set_state(study, StudyState.RUNNING, now)
 
 
 def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: Runner, now: datetime) -> Grant:
@@ -253,9 +252,8 @@ def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: R
     if lease.attempt > 1 and trial.checkpoint is None:
         Metrics(session).forget(trial.id)
         values["curve"] = []
-    Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, **values)
-    leased = replace(trial, state=TrialState.RUNNING, lease_id=lease.id, attempts=lease.attempt)
-    return Grant(lease, leased, study)
+    trial = Trials(session).set_state(trial, TrialState.RUNNING, now, EventKind.TRIAL_STARTED, **values)
+    return Grant(lease, trial, study)
 
 
 def see(session: Session, runner: Runner, now: datetime, lease_id: str | None) -> None:

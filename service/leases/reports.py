@@ -129,18 +129,15 @@ def _judge(ctx: Context, taken: _Taken) -> str | None:
     )
     if not stop:
         return None
-    _prune(ctx, taken.trial.id)
+    _prune(ctx, taken.study.id, taken.trial.id)
     return StopReason.PRUNED
 
 
 @retried
-def _prune(ctx: Context, trial_id: str) -> None:
+def _prune(ctx: Context, study_id: str, trial_id: str) -> None:
     now = ctx.clock()
     with ctx.db.write() as session:
-        study_id = Trials(session).get(trial_id).study_id
         Studies(session).get(study_id, lock=True)
         trial = Trials(session).get(trial_id, lock=True)
         if trial.stop_reason is None:
-            Trials(session).write(trial_id, stop_reason=StopReason.PRUNED)
-            data = {"trial_id": trial.id, "number": trial.number, "reason": StopReason.PRUNED}
-            Studies(session).touch(study_id, EventKind.TRIAL_STOPPING, now, data)
+            Trials(session).stop(trial, StopReason.PRUNED, now)

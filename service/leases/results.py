@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -31,14 +31,10 @@ from ..studies.predictions import MEASURED, measured_ranking
 from ..studies.progress import advance
 from .fences import held, reclaim
 from .hosts import blame, clear
+from .outcomes import Outcome, ResultState, of_failure, of_loss, of_result, of_timeout
 
-# Consecutive losses without a new checkpoint after which a trial fails.
-MOST_LOSSES = 5
 # Failures that may be the host's fault.
 _BLAMED = frozenset({FailureKind.ERROR, FailureKind.PREEMPTED, FailureKind.LOST})
-_RETRIED = frozenset({FailureKind.ERROR, FailureKind.STALLED})
-
-ResultState = Literal["completed", "pruned", "infeasible", "failed", "cancelled", "released"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +78,14 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         Leases(session).end(lease.id, LeaseState.RELEASED if released else LeaseState.FINISHED, now, said)
         Leases(session).set_idle(lease.runner, now)
         account(session, study, lease, now, _artifact_bytes(result))
-        state = _apply(session, study, trial, result, now)
+        outcome = of_result(study, trial, result.state, result.failure, _values(study, trial, result))
+        study = _settle(session, study, trial, outcome, now)
         if result.failure is not None and result.failure.kind in _BLAMED:
             blame(session, study, lease, now, result.failure.message)
         elif result.state in ("completed", "pruned"):
             clear(session, lease)
-        if result.failure is not None:
-            # A rejected model or dataset has ended the study.
-            study = Studies(session).get(study.id, lock=True)
         advance(session, study, now)
-        return state
+        return outcome.state
 
 
 def account(session: Session, study: Study, lease: Lease, now: datetime, storage_bytes: int = 0) -> None:
@@ -127,8 +121,8 @@ def _check(study: Study, trial: Trial, result: Result) -> None:
         raise InvalidRequest(f"a {result.state} trial says why", [Fault("#/failure", "give kind and message")])
 
 
-def _apply(session: Session, study: Study, trial: Trial, result: Result, now: datetime) -> TrialState:
-    trials = Trials(session)
+def _values(study: Study, trial: Trial, result: Result) -> dict[str, Any]:
+    """What a result says of its trial."""
     computed = {PARAMETERS: float(trial.parameters)} if PARAMETERS in [o.metric for o in study.spec.objectives] else {}
     values: dict[str, Any] = {
         "metrics": {**result.metrics, **computed},
@@ -136,73 +130,19 @@ def _apply(session: Session, study: Study, trial: Trial, result: Result, now: da
         "scores": result.scores,
     }
     if result.artifact is not None:
-        values["artifact"] = result.artifact
-        values["artifact_bytes"] = _artifact_bytes(result)
-    over = study.state in STUDY_ENDED
-    paused = result.state == "cancelled" and trial.stop_reason == StopReason.PAUSED
-    if (result.state == "released" or paused) and not over and trial.stop_reason != StopReason.CANCELLED:
-        trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED, lease_id=None, stop_reason=None)
-        return TrialState.QUEUED
-    if result.state == "cancelled" and trial.stop_reason == StopReason.TIMED_OUT and not over:
-        return time_out(session, study, trial, now, **values)
-    if result.state in ("released", "cancelled"):
-        trials.set_state(trial, TrialState.CANCELLED, now, **values)
-        return TrialState.CANCELLED
-    if result.failure is not None and result.state in ("failed", "infeasible"):
-        return _apply_failure(session, study, trial, result.failure, values, now)
-    state = TrialState(result.state)
-    trials.set_state(trial, state, now, **values)
-    return state
+        values |= {"artifact": result.artifact, "artifact_bytes": _artifact_bytes(result)}
+    return values
 
 
-def time_out(session: Session, study: Study, trial: Trial, now: datetime, **values: Any) -> TrialState:
-    """A trial that exceeded its time limit would exceed it again, so it is infeasible."""
-    minutes = study.spec.limits.trial_minutes
-    message = f"the trial ran for longer than limits.trial_minutes ({minutes:g}) allows"
-    values |= {"failure_kind": FailureKind.TIMED_OUT, "failure_message": message}
-    Trials(session).set_state(trial, TrialState.INFEASIBLE, now, **values)
-    return TrialState.INFEASIBLE
-
-
-def _apply_failure(
-    session: Session, study: Study, trial: Trial, failure: Failure, values: dict[str, Any], now: datetime
-) -> TrialState:
-    """Apply the rule of the failure's kind; docs/concepts.md lists them."""
+def _settle(session: Session, study: Study, trial: Trial, outcome: Outcome, now: datetime) -> Study:
+    """Write an outcome; returns the study as it is then."""
     trials = Trials(session)
-    values |= {"failure_kind": failure.kind, "failure_message": failure.message}
-    over = study.state in STUDY_ENDED
-    if failure.kind in (FailureKind.OUT_OF_MEMORY, FailureKind.DIVERGED):
-        state = TrialState.INFEASIBLE
-    elif failure.kind in (FailureKind.PREEMPTED, FailureKind.LOST) and not over:
-        return _requeue_or_lose(session, trial, now, failure.message)
-    elif failure.kind in _RETRIED and trial.errors < study.spec.search.retries and not over:
-        values |= {"errors": trial.errors + 1, "lease_id": None}
-        trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED, **values)
-        return TrialState.QUEUED
-    else:
-        state = TrialState.CANCELLED if over else TrialState.FAILED
-    trials.set_state(trial, state, now, **values)
-    if failure.kind is FailureKind.REJECTED and not over:
-        reason = f"trial {trial.number} cannot run: {failure.message}"
-        Studies(session).set_state(Studies(session).get(study.id, lock=True), StudyState.FAILED, now, reason)
+    kind = EventKind.TRIAL_QUEUED if outcome.state is TrialState.QUEUED else EventKind.TRIAL_ENDED
+    trials.set_state(trial, outcome.state, now, kind, **outcome.values)
+    if outcome.study_failure is not None:
+        study = Studies(session).set_state(study, StudyState.FAILED, now, outcome.study_failure)
         trials.cancel_queued(study.id, now)
-    return state
-
-
-def _requeue_or_lose(session: Session, trial: Trial, now: datetime, message: str) -> TrialState:
-    losses = trial.losses + 1
-    if losses >= MOST_LOSSES:
-        Trials(session).set_state(
-            trial,
-            TrialState.FAILED,
-            now,
-            losses=losses,
-            failure_kind=FailureKind.LOST,
-            failure_message=f"its runner was lost {losses} times without a new checkpoint: {message}",
-        )
-        return TrialState.FAILED
-    Trials(session).set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED, losses=losses)
-    return TrialState.QUEUED
+    return study
 
 
 def stall(session: Session, lease_id: str, now: datetime) -> None:
@@ -214,8 +154,8 @@ def stall(session: Session, lease_id: str, now: datetime) -> None:
         return
     trial, study = cut
     message = f"no progress for limits.stall_minutes ({study.spec.limits.stall_minutes:g}) though its runner lives"
-    _apply_failure(session, study, trial, Failure(FailureKind.STALLED, message), {"lease_id": None}, now)
-    advance(session, Studies(session).get(study.id, lock=True), now)
+    outcome = of_failure(study, trial, Failure(FailureKind.STALLED, message), {"lease_id": None})
+    advance(session, _settle(session, study, trial, outcome, now), now)
 
 
 def overrun(session: Session, lease_id: str, now: datetime) -> None:
@@ -223,8 +163,7 @@ def overrun(session: Session, lease_id: str, now: datetime) -> None:
     if (cut := _cut_off(session, lease_id, now)) is None:
         return
     trial, study = cut
-    time_out(session, study, trial, now, lease_id=None)
-    advance(session, Studies(session).get(study.id, lock=True), now)
+    advance(session, _settle(session, study, trial, of_timeout(study, {"lease_id": None}), now), now)
 
 
 def _cut_off(session: Session, lease_id: str, now: datetime) -> tuple[Trial, Study] | None:
@@ -256,8 +195,8 @@ def requeue_lost(session: Session, lease_id: str, now: datetime) -> None:
         return
     account(session, study, lease, now)
     if study.state in STUDY_ENDED or trial.stop_reason == StopReason.CANCELLED:
-        Trials(session).set_state(trial, TrialState.CANCELLED, now)
+        outcome = Outcome(TrialState.CANCELLED)
     else:
-        _requeue_or_lose(session, trial, now, f"nothing was heard of {lease.runner}")
+        outcome = of_loss(trial, f"nothing was heard of {lease.runner}")
         blame(session, study, lease, now, f"nothing was heard of {lease.runner}")
-    advance(session, Studies(session).get(study.id, lock=True), now)
+    advance(session, _settle(session, study, trial, outcome, now), now)

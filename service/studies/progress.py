@@ -28,7 +28,7 @@ def advance(session: Session, study: Study, now: datetime) -> None:
         counts = Trials(session).counts([study.id])[study.id]
         # The search starts even if the measurement failed.
         if not any(phase is TrialPhase.MEASUREMENT and state not in TRIAL_ENDED for phase, state in counts):
-            Studies(session).set_phase(study.id, StudyPhase.SEARCH, now)
+            Studies(session).set_phase(study, StudyPhase.SEARCH, now)
         return
     if study.state is not StudyState.RUNNING:
         return
@@ -56,7 +56,7 @@ def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> 
         for (phase, state) in trials.counts([study.id])[study.id]
     )
     state = StudyState.COMPLETED if finished else StudyState.FAILED
-    studies.set_state(studies.get(study.id, lock=True), state, now, reason)
+    studies.set_state(study, state, now, reason)
 
 
 def _after_search(session: Session, study: Study, now: datetime) -> None:
@@ -72,13 +72,13 @@ def _after_search(session: Session, study: Study, now: datetime) -> None:
         studies.set_state(study, StudyState.COMPLETED, now)
         return
     chosen = candidates(study, best, studies.predictions(study.id))
-    studies.set_phase(study.id, StudyPhase.CONFIRMATION, now)
+    study = studies.set_phase(study, StudyPhase.CONFIRMATION, now)
     if study.candidates and study.candidates[0].title == chosen[0].title:
         # The extended search found nothing better, so the confirmation stays valid.
-        advance(session, studies.get(study.id, lock=True), now)
+        advance(session, study, now)
         return
     trials.supersede(study.id, now)
-    studies.set_candidates(study.id, chosen)
+    study = studies.set_candidates(study, chosen)
     first = trials.next_number(study.id)
     if study.spec.compare.learning_rate == "tuned":
         trials.add(study.id, tuning_trials(study, chosen, first), now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -63,13 +63,14 @@ def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
     with ctx.db.write() as session:
         require_room_for_study(session, caller.team_id)
         studies = Studies(session)
-        studies.add(study)
+        study = studies.add(study)
         studies.add_predictions(study.id, planned.predictions, planned.spec.compare.predictors)
         if measure is not None:
             session.flush()
-            Trials(session).add(study.id, [measure], now)
+            (trial,) = Trials(session).add(study.id, [measure], now)
+            study = replace(study, version=trial.version)
         Audit(session).record(caller, now, "study.create", study.id, name=study.name)
-        return studies.get(study.id)
+        return study
 
 
 def get_study(ctx: Context, study_id: str, team_id: str | None) -> tuple[Study, Counts]:
@@ -159,11 +160,11 @@ def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study,
         study = studies.get(study_id, caller.scope, lock=True)
         if study.state is not StudyState.PAUSED:
             raise Conflict(f"a {study.state} study cannot be resumed; only a paused one can")
-        studies.set_state(study, StudyState.RUNNING, now)
+        study = studies.set_state(study, StudyState.RUNNING, now)
         Trials(session).go_on(study_id)
         Audit(session).record(caller, now, "study.resume", study_id)
         # Trials that finished during the pause may have been the last of their phase.
-        advance(session, studies.get(study_id, lock=True), now)
+        advance(session, study, now)
         return _with_counts(session, study_id, None)
 
 
@@ -211,10 +212,10 @@ def update_study(
             raise InvalidRequest("the study cannot be changed so", [fault])
         if study.state in (StudyState.CANCELLED, StudyState.FAILED) and given.keys() - {"name"}:
             raise Conflict(f"a {study.state} study can only be renamed; that state is final")
-        studies.set_spec(study, _changed(study.spec, changes), now, given)
+        study = studies.set_spec(study, _changed(study.spec, changes), now, given)
         Audit(session).record(caller, now, "study.update", study_id, **given)
         if changes.trials is not None or changes.limits is not None:
-            _go_on(session, studies.get(study_id, lock=True), there, now)
+            _go_on(session, study, there, now)
         return _with_counts(session, study_id, None)
 
 
@@ -230,7 +231,7 @@ def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:
     if study.planned <= there:
         return
     if study.phase is StudyPhase.CONFIRMATION:
-        studies.set_phase(study.id, StudyPhase.SEARCH, now)
+        study = studies.set_phase(study, StudyPhase.SEARCH, now)
     if study.state is StudyState.COMPLETED:
         studies.set_state(study, StudyState.RUNNING, now)
 

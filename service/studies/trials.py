@@ -132,13 +132,10 @@ def stop_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
         trial = trials.get(trial_id, lock=True)
         Audit(session).record(caller, now, "trial.stop", trial_id, study_id=study_id)
         if trial.state is TrialState.RUNNING:
-            trials.write(trial_id, stop_reason=StopReason.CANCELLED)
-            data = {"trial_id": trial.id, "number": trial.number, "reason": StopReason.CANCELLED}
-            Studies(session).touch(study_id, EventKind.TRIAL_STOPPING, now, data)
-        else:
-            trials.set_state(trial, TrialState.CANCELLED, now)
-            advance(session, Studies(session).get(study.id, lock=True), now)
-        return trials.get(trial_id)
+            return trials.stop(trial, StopReason.CANCELLED, now)
+        trial = trials.set_state(trial, TrialState.CANCELLED, now)
+        advance(session, study, now)
+        return trial
 
 
 @retried
@@ -159,21 +156,11 @@ def retry_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
             raise Conflict(f"the trial's study is {study.state}; that state is final")
         if trial.state is not TrialState.FAILED:
             raise Conflict(f"the trial is {trial.state}; only a failed one is retried")
-        trials.set_state(
-            trial,
-            TrialState.QUEUED,
-            now,
-            EventKind.TRIAL_QUEUED,
-            errors=0,
-            losses=0,
-            lease_id=None,
-            stop_reason=None,
-            failure_kind=None,
-            failure_message=None,
-        )
+        fresh: dict[str, Any] = {"errors": 0, "losses": 0, "lease_id": None, "stop_reason": None, "failure": None}
+        queued = trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED, **fresh)
         Audit(session).record(caller, now, "trial.retry", trial_id, study_id=study_id)
         if study.state is StudyState.COMPLETED:
-            studies.set_state(studies.get(study_id, lock=True), StudyState.RUNNING, now)
+            study = studies.set_state(study, StudyState.RUNNING, now)
         if trial.phase is TrialPhase.SEARCH and study.phase is StudyPhase.CONFIRMATION:
-            studies.set_phase(study_id, StudyPhase.SEARCH, now)
-        return trials.get(trial_id)
+            studies.set_phase(study, StudyPhase.SEARCH, now)
+        return queued

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.context.context import Context
-from service.leases.results import MOST_LOSSES
+from service.leases.outcomes import MOST_LOSSES
 from tests.conftest import Api, FakeClock
 
 
