@@ -21,7 +21,7 @@ from .hotswap import hotswap_adapter
 from .initializers import initialize_from_gradients
 from .kronecker import kron_delta, kron_linear
 from .layer import CdkaLayer
-from .memory import MemoryEstimate, estimate_memory
+from .memory import MemoryEstimate, TrainingStep, estimate_memory
 from .model import CdkaModel
 from .modules import CdkaConv2d, CdkaLinear
 from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
@@ -49,6 +49,7 @@ __all__ = [
     "Prediction",
     "Spectra",
     "TargetError",
+    "TrainingStep",
     "collect_spectra",
     "count_lora_parameters",
     "count_parameters",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +54,35 @@ class MemoryEstimate:
         return self.weights + self.training + self.activations
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """What a training step's memory depends on besides the model and its adapter.
+
+    Args:
+        batch_size: examples that pass through the model at once.
+        length: tokens of an example.
+        precision: ``fp32`` or ``bf16`` (autocast).
+        quantization: ``none`` or ``4bit``, of the base model's linear layers.
+        optimizer: one of :data:`OPTIMIZER_STATES`.
+        gradient_checkpointing: whether activations within a layer are computed twice instead of kept.
+    """
+
+    batch_size: int
+    length: int
+    precision: str = "fp32"
+    quantization: str = "none"
+    optimizer: str = "adamw_fused"
+    gradient_checkpointing: bool = False
+
+
 def estimate_memory(
     config: PretrainedConfig,
     task_kind: str,
     configuration: Configuration,
+    step: TrainingStep,
     *,
     target_modules: str | list[str],
-    batch_size: int,
-    length: int,
-    precision: str = "fp32",
-    quantization: str = "none",
-    optimizer: str = "adamw_fused",
-    gradient_checkpointing: bool = False,
+    model: nn.Module | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak memory of fine-tuning with a CDKA adapter.
 
@@ -77,47 +94,40 @@ def estimate_memory(
         config: the base model's.
         task_kind: which AutoModel class the config becomes.
         configuration: component sizes of the adapter.
+        step: batch, precision and optimizer.
         target_modules: where the adapter goes.
-        batch_size: examples that pass through the model at once.
-        length: tokens of an example.
-        precision: ``fp32`` or ``bf16`` (autocast).
-        quantization: ``none`` or ``4bit``, of the base model's linear layers.
-        optimizer: one of :data:`OPTIMIZER_STATES`.
-        gradient_checkpointing: whether activations within a layer are computed twice instead of kept.
+        model: ``meta_model(config, task_kind)``, if it is built already.
 
     Raises:
         CdkaError: the config becomes no model of this kind, or has no layers to adapt.
     """
-    full = meta_model(config, task_kind)
+    full = meta_model(config, task_kind) if model is None else model
     shapes = module_shapes(full, target_modules, task_kind)
     # Under fp32 a 16-bit checkpoint is widened; autocast takes it as it comes.
     own = getattr(config, "dtype", None)
-    dtype = own if precision == "bf16" and isinstance(own, torch.dtype) else torch.float32
-    weights = _weight_bytes(full, dtype, {s.name for s in shapes} if quantization == "4bit" else set())
-    trained = configuration.parameters * 4 * (2 + OPTIMIZER_STATES[optimizer])
+    dtype = own if step.precision == "bf16" and isinstance(own, torch.dtype) else torch.float32
+    weights = _weight_bytes(full, dtype, {s.name for s in shapes} if step.quantization == "4bit" else set())
+    trained = configuration.parameters * 4 * (2 + OPTIMIZER_STATES[step.optimizer])
     deep = [name for name in _DEPTHS if isinstance(config.__dict__.get(name), int)]
     depth = max((getattr(config, name) for name in deep), default=0)
 
-    def step(layers: int | None) -> int:
-        shallow = config
-        if layers is not None:
-            shallow = type(config).from_dict(config.to_dict() | dict.fromkeys(deep, layers))
-        return _step_bytes(
-            shallow,
-            task_kind,
-            configuration,
-            target_modules,
-            batch_size,
-            length,
-            dtype,
-            precision,
-            gradient_checkpointing,
-        )
+    def activations_of(config: PretrainedConfig) -> int:
+        built: Any = meta_model(config, task_kind)
+        names = [s.name for s in module_shapes(built, target_modules, task_kind)]
+        sizes = CdkaConfig(r1=configuration.r1, r2=configuration.r2, r=configuration.r, target_modules=names)
+        built.to(dtype).train()
+        if step.gradient_checkpointing:
+            built.activation_checkpointing_enable({"use_reentrant": False})
+        adapted = get_peft_model(built, sizes, low_cpu_mem_usage=True)
+        return _step_bytes(adapted, _inputs(config, task_kind, step), step.precision)
 
     if depth <= _DEEP:
-        activations = step(None)
+        activations = activations_of(config)
     else:
-        first, second = step(_SHALLOW), step(_DEEP)
+        first, second = (
+            activations_of(type(config).from_dict(config.to_dict() | dict.fromkeys(deep, layers)))
+            for layers in (_SHALLOW, _DEEP)
+        )
         activations = first + max(0, second - first) * (depth - _SHALLOW)
     return MemoryEstimate(weights, trained, activations)
 
@@ -160,27 +170,14 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live -= size
 
 
-def _step_bytes(
-    config: PretrainedConfig,
-    task_kind: str,
-    configuration: Configuration,
-    target_modules: str | list[str],
-    batch_size: int,
-    length: int,
-    dtype: torch.dtype,
-    precision: str,
-    gradient_checkpointing: bool,
-) -> int:
-    model: Any = meta_model(config, task_kind)
-    names = [s.name for s in module_shapes(model, target_modules, task_kind)]
-    sizes = CdkaConfig(r1=configuration.r1, r2=configuration.r2, r=configuration.r, target_modules=names)
-    model.to(dtype).train()
-    if gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    adapted = get_peft_model(model, sizes, low_cpu_mem_usage=True)
+def _step_bytes(adapted: nn.Module, shapes: Mapping[str, tuple[int, ...]], precision: str) -> int:
+    """The most bytes that are alive within one step, without the adapter's gradients."""
     with FakeTensorMode():
         _place(adapted)
-        inputs = _inputs(config, task_kind, batch_size, length)
+        inputs = {
+            name: torch.empty(shape) if name == "pixel_values" else torch.zeros(shape, dtype=torch.long)
+            for name, shape in shapes.items()
+        }
         with _LiveBytes([*adapted.parameters(), *adapted.buffers(), *inputs.values()]) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = adapted(**inputs).loss
@@ -206,13 +203,13 @@ def _place(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _inputs(config: PretrainedConfig, task_kind: str, batch_size: int, length: int) -> dict[str, Tensor]:
+def _inputs(config: PretrainedConfig, task_kind: str, step: TrainingStep) -> dict[str, tuple[int, ...]]:
+    """The shapes of a step's inputs by name."""
+    tokens = (step.batch_size, step.length)
     if task_kind == "image_classification":
         size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        pixels = torch.empty(batch_size, channels, height, width)
-        return {"pixel_values": pixels, "labels": torch.zeros(batch_size, dtype=torch.long)}
-    tokens = torch.zeros(batch_size, length, dtype=torch.long)
+        return {"pixel_values": (step.batch_size, channels, height, width), "labels": (step.batch_size,)}
     if task_kind in ("causal_lm", "seq2seq_lm"):
         return {"input_ids": tokens, "labels": tokens}
-    return {"input_ids": tokens, "labels": torch.zeros(batch_size, dtype=torch.long)}
+    return {"input_ids": tokens, "labels": (step.batch_size,)}

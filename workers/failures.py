@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import traceback
+from typing import Literal
 
 import torch
 
+from service.schemas.leases import MOST_MESSAGE, FailureIn, ResultIn
 from service.schemas.specs import FailureKind
+
+# Failures of the configuration itself: it would fail again.
+_INFEASIBLE = frozenset({FailureKind.OUT_OF_MEMORY, FailureKind.DIVERGED})
 
 
 class Rejected(Exception):
@@ -30,6 +35,12 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" (in {frames[-1].filename.rsplit('/', 1)[-1]}, line {frames[-1].lineno})" if frames else ""
     return FailureKind.ERROR, f"{type(error).__name__}: {_first_line(error)}{place}"
+
+
+def failed(kind: FailureKind, message: str) -> ResultIn:
+    """The result of an attempt that failed."""
+    state: Literal["infeasible", "failed"] = "infeasible" if kind in _INFEASIBLE else "failed"
+    return ResultIn(state=state, failure=FailureIn(kind=kind, message=message[:MOST_MESSAGE]))
 
 
 def poisons_process(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from ..errors import ServiceError
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
-from ..schemas.leases import DemandOut, DirectiveOut, LeasesOut, LogTaken, ResultOut
+from ..schemas.leases import DemandOut, DirectiveOut, LeasesOut, LogTaken, ResultIn, ResultOut
 from ..schemas.specs import Shape
 from ..schemas.studies import EventOut, ParetoOut, PredictionsOut, RankingOut, StrategyOut, StudyCreated, StudyOut
 from ..schemas.teams import AuditOut, HostOut, RunnerOut, TeamOut, TeamWithUsage
@@ -274,13 +274,14 @@ class Client(Connection):
         body = {"start": start, "text": text}
         return LogTaken.model_validate(self._call("POST", f"{API}/leases/{lease_id}/logs", body=body)).next
 
-    def finish(self, lease_id: str, result: Mapping[str, Any]) -> ResultOut:
+    def finish(self, lease_id: str, result: ResultIn | Mapping[str, Any]) -> ResultOut:
         """Send an attempt's result. May be repeated.
 
         Raises:
             LeaseLost: the lease is no longer held.
         """
-        return ResultOut.model_validate(self._call("PUT", f"{API}/leases/{lease_id}/result", body=dict(result)))
+        body = result.model_dump(mode="json") if isinstance(result, ResultIn) else dict(result)
+        return ResultOut.model_validate(self._call("PUT", f"{API}/leases/{lease_id}/result", body=body))
 
     def demand(self) -> DemandOut:
         """The number of runners of each shape that have work."""

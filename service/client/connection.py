@@ -14,6 +14,7 @@ from uuid import uuid4
 import httpx
 from httpx_sse import SSEError, connect_sse
 from pydantic import BaseModel
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ..errors import ServiceError, TooMany, Unavailable, from_problem
 from ..schemas.common import Page
@@ -26,6 +27,7 @@ LONGEST_PAUSE = 5.0
 # Longest Retry-After that is waited for.
 LONGEST_RETRY_AFTER = 60
 STREAM_TIMEOUT = 60.0
+_JITTER = wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE)
 
 
 class Connection:
@@ -79,18 +81,10 @@ class Connection:
         repeat: bool = False,
     ) -> Any:
         attempts = self._attempts if repeat or method in _REPEATABLE else 1
-        for attempt in range(1, attempts + 1):
-            try:
-                return self._once(method, path, body, params, headers)
-            except (Unavailable, TooMany) as error:
-                wait = random.uniform(0, min(LONGEST_PAUSE, 0.25 * 2**attempt))
-                if isinstance(error, TooMany):
-                    wait += error.retry_after
-                if attempt == attempts or wait > LONGEST_RETRY_AFTER:
-                    raise
-                # Full jitter spreads clients that lost the same server.
-                time.sleep(wait)
-        raise AssertionError("unreachable")
+        retrying = Retrying(
+            retry=retry_if_exception(_may_pass), stop=stop_after_attempt(attempts), wait=_pause, reraise=True
+        )
+        return retrying(self._once, method, path, body, params, headers)
 
     def _post(self, path: str, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
         """A POST with an idempotency key, so that retries have one effect."""
@@ -174,7 +168,20 @@ class Connection:
                 failures += 1
                 if failures > self._attempts:
                     raise Unavailable(f"the event stream broke and cannot be taken up: {error}") from error
+                # Tenacity repeats functions; this generator counts failures since the last event.
                 time.sleep(random.uniform(0, min(LONGEST_PAUSE, 0.25 * 2**failures)))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed soon."""
+    return isinstance(error, Unavailable) or (isinstance(error, TooMany) and error.retry_after <= LONGEST_RETRY_AFTER)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asked for, and jitter that spreads clients of a lost server."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.retry_after if isinstance(error, TooMany) else 0.0
+    return asked + _JITTER(state)
 
 
 def _content(response: httpx.Response) -> Any:

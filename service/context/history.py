@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from threading import Lock
+
+from cachetools import LRUCache
 
 from ..db.engine import Database
 from ..db.observations import Observations
@@ -40,9 +41,8 @@ class Histories:
     """
 
     def __init__(self, most_kept: int = MOST_KEPT) -> None:
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: LRUCache[str, _Kept] = LRUCache(most_kept)
         self._lock = Lock()
-        self._most_kept = most_kept
 
     def snapshot(self, database: Database, study_id: str) -> Snapshot:
         """The current state of the study.
@@ -58,9 +58,6 @@ class Histories:
             return self._read(database, study_id, _Kept())
         with self._lock:
             kept = self._kept.setdefault(study_id, _Kept())
-            self._kept.move_to_end(study_id)
-            while len(self._kept) > self._most_kept:
-                self._kept.popitem(last=False)
         with kept.lock:
             return self._read(database, study_id, kept)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,10 @@ _RETURNED = "returned_at"
 _BEGIN = "sqlite_begin"
 # PostgreSQL: serialization failure, deadlock, lock not available. A retry may succeed.
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
-_FULL = ("database or disk is full", "disk I/O error", "No space left on device")
+_DISK_FULL = "53100"
+# SQLite's primary result codes of the same kinds; a disk that fills up during a write is an I/O error.
+_SQLITE_CONTENTION = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_SQLITE_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})
 
 
 def make_engine(url: str) -> Engine:
@@ -300,10 +304,10 @@ class Database:
 
 
 def _explain(error: OperationalError) -> Unavailable:
-    state, words = getattr(error.orig, "sqlstate", None), str(error.orig)
-    if state in _CONTENTION or "database is locked" in words or "database table is locked" in words:
+    state, code = getattr(error.orig, "sqlstate", None), getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    if state in _CONTENTION or code in _SQLITE_CONTENTION:
         return Contention("another writer was in the way; nothing was changed, try again")
-    if state == "53100" or any(sign in words for sign in _FULL):
+    if state == _DISK_FULL or code in _SQLITE_FULL:
         return Unavailable("the database's disk is full; nothing was changed: make room, then try again")
     return Unavailable("the database does not answer; nothing was changed, try again")
 

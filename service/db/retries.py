@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import random
-import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from ..errors import Contention
 
 P = ParamSpec("P")
 R = TypeVar("R")
 ATTEMPTS = 5
-FIRST_WAIT = 0.05
+FIRST_WAIT = 0.1
 LONGEST_WAIT = 1.0
 
 
@@ -25,14 +24,9 @@ def retried(use_case: Callable[P, R]) -> Callable[P, R]:
     Raises:
         Contention: after the last attempt.
     """
-
-    @functools.wraps(use_case)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        for attempt in range(1, ATTEMPTS):
-            try:
-                return use_case(*args, **kwargs)
-            except Contention:
-                time.sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))
-        return use_case(*args, **kwargs)
-
-    return wrapped
+    return retry(
+        retry=retry_if_exception_type(Contention),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+        reraise=True,
+    )(use_case)

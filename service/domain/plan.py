@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from .search_space import Structure
+from .search_space import Pair
 
 
 class LayerShape(BaseModel):
@@ -45,10 +45,9 @@ class Plan(BaseModel):
     max_parameters: int
     min_fill: float
     base_parameters: int
-    structures: tuple[Structure, ...] = Field(description="In the order of ``Structure.order``.")
-
+    structures: tuple[Pair, ...] = Field(description="The admitted pairs, in the order of ``Pair.order``.")
     memory: MemoryNeed | None = Field(default=None, description="Null where the model cannot be estimated.")
 
-    def structure(self, r1: int, r2: int) -> Structure | None:
-        """The admitted structure with these sizes, if it is one."""
+    def pair(self, r1: int, r2: int) -> Pair | None:
+        """The admitted pair with these sizes, if there is one."""
         return next((s for s in self.structures if (s.r1, s.r2) == (r1, r2)), None)

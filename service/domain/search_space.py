@@ -124,7 +124,7 @@ class SearchSpace(BaseModel):
         return {"alpha": self.alpha, "learning_rate": self.learning_rate}
 
 
-class Structure(BaseModel):
+class Pair(BaseModel):
     """A pair (r1, r2) that divides every adapted layer, with the r that the budget (and ``min_fill``) admit."""
 
     model_config = STRICT
@@ -136,5 +136,5 @@ class Structure(BaseModel):
 
     @property
     def order(self) -> tuple[float, int]:
-        """Sorts structures so that near ones are near: by r2/r1, then by size."""
+        """Sorts pairs so that similar ones are neighbours: by r2/r1, then by size."""
         return self.r2 / self.r1, self.r1

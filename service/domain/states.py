@@ -66,12 +66,15 @@ class LeaseState(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why a runner is told to stop a trial. The study's state decides the trial's next state."""
+    """Why a trial stops before its last step. The server's reasons are stored; the last three are a runner's own."""
 
     PRUNED = "pruned"
     CANCELLED = "cancelled"
     PAUSED = "paused"
     TIMED_OUT = "timed_out"
+    RELEASED = "released"  # the runner is told to return its trial to the queue
+    LOST = "lost"  # the lease is no longer held
+    STOPPED = "stopped"  # the server gave no reason that this version knows
 
 
 class EventKind(StrEnum):

@@ -78,9 +78,13 @@ class LogTaken(Wire):
     next: int = Field(description="Where the log ends now: what is sent next begins there.")
 
 
+# Most characters of a failure's message.
+MOST_MESSAGE = 20_000
+
+
 class FailureIn(Sent):
     kind: FailureKind
-    message: Annotated[str, Field(max_length=20_000), AfterValidator(without_control)]
+    message: Annotated[str, Field(max_length=MOST_MESSAGE), AfterValidator(without_control)]
 
 
 class MeasuredIn(Sent):

@@ -2,7 +2,7 @@
 
 from ..domain.metrics import PARAMETERS
 from ..domain.shape import Shape
-from ..domain.states import FailureKind, TrialPhase
+from ..domain.states import FailureKind, StopReason, TrialPhase
 from ..domain.study_spec import AdapterSpec, StudySpec
 from ..domain.task_spec import (
     CustomSpec,
@@ -24,6 +24,7 @@ __all__ = [
     "FailureKind",
     "GenerationSpec",
     "Shape",
+    "StopReason",
     "StudySpec",
     "TaskKind",
     "TaskSpec",

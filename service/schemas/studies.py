@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..domain.plan import LayerShape, MemoryNeed
 from ..domain.records import Ranking, RankingState, Study
-from ..domain.search_space import Structure
+from ..domain.search_space import Pair
 from ..domain.states import EventKind, StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import AdapterSpec, BudgetSpec, LimitsSpec, ModelSpec, Name, Objective, Predictor, StudySpec
 from .common import Sent, Time, Wire
@@ -63,7 +63,7 @@ class StudyOut(Wire):
     version: int = Field(description="Counts every change of the study and its trials; its newest event's number.")
     spec: StudySpec
     budget: BudgetOut
-    structures: list[Structure]
+    structures: list[Pair]
     search: Progress
     confirmation: Progress
     created_at: Time

@@ -17,10 +17,11 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ..domain.plan import Plan
-from ..domain.search_space import FloatChoices, FloatRange, Structure
+from ..domain.search_space import FloatChoices, FloatRange, Pair
 from ..domain.study_spec import StudySpec
 
-STRUCTURE = "structure"
+# Stored points call the pair by this name.
+PAIR = "structure"
 R_POSITION = "r_position"
 # More points than this are not enumerated.
 LARGEST_GRID = 100_000
@@ -30,8 +31,8 @@ def distributions(spec: StudySpec, plan: Plan) -> dict[str, BaseDistribution]:
     """The sampler's space; parameters with a single value are not in it."""
     space: dict[str, BaseDistribution] = {}
     if len(plan.structures) > 1:
-        space[STRUCTURE] = IntDistribution(0, len(plan.structures) - 1)
-    if any(s.r_low < s.r_high for s in plan.structures):
+        space[PAIR] = IntDistribution(0, len(plan.structures) - 1)
+    if any(pair.r_low < pair.r_high for pair in plan.structures):
         space[R_POSITION] = FloatDistribution(0.0, 1.0)
     for name, values in spec.search_space.numbers().items():
         if isinstance(values, FloatRange):
@@ -43,8 +44,8 @@ def distributions(spec: StudySpec, plan: Plan) -> dict[str, BaseDistribution]:
 
 def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any]:
     """The parameters that a point stands for."""
-    structure = plan.structures[point.get(STRUCTURE, 0)]
-    params: dict[str, Any] = {"r1": structure.r1, "r2": structure.r2, "r": _r_at(structure, point.get(R_POSITION, 1.0))}
+    pair = plan.structures[point.get(PAIR, 0)]
+    params: dict[str, Any] = {"r1": pair.r1, "r2": pair.r2, "r": _r_at(pair, point.get(R_POSITION, 1.0))}
     for name, values in spec.search_space.numbers().items():
         if name in point:
             params[name] = float(point[name])
@@ -55,16 +56,15 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
 
 def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any] | None:
     """The point whose parameters are these; ``None`` where the space holds none."""
-    places = [k for k, s in enumerate(plan.structures) if (s.r1, s.r2) == (params["r1"], params["r2"])]
-    if not places or not plan.structures[places[0]].r_low <= params["r"] <= plan.structures[places[0]].r_high:
+    pair = plan.pair(params["r1"], params["r2"])
+    if pair is None or not pair.r_low <= params["r"] <= pair.r_high:
         return None
-    structure = plan.structures[places[0]]
     point: dict[str, Any] = {}
     for name, distribution in distributions(spec, plan).items():
-        if name == STRUCTURE:
-            point[name] = places[0]
+        if name == PAIR:
+            point[name] = plan.structures.index(pair)
         elif name == R_POSITION:
-            point[name] = (params["r"] - structure.r_low + 0.5) / (structure.r_high - structure.r_low + 1)
+            point[name] = (params["r"] - pair.r_low + 0.5) / (pair.r_high - pair.r_low + 1)
         else:
             point[name] = float(params[name])
             if not distribution._contains(distribution.to_internal_repr(point[name])):
@@ -84,7 +84,7 @@ def is_finite(spec: StudySpec) -> bool:
 
 def grid_size(spec: StudySpec, plan: Plan, steps: int) -> int:
     """How many points :func:`grid` has."""
-    size = sum(s.r_high - s.r_low + 1 for s in plan.structures)
+    size = sum(pair.r_high - pair.r_low + 1 for pair in plan.structures)
     for values in spec.search_space.numbers().values():
         if isinstance(values, FloatRange):
             size *= steps
@@ -96,13 +96,13 @@ def grid_size(spec: StudySpec, plan: Plan, steps: int) -> int:
 def grid(spec: StudySpec, plan: Plan, steps: int) -> list[dict[str, Any]]:
     """Every point of the space, with ``steps`` evenly spread values of each range of real numbers.
 
-    Every r of every structure has a point of its own.
+    Every r of every pair has a point of its own.
     """
     axes: list[list[dict[str, Any]]] = [
         [
-            {STRUCTURE: k, R_POSITION: (j + 0.5) / (s.r_high - s.r_low + 1)}
-            for k, s in enumerate(plan.structures)
-            for j in range(s.r_high - s.r_low + 1)
+            {PAIR: k, R_POSITION: (j + 0.5) / (pair.r_high - pair.r_low + 1)}
+            for k, pair in enumerate(plan.structures)
+            for j in range(pair.r_high - pair.r_low + 1)
         ]
     ]
     for name, values in spec.search_space.numbers().items():
@@ -117,6 +117,6 @@ def grid(spec: StudySpec, plan: Plan, steps: int) -> list[dict[str, Any]]:
     ]
 
 
-def _r_at(structure: Structure, position: float) -> int:
-    count = structure.r_high - structure.r_low + 1
-    return structure.r_low + min(count - 1, math.floor(position * count))
+def _r_at(pair: Pair, position: float) -> int:
+    count = pair.r_high - pair.r_low + 1
+    return pair.r_low + min(count - 1, math.floor(position * count))

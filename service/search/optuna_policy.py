@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from cachetools import LRUCache
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -48,8 +48,7 @@ class OptunaPolicy:
     """A ``SearchPolicy`` and ``StopRule``. Holds nothing that the history does not: only conversions are cached."""
 
     def __init__(self, cache_size: int = 20_000) -> None:
-        self._converted: OrderedDict[tuple[Any, ...], FrozenTrial] = OrderedDict()
-        self._cache_size = cache_size
+        self._converted: LRUCache[tuple[Any, ...], FrozenTrial] = LRUCache(cache_size)
         self._lock = Lock()
 
     def propose(self, problem: Problem, history: History, number: int) -> Proposal | None:
@@ -168,6 +167,4 @@ class OptunaPolicy:
             found = convert()
             with self._lock:
                 self._converted[key] = found
-                while len(self._converted) > self._cache_size:
-                    self._converted.popitem(last=False)
         return found

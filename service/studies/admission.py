@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from functools import lru_cache
-from typing import Any
+from threading import Lock
+
+from cachetools import LRUCache, cached
 
 import cdka
 
@@ -14,6 +14,7 @@ from ..domain.plan import MemoryNeed, Plan
 from ..domain.study_spec import StudySpec
 from ..domain.training_spec import ResourcesSpec
 from ..errors import Fault
+from .base_models import MetaModel
 
 _log = logging.getLogger(__name__)
 GIB = 2**30
@@ -24,7 +25,7 @@ CONTEXT_GIB = 0.75
 SHARES = 20
 
 
-def admit(spec: StudySpec, plan: Plan, config: Any) -> tuple[StudySpec, Plan, list[Fault]]:
+def admit(spec: StudySpec, plan: Plan, model: MetaModel) -> tuple[StudySpec, Plan, list[Fault]]:
     """Estimate a trial's memory, reject it if it cannot fit, and compute the share of a GPU for ``gpus: fit``.
 
     Returns the study with its share and the plan with its estimate. A model that cannot be estimated is rejected only
@@ -37,7 +38,7 @@ def admit(spec: StudySpec, plan: Plan, config: Any) -> tuple[StudySpec, Plan, li
         right = min(near, key=lambda b: abs(b - spec.training.batch_size), default=processes)
         message = f"{processes} processes share a batch of {spec.training.batch_size} unevenly; {right} would do"
         return spec, plan, [Fault("#/training/batch_size", message)]
-    need = _estimate(spec, plan, config)
+    need = _estimate(spec, plan, model)
     plan = plan.model_copy(update={"memory": need})
     if need is None:
         if resources.gpus == "fit":
@@ -80,56 +81,48 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
 
 
-def _estimate(spec: StudySpec, plan: Plan, config: Any) -> MemoryNeed | None:
-    kind, training = spec.task.architecture, spec.training
-    if kind is None or config is None:
-        return None
+def _estimate(spec: StudySpec, plan: Plan, model: MetaModel) -> MemoryNeed | None:
+    training = spec.training
     # The structure with the most factor columns needs the most memory in a step.
-    widest = max(plan.structures, key=lambda s: (s.r1 * s.r2 * s.r_high, s.r1))
+    widest = max(plan.structures, key=lambda pair: (pair.r1 * pair.r2 * pair.r_high, pair.r1))
     targets = spec.adapter.target_modules
     return _estimated(
-        config.to_json_string(),
-        type(config),  # type: ignore[arg-type]  # classes are hashable
-        kind,
+        model,
+        spec.task.architecture,
         cdka.Configuration(widest.r1, widest.r2, widest.r_high, widest.unit_parameters * widest.r_high),
         targets if isinstance(targets, str) else tuple(targets),
-        training.batch_size // spec.resources.shape.processes,
-        training.max_length,
-        training.precision,
-        training.quantization,
-        training.optimizer,
-        training.gradient_checkpointing,
+        cdka.TrainingStep(
+            batch_size=training.batch_size // spec.resources.shape.processes,
+            length=training.max_length,
+            precision=training.precision,
+            quantization=training.quantization,
+            optimizer=training.optimizer,
+            gradient_checkpointing=training.gradient_checkpointing,
+        ),
     )
 
 
-@lru_cache(maxsize=256)
+@cached(
+    LRUCache(256), key=lambda model, *given: (type(model.config), model.config.to_json_string(), *given), lock=Lock()
+)
 def _estimated(
-    config: str,
-    family: type[Any],
+    model: MetaModel,
     kind: str,
     configuration: cdka.Configuration,
     targets: str | tuple[str, ...],
-    batch_size: int,
-    length: int,
-    precision: str,
-    quantization: str,
-    optimizer: str,
-    gradient_checkpointing: bool,
+    step: cdka.TrainingStep,
 ) -> MemoryNeed | None:
     try:
         found = cdka.estimate_memory(
-            family.from_dict(json.loads(config)),
+            model.config,
             kind,
             configuration,
+            step,
             target_modules=targets if isinstance(targets, str) else list(targets),
-            batch_size=batch_size,
-            length=length,
-            precision=precision,
-            quantization=quantization,
-            optimizer=optimizer,
-            gradient_checkpointing=gradient_checkpointing,
+            model=model.module,
         )
     except Exception as error:  # a model's forward pass may raise anything; a failed estimate must not block a study
-        _log.info("the memory of %s cannot be estimated: %s", family.__name__, str(error).split("\n", 1)[0])
+        name = type(model.config).__name__
+        _log.info("the memory of %s cannot be estimated: %s", name, str(error).split("\n", 1)[0])
         return None
     return MemoryNeed(weights=found.weights, training=found.training, activations=found.activations)

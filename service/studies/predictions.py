@@ -15,7 +15,7 @@ from ..domain.records import NewTrial, Ranking, RankingState, StoredPrediction, 
 from ..domain.states import TRIAL_ENDED, TrialPhase
 from ..domain.study_spec import StudySpec
 from ..errors import Fault, InvalidRequest
-from .plans import candidates_for
+from .structures import candidates_for
 
 MEASURED = "measured"
 # Before trial 0, so that the search's numbers are the same with and without it.

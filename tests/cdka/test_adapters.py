@@ -19,38 +19,7 @@ from torch.distributed.fsdp import fully_shard
 
 import cdka
 
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(24, 32)
-        self.second = nn.Linear(32, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(torch.tanh(self.first(x)))
-
-
-class ConvNet(nn.Module):
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(4, 8, **({"kernel_size": 3} | arguments))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)
-
-
-X = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
-
-
-def config(**changes: Any) -> cdka.CdkaConfig:
-    arguments = {"target_modules": ["first", "second"], "r2": 4, "init_weights": False} | changes
-    return cdka.CdkaConfig(**arguments)
-
-
-def net(**changes: Any) -> PeftModel:
-    return get_peft_model(Net(), config(**changes)).eval()
+from .helpers import ConvNet, Net, X, config, net
 
 
 def two() -> PeftModel:

@@ -16,8 +16,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 import cdka
 from cdka.__main__ import main
 
-from .test_adapters import ConvNet, Net, X, config, net
-from .test_peft import BERT, IDS, adapted, bert, logits
+from .helpers import BERT, IDS, ConvNet, Net, X, adapted, bert, config, logits, net
 
 
 @pytest.mark.parametrize("structure", [(1, 1, 2), (2, 4, 3), (4, 2, 1)])

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 import cdka
 from cdka.gradients import leading_singular_values
 
-from .test_adapters import Net, X
+from .helpers import Net, X
 
 LAYERS = ["first", "second"]
 

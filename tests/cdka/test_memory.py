@@ -73,8 +73,8 @@ CONFIG = {
 def estimate(config: LlamaConfig, **options: object) -> cdka.MemoryEstimate:
     shapes = cdka.module_shapes(config, "all-linear", "causal_lm")
     sizes = cdka.Configuration(2, 4, 6, cdka.count_parameters(shapes, 2, 4, 6))
-    given = {"target_modules": "all-linear", "batch_size": 4, "length": 256, **options}
-    return cdka.estimate_memory(config, "causal_lm", sizes, **given)  # type: ignore[arg-type]
+    step = cdka.TrainingStep(**{"batch_size": 4, "length": 256, **options})  # type: ignore[arg-type]
+    return cdka.estimate_memory(config, "causal_lm", sizes, step, target_modules="all-linear")
 
 
 @pytest.mark.parametrize(

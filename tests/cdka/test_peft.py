@@ -13,14 +13,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import PeftType
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
 import cdka
 
-BERT = BertConfig(
-    vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=3
-)
+from .helpers import BERT, IDS, adapted, bert, logits
+
 GPT2 = GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2)
 LLAMA = LlamaConfig(
     vocab_size=50,
@@ -30,22 +28,6 @@ LLAMA = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
-IDS = torch.arange(12).reshape(2, 6)
-
-
-def bert() -> nn.Module:
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(BERT).eval()
-
-
-def adapted(**changes: Any) -> PeftModel:
-    config = {"target_modules": "all-linear", "task_type": "SEQ_CLS", "init_weights": False, "r2": 4} | changes
-    return get_peft_model(bert(), cdka.CdkaConfig(**config)).eval()
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 def test_the_enum_member_is_a_true_one() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from service.domain.plan import Plan
 from service.domain.records import Observation
-from service.domain.search_space import Structure
+from service.domain.search_space import Pair
 from service.domain.states import FailureKind, TrialState
 from service.domain.study_spec import StudySpec
 from service.search.history import History
@@ -23,11 +23,11 @@ from service.search.samplers import SAMPLERS
 from tests.conftest import make_study
 
 STRUCTURES = sorted(
-    [Structure(r1=a, r2=b, r_low=2, r_high=2 + a, unit_parameters=10) for a in (1, 2, 4) for b in (1, 2, 4, 8)],
+    [Pair(r1=a, r2=b, r_low=2, r_high=2 + a, unit_parameters=10) for a in (1, 2, 4) for b in (1, 2, 4, 8)],
     key=lambda s: s.order,
 )
 
-ONE = Structure(r1=2, r2=4, r_low=3, r_high=3, unit_parameters=1)
+ONE = Pair(r1=2, r2=4, r_low=3, r_high=3, unit_parameters=1)
 
 
 def problem(changes: dict[str, Any] | None = None, /, **search: Any) -> Problem:
@@ -104,7 +104,7 @@ def test_only_admitted_configurations_are_proposed() -> None:
         proposal = policy.propose(p, history_of(p, []), number)
         assert proposal is not None
         params = proposal.params
-        structure = p.plan.structure(params["r1"], params["r2"])
+        structure = p.plan.pair(params["r1"], params["r2"])
         assert structure is not None
         assert structure.r_low <= params["r"] <= structure.r_high
         assert params["alpha"] in (8, 16, 32)
@@ -202,7 +202,7 @@ SMALL = {
     "alpha": {"choices": [8, 16]},
     "learning_rate": {"choices": [0.001, 0.002]},
 }
-PAIR = tuple(Structure(r1=2, r2=b, r_low=2, r_high=3, unit_parameters=1) for b in (1, 2))
+PAIR = tuple(Pair(r1=2, r2=b, r_low=2, r_high=3, unit_parameters=1) for b in (1, 2))
 
 
 def small(**search: Any) -> Problem:

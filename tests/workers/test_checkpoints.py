@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.client import Client
-from service.client.testing import AppTransport
 from service.server.maintenance import collect_checkpoints
 from tests.conftest import Api, write_lines
 from workers.runner import runner as runner_module
 from workers.runner.runner import Runner
 
-# Five steps an epoch; what interrupts comes in the middle of one.
-LONG = {"epochs": 3, "checkpoint_steps": 4}
-SPACE = {"learning_rate": 5e-3, "r1": 2, "r2": {"choices": [4]}}
-
-
-@pytest.fixture
-def runner(api: Api) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
-        yield Runner(client, api.ctx.settings, "runner-1")
-
-
-def run(runner: Runner) -> None:
-    lease = runner._next_lease()
-    assert lease is not None
-    runner.run_lease(lease)
-
-
-def only_trial(api: Api, study: dict[str, Any]) -> dict[str, Any]:
-    (trial,) = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]
-    return trial  # type: ignore[no-any-return]
-
-
-def checkpoint_of(api: Api, study: dict[str, Any]) -> str | None:
-    from service.db.trials import Trials
-
-    with api.ctx.db.read() as session:
-        return Trials(session).get(only_trial(api, study)["id"]).checkpoint
-
-
-def release_at(runner: Runner, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tell the runner to give its trial back as a preemption notice does, at a step."""
-    original = runner_module.train_trial
-
-    def training(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> Any:
-        progress = reports.progress
-
-        def at(reached: int) -> None:
-            progress(reached)
-            if reached == step:
-                runner.release()
-
-        reports.progress = at
-        return original(trial, task, model, prepared, reports, *rest)
-
-    monkeypatch.setattr(runner_module, "train_trial", training)
+from .helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run
 
 
 def weights(artifact: str) -> dict[str, torch.Tensor]:
@@ -72,16 +25,13 @@ def weights(artifact: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("at", [7, 10])
-def test_a_resumed_trial_equals_an_uninterrupted_one(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_a_resumed_trial_equals_an_uninterrupted_one(api: Api, runner: Runner, at: int) -> None:
     options = {"adapter": {"dropout": 0.1}, "training": LONG, "search": {"trials": 1}, "search_space": SPACE}
     whole = api.create(**options)
     run(runner)
     interrupted = api.create(**options)
-    with monkeypatch.context() as patch:
-        release_at(runner, at, patch)
-        run(runner)
+    release_at(runner, at)
+    run(runner)
     trial = only_trial(api, interrupted)
     assert (trial["state"], trial["attempts"]) == ("queued", 1)
     checkpoint = checkpoint_of(api, interrupted)
@@ -130,11 +80,10 @@ def test_a_full_disk_loses_a_checkpoint_but_no_training(
     assert left == []
 
 
-def test_a_missing_checkpoint_restarts_the_trial(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_checkpoint_restarts_the_trial(api: Api, runner: Runner) -> None:
     study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
-    with monkeypatch.context() as patch:
-        release_at(runner, 7, patch)
-        run(runner)
+    release_at(runner, 7)
+    run(runner)
     checkpoint = checkpoint_of(api, study)
     assert checkpoint is not None
     fsspec.filesystem("file").rm(checkpoint, recursive=True)
@@ -144,11 +93,10 @@ def test_a_missing_checkpoint_restarts_the_trial(api: Api, runner: Runner, monke
     assert "resumed_from" not in ended["resources"]
 
 
-def test_checkpoints_are_kept_while_they_are_needed(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_kept_while_they_are_needed(api: Api, runner: Runner) -> None:
     study = api.create(training=LONG, search={"trials": 1}, search_space=SPACE)
-    with monkeypatch.context() as patch:
-        release_at(runner, 9, patch)
-        run(runner)
+    release_at(runner, 9)
+    run(runner)
     folder = Path(str(checkpoint_of(api, study))).parent
     # Only the newest that the server knows of, and what came since.
     assert [f.name for f in folder.iterdir()] == ["001-00000009"]
@@ -190,7 +138,7 @@ def test_a_checkpoint_url_outside_the_study_is_never_removed(api: Api, tmp_path:
     [({"batching": "length"}, 7), ({"max_steps": 8}, 8), ({"max_steps": 8}, 6), ({"gradient_accumulation": 2}, 4)],
 )
 def test_resume_is_bit_exact_for_every_training_option(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], at: int
+    api: Api, runner: Runner, options: dict[str, Any], at: int
 ) -> None:
     """Texts of differing length, so that an order by length is one; a last step within an epoch is a last step."""
     sections = {"training": {**LONG, **options}, "search": {"trials": 1}, "search_space": SPACE}
@@ -201,9 +149,8 @@ def test_resume_is_bit_exact_for_every_training_option(
     whole = api.create(**sections)
     run(runner)
     interrupted = api.create(**sections)
-    with monkeypatch.context() as patch:
-        release_at(runner, at, patch)
-        run(runner)
+    release_at(runner, at)
+    run(runner)
     if only_trial(api, interrupted)["state"] == "queued":
         run(Runner(runner.client, runner.settings, "runner-2"))
     ended, expected = only_trial(api, interrupted), only_trial(api, whole)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import cdka
-from service.client import Client
-from service.client.testing import AppTransport
 from tests.conftest import Api
 from workers.runner.runner import Poisoned, Runner
 from workers.training import measurement as measuring
 
 WITH_MEASURED = {"predictors": ["guideline", "measured", "alignment"], "seeds": 1, "learning_rate": "shared"}
-
-
-@pytest.fixture
-def runner(api: Api) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
-        yield Runner(client, api.ctx.settings, "runner-1")
 
 
 def rankings(api: Api, study: dict[str, Any]) -> dict[str, Any]:

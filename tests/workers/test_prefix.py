@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OPTConfig, OPTForCausalLM
 
-from service.client import Client
-from service.client.testing import AppTransport
 from tests.conftest import Api
-from workers.runner import runner as runner_module
 from workers.runner.runner import Runner
-from workers.training.activation_cache import frozen_depth
+from workers.training.activation_cache import FrozenLayers, find_frozen_layers
 
-from .test_tasks import run_one, zoo  # noqa: F401  # a fixture
+from .helpers import run_one
 
 UPPER = ["layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"]
 TASK = {
@@ -28,25 +24,20 @@ TASK = {
 }
 
 
-@pytest.fixture
-def runner(api: Api, zoo: Path) -> Iterator[Runner]:  # noqa: F811
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
-        yield Runner(client, api.ctx.settings, "runner-1")
+pytestmark = pytest.mark.usefixtures("zoo")
 
 
 def weights(trial: dict[str, Any]) -> dict[str, torch.Tensor]:
     return load_file(Path(trial["artifact"]) / "adapter_model.safetensors")
 
 
-def test_cached_activations_do_not_change_the_training(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_activations_do_not_change_the_training(api: Api, runner: Runner) -> None:
     plain = runner.settings.model_copy(update={"activation_bytes": 0})
     options = {"adapter": {"target_modules": UPPER}, "training": {"epochs": 4}}
     without = run_one(api, Runner(runner.client, plain, "plain"), "tiny-llama", TASK, **options)
     assert "frozen_layers" not in without["resources"]
     calls = {"training": 0}
-    original = runner_module.train_trial
+    original = runner.train_trial
 
     def training(trial: Any, task: Any, model: Any, *rest: Any) -> Any:
         layer = model.get_base_model().model.layers[0]
@@ -59,7 +50,7 @@ def test_cached_activations_do_not_change_the_training(
         finally:
             handle.remove()
 
-    monkeypatch.setattr(runner_module, "train_trial", training)
+    runner.train_trial = training
     found = run_one(api, runner, "tiny-llama", TASK, **options)
     assert found["resources"]["frozen_layers"] == 1
     assert calls["training"] == 0
@@ -86,17 +77,17 @@ def test_unknown_inputs_run_through_all_layers(api: Api, runner: Runner, targets
     assert "frozen_layers" not in trial["resources"]
 
 
-def test_layers_that_are_random_in_training_are_not_cached(zoo: Path) -> None:  # noqa: F811
+def test_layers_that_are_random_in_training_are_not_cached(zoo: Path) -> None:
     bert = AutoModelForSequenceClassification.from_pretrained(zoo / "tiny-bert")
-    assert frozen_depth(bert, ["bert.encoder.layer.1.attention.self.query"])[1] == 0  # dropout
+    assert find_frozen_layers(bert, ["bert.encoder.layer.1.attention.self.query"]) is None  # dropout
     llama = AutoModelForCausalLM.from_pretrained(zoo / "tiny-llama")
-    assert frozen_depth(llama, ["model.layers.1.mlp.up_proj"]) == ("model.layers", 1)
-    assert frozen_depth(llama, ["model.layers.0.mlp.up_proj"])[1] == 0
-    assert frozen_depth(llama, ["model.layers.1.mlp.up_proj", "lm_head"])[1] == 0
+    assert find_frozen_layers(llama, ["model.layers.1.mlp.up_proj"]) == FrozenLayers("model.layers", 1)
+    assert find_frozen_layers(llama, ["model.layers.0.mlp.up_proj"]) is None
+    assert find_frozen_layers(llama, ["model.layers.1.mlp.up_proj", "lm_head"]) is None
 
     torch.manual_seed(0)
     config = OPTConfig(vocab_size=20, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2)
     layer = ["model.decoder.layers.1.fc1"]
-    assert frozen_depth(OPTForCausalLM(config), layer)[1] == 0  # it draws without a module for it
+    assert find_frozen_layers(OPTForCausalLM(config), layer) is None  # it draws without a module for it
     config.dropout = 0.0
-    assert frozen_depth(OPTForCausalLM(config), layer)[1] == 1
+    assert find_frozen_layers(OPTForCausalLM(config), layer) == FrozenLayers("model.decoder.layers", 1)

@@ -11,7 +11,8 @@ from typing import Any
 
 from service.errors import InvalidRequest, LeaseLost, Unavailable
 from service.schemas.leases import DirectiveOut
-from workers.runner.reporter import LOST, MOST_BUFFERED, Reporter
+from service.schemas.specs import StopReason
+from workers.runner.reporter import MOST_BUFFERED, Reporter
 
 
 class Server:
@@ -83,7 +84,7 @@ def test_a_lost_lease_stops_the_trial_and_the_reporter() -> None:
     reporter = started(server)
     server.error = LeaseLost("another's")
     reporter.report(1, {"accuracy": 0.1})
-    until(lambda: reporter.stop_reason == LOST)
+    until(lambda: reporter.stop_reason is StopReason.LOST)
     calls = len(server.calls)
     reporter.report(2, {"accuracy": 0.2})
     reporter.close()

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from service.client import Client
-from service.client.testing import AppTransport
 from service.errors import Unavailable
+from service.schemas.leases import ResultIn
 from tests.conftest import Api, sentences, write_lines
 from workers.inputs.base_models import BaseWeightsChanged
 from workers.runner import runner as runner_module
 from workers.runner.runner import Poisoned, Runner
-
-
-@pytest.fixture
-def runner(api: Api) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
-        yield Runner(client, api.ctx.settings, "runner-1")
 
 
 def step(runner: Runner) -> Any:
@@ -117,14 +109,12 @@ def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner
             assert sum(scores) / 20 == pytest.approx(t["metrics"]["accuracy"])
 
 
-def test_a_cancelled_study_stops_training_within_a_step(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_study_stops_training_within_a_step(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1}, training={"epochs": 400})
     lease = runner._next_lease()
     assert lease is not None
     seen: list[int] = []
-    original = runner_module.train_trial
+    original = runner.train_trial
 
     def cancel_at_first_report(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> Any:
         original_report = reports.report
@@ -138,7 +128,7 @@ def test_a_cancelled_study_stops_training_within_a_step(
         reports.report = reporting
         return original(trial, task, model, prepared, reports, *rest)
 
-    monkeypatch.setattr(runner_module, "train_trial", cancel_at_first_report)
+    runner.train_trial = cancel_at_first_report
     runner.run_lease(lease)
     (trial,) = trials(api, study)
     assert trial["state"] == "cancelled"
@@ -156,24 +146,20 @@ def test_a_non_finite_loss_is_infeasible_and_keeps_the_runner(api: Api, runner: 
         assert "learning_rate" in trial["failure"]["message"]
 
 
-def test_out_of_memory_is_infeasible_and_says_what_to_lower(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_is_infeasible_and_says_what_to_lower(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1})
 
     def explode(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(runner_module, "train_trial", explode)
+    runner.train_trial = explode
     step(runner)
     (trial,) = trials(api, study)
     assert (trial["state"], trial["failure"]["kind"]) == ("infeasible", "out_of_memory")
     assert "training.batch_size" in trial["failure"]["message"]
 
 
-def test_running_out_of_host_memory_is_infeasible_and_keeps_the_runner(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_out_of_host_memory_is_infeasible_and_keeps_the_runner(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 2, "sampler": "random"})
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = psutil.Process().memory_info().vms
@@ -185,42 +171,37 @@ def test_running_out_of_host_memory_is_infeasible_and_keeps_the_runner(
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runner_module, "train_trial", train_in_little_memory)
-        step(runner)
+    trained, runner.train_trial = runner.train_trial, train_in_little_memory
+    step(runner)
+    runner.train_trial = trained
     step(runner)
     first, second = trials(api, study)
     assert (first["state"], first["failure"]["kind"]) == ("infeasible", "out_of_memory")
     assert second["state"] == "completed"
 
 
-def test_an_exception_in_user_code_is_retried_in_a_fresh_process(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exception_in_user_code_is_retried_in_a_fresh_process(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1, "retries": 1})
 
     def explode(*args: Any) -> None:
         raise KeyError("loss")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runner_module, "train_trial", explode)
-        with pytest.raises(Poisoned):
-            step(runner)
+    runner.train_trial = explode
+    with pytest.raises(Poisoned):
+        step(runner)
     assert trials(api, study)[0]["state"] == "queued"
     step(Runner(runner.client, runner.settings, "runner-2"))
     assert trials(api, study)[0]["state"] == "completed"
 
 
-def test_the_last_output_of_a_failed_trial_is_in_its_log(
-    api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_output_of_a_failed_trial_is_in_its_log(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1, "retries": 0})
 
     def explode(*args: Any) -> None:
         os.write(2, b"these are the last words\n")
         raise KeyError("loss")
 
-    monkeypatch.setattr(runner_module, "train_trial", explode)
+    runner.train_trial = explode
     with pytest.raises(Poisoned):
         step(runner)
     (trial,) = trials(api, study)
@@ -230,9 +211,9 @@ def test_the_last_output_of_a_failed_trial_is_in_its_log(
     assert log["running"] is False
 
 
-def test_changed_base_weights_are_noticed(api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_base_weights_are_noticed(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 2, "retries": 1})
-    original = runner_module.train_trial
+    original = runner.train_trial
 
     def corrupt(trial: Any, task: Any, model: Any, *rest: Any) -> Any:
         outcome = original(trial, task, model, *rest)
@@ -242,7 +223,7 @@ def test_changed_base_weights_are_noticed(api: Api, runner: Runner, monkeypatch:
             weight.view(torch.int32)[0, 0] ^= 1
         return outcome
 
-    monkeypatch.setattr(runner_module, "train_trial", corrupt)
+    runner.train_trial = corrupt
     with pytest.raises(Poisoned, match="base weights changed"):
         step(runner)
     assert BaseWeightsChanged.__doc__
@@ -327,7 +308,7 @@ def test_results_and_last_reports_survive_an_outage(api: Api, runner: Runner, mo
         calls.append(arguments)
         if len(calls) < 6:
             raise Unavailable("away")
-        return (finish if isinstance(arguments[1], dict) else report)(*arguments)
+        return (finish if isinstance(arguments[1], ResultIn) else report)(*arguments)
 
     monkeypatch.setattr(runner.client, "report", away)
     monkeypatch.setattr(runner.client, "finish", away)

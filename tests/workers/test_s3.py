@@ -18,7 +18,7 @@ from service.studies.removal import purge
 from tests.conftest import Api
 from workers.runner.runner import Runner
 
-from .test_checkpoints import LONG, SPACE, checkpoint_of, only_trial, release_at, run
+from .helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run
 
 
 @pytest.fixture
@@ -50,16 +50,13 @@ def runner(api: Api, store: str) -> Iterator[Runner]:
         yield Runner(client, api.ctx.settings, "runner-1")
 
 
-def test_trials_store_and_resume_from_an_s3_bucket(
-    api: Api, runner: Runner, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_store_and_resume_from_an_s3_bucket(api: Api, runner: Runner, store: str) -> None:
     options: dict[str, Any] = {"training": LONG, "search": {"trials": 1}, "search_space": SPACE}
     whole = api.create(**options)
     run(runner)
     interrupted = api.create(**options)
-    with monkeypatch.context() as patch:
-        release_at(runner, 7, patch)
-        run(runner)
+    release_at(runner, 7)
+    run(runner)
     checkpoint = checkpoint_of(api, interrupted)
     assert checkpoint == f"{store}/studies/{interrupted['id']}/trials/00000/checkpoints/001-00000007"
     run(Runner(runner.client, runner.settings, "runner-2"))

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
 
-from service.client import Client
-from service.client.testing import AppTransport
 from service.schemas.specs import GenerationSpec
 from tests.conftest import Api, write_lines
 from workers.failures import Rejected
@@ -32,119 +18,9 @@ from workers.tasks.answers import extract
 from workers.tasks.classification import class_index, classes_of, label_reader
 from workers.tasks.task import Scores
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-WORDS = ["<pad>", "</s>", "<unk>", *DIGITS, *"0123456789", *"plus is ? even odd user assistant : ####".split()]
+from .helpers import DIGITS, WORDS, run_one, tokenizer
 
-
-def tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    made = Tokenizer(models.WordLevel({w: k for k, w in enumerate(WORDS)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if special.pop("ends", None):
-        made.post_processor = processors.TemplateProcessing(
-            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **special
-    )
-
-
-@pytest.fixture(scope="session")
-def zoo(data_root: Path) -> Path:
-    """A tiny decoder, a tiny T5 and a tiny ViT in hub layout, and data for each."""
-    torch.manual_seed(0)
-    llama = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(llama).save_pretrained(data_root / "tiny-llama")
-    chat = tokenizer()
-    chat.chat_template = (
-        "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
-        "{% if add_generation_prompt %}assistant : {% endif %}"
-    )
-    chat.save_pretrained(data_root / "tiny-llama")
-    t5 = T5Config(
-        vocab_size=len(WORDS),
-        d_model=32,
-        d_ff=64,
-        d_kv=16,
-        num_layers=2,
-        num_heads=2,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
-    T5ForConditionalGeneration(t5).save_pretrained(data_root / "tiny-t5")
-    tokenizer(ends="yes").save_pretrained(data_root / "tiny-t5")
-    vit = ViTConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=2,
-        num_labels=2,
-    )
-    model = ViTForImageClassification(vit)
-    model.vit.save_pretrained(data_root / "tiny-vit")
-    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(data_root / "tiny-vit")
-    rows = []
-    for k in range(60):
-        a, b = k % 5, (k // 5) % 5
-        rows.append(
-            {
-                "prompt": f"{DIGITS[a]} plus {DIGITS[b]} is ?",
-                "completion": f"#### {a + b}",
-                "a": DIGITS[a],
-                "parity": (a + b) % 2,
-                "size": float(a + b),
-                "messages": [
-                    {"role": "user", "content": f"{DIGITS[a]} plus {DIGITS[b]} ?"},
-                    {"role": "assistant", "content": DIGITS[a + b]},
-                ],
-            }
-        )
-    write_lines(data_root / "sums.jsonl", rows)
-    return data_root
-
-
-@pytest.fixture
-def runner(api: Api, zoo: Path) -> Iterator[Runner]:
-    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
-        yield Runner(client, api.ctx.settings, "runner-1")
-
-
-def run_one(api: Api, runner: Runner, model: str, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The only trial of a study of this task, after its runner is done with it."""
-    task = {"dataset": {"path": "json", "data_files": {"train": "sums.jsonl"}}, **task}
-    sections: dict[str, Any] = {
-        "model": {"path": model},
-        "budget": {"configuration": {"r1": 2, "r2": 2, "r": 4}},
-        "search": {"trials": 1},
-        "search_space": {"r1": 2, "r2": {"choices": [2]}, "learning_rate": 2e-2},
-        "training": {"epochs": 2, "batch_size": 8, "max_length": 32},
-    }
-    for name, value in changes.items():
-        sections[name] = {**sections.get(name, {}), **value} if isinstance(value, dict) else value
-    from tests.conftest import make_study
-
-    body = {**make_study(**sections), "task": task}
-    created = api.call("POST", "/studies", json=body)
-    assert created.status_code == 201, created.text
-    lease = runner._next_lease()
-    assert lease is not None
-    runner.run_lease(lease)
-    (trial,) = api.call("GET", f"/studies/{created.json()['id']}/trials").json()["items"]
-    assert trial["state"] == "completed", trial["failure"]
-    return trial  # type: ignore[no-any-return]
+pytestmark = pytest.mark.usefixtures("zoo")
 
 
 def test_pairs_of_texts_are_classified(api: Api, runner: Runner) -> None:

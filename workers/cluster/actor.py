@@ -8,19 +8,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import ray
 import transformers
 
 from service.client import Client
-from service.schemas.leases import LeaseOut
 from service.schemas.specs import Shape
 from service.settings import Settings
 
+from ..runner.placement import InProcess
 from ..runner.runner import Runner
+
+if TYPE_CHECKING:
+    from .processes import SeveralProcesses
 
 _log = logging.getLogger(__name__)
 NAMESPACE = "cdka"
@@ -40,23 +42,14 @@ class RunnerActor:
         made = Settings(**settings)
         client = Client(made.server_url, made.read_token())
         # A restarted process gets a new name, because it does not own the former lease.
-        self._runner = Runner(client, made, f"{name}:{os.getpid()}", shape)
-        self._given: dict[str, Any] = {}
-        # Nodes with processes of the current trial.
-        self._nodes: set[str] = set()
+        self._processes: SeveralProcesses | None = None
         if shape.processes > 1:
-            from .processes import Room, launch
+            # Ray Train is imported where it is needed: that takes seconds.
+            from .processes import SeveralProcesses
 
-            namespace = ray.get_runtime_context().namespace
-            room = Room(shape)
-
-            def run(lease: LeaseOut, is_wanted: Callable[[], bool]) -> dict[str, Any]:
-                self._nodes.clear()
-                room.leave()
-                return launch(lease, made, shape, name, namespace, lambda: bool(self._nodes), is_wanted)
-
-            self._runner.launch = run
-            self._runner.may_lease = room.is_there
+            self._processes = SeveralProcesses(made, shape, name, ray.get_runtime_context().namespace)
+        self._runner = Runner(client, made, f"{name}:{os.getpid()}", shape, self._processes or InProcess())
+        self._given: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._loop, name="runner", daemon=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._preempted)
@@ -91,11 +84,12 @@ class RunnerActor:
 
     def joined(self, node: str) -> None:
         """Note that a process of the current trial runs on this node."""
-        self._nodes.add(node)
+        if self._processes is not None:
+            self._processes.nodes.add(node)
 
     def give_back(self, node: str) -> None:
         """Return the current trial if one of its processes runs on a node that is leaving."""
-        if node in self._nodes:
+        if self._processes is not None and node in self._processes.nodes:
             self._runner.give_back()
 
     def take(self, result: dict[str, Any]) -> None:

@@ -9,28 +9,27 @@ from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from service.client import Client
-from service.schemas.leases import LeaseOut
-from service.schemas.specs import FailureKind, Shape
+from service.schemas.leases import LeaseOut, ResultIn
+from service.schemas.specs import FailureKind, Shape, StopReason
 from service.settings import Settings
 
-from ..failures import classify
+from ..failures import classify, failed
 from ..runner.checkpoints import StoredCheckpoints
 from ..runner.output import CapturedOutput
-from ..runner.reporter import LOST, Reporter
+from ..runner.reporter import Reporter
 from ..runner.runner import Runner
-from ..training.trial import RELEASED
 
 _log = logging.getLogger(__name__)
 GIB = 2**30
 ASK_SECONDS = 1.0
 ROOM_SECONDS = 0.5
-# Reasons to stop, as numbers that the first process broadcasts.
-_REASONS = ("pruned", "paused", "cancelled", "timed_out", RELEASED, LOST)
-_OTHER = "stopped"
+# Reasons to stop: the first process broadcasts their places in this list.
+_REASONS = tuple(StopReason)
 
 
 def share_of(shape: Shape) -> dict[str, float]:
@@ -109,60 +108,70 @@ class _Launcher:
         ).fit()
 
 
-def launch(
-    lease: LeaseOut,
-    settings: Settings,
-    shape: Shape,
-    coordinator: str,
-    namespace: str,
-    has_begun: Callable[[], bool],
-    is_wanted: Callable[[], bool],
-) -> dict[str, Any]:
-    """Run a leased trial in ``shape.processes`` processes and return its result.
+class SeveralProcesses:
+    """Runs each trial in ``shape.processes`` processes, which Ray Train starts for the runner ``name``.
 
     The first process reports and stores; the others only train. If one dies, all end, and the trial is queued again
-    with its last checkpoint. A trial that is revoked before it ``has_begun`` is returned from here; afterwards its
-    first process ends it in order.
+    with its last checkpoint.
     """
-    config = {
-        "lease": lease.model_dump(mode="json"),
-        "settings": settings.model_dump(mode="json", exclude={"token"}),
-        "shape": shape.as_dict(),
-        "coordinator": coordinator,
-        "namespace": namespace,
-    }
-    # Ray Train needs a folder for its own few bytes; artifacts are stored by us.
-    folder = settings.home / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Any: Ray wraps the class at run time.
-    wrapped: Any = ray.remote(num_cpus=0, max_restarts=0)(_Launcher)
-    launcher: Any = wrapped.remote()
-    run = launcher.run.remote(config, str(folder))
-    try:
-        while not ray.wait([run], timeout=ASK_SECONDS)[0]:
-            if not has_begun() and not is_wanted():
-                return {"state": "released"}
-        ray.get(run)
-    except Exception as error:  # every failure of a process becomes the trial's result
-        return _failed(error)
-    finally:
-        ray.kill(launcher)
-    runner: Any = ray.get_actor(coordinator, namespace=namespace)
-    result: Any = ray.get(runner.taken.remote())
-    return dict(result)
+
+    def __init__(self, settings: Settings, shape: Shape, name: str, namespace: str) -> None:
+        self._settings = settings
+        self._shape = shape
+        self._name = name
+        self._namespace = namespace
+        self._room = Room(shape)
+        # Nodes with processes of the current trial.
+        self.nodes: set[str] = set()
+
+    def may_lease(self) -> bool:
+        """Whether the resources of a trial are reserved."""
+        return self._room.is_there()
+
+    def run(self, lease: LeaseOut, here: Callable[[], ResultIn], is_wanted: Callable[[], bool]) -> ResultIn:
+        """Run a leased trial and return its first process's result.
+
+        A trial that is revoked before its processes run is returned to the queue from here; afterwards its first
+        process stops it.
+        """
+        self.nodes.clear()
+        self._room.leave()
+        config = {
+            "lease": lease.model_dump(mode="json"),
+            "settings": self._settings.model_dump(mode="json", exclude={"token"}),
+            "shape": self._shape.as_dict(),
+            "coordinator": self._name,
+            "namespace": self._namespace,
+        }
+        # Ray Train needs a folder for its own few bytes; artifacts are stored by us.
+        folder = self._settings.home / "train"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Any: Ray wraps the class at run time.
+        wrapped: Any = ray.remote(num_cpus=0, max_restarts=0)(_Launcher)
+        launcher: Any = wrapped.remote()
+        run = launcher.run.remote(config, str(folder))
+        try:
+            while not ray.wait([run], timeout=ASK_SECONDS)[0]:
+                if not self.nodes and not is_wanted():
+                    return ResultIn(state="released")
+            ray.get(run)
+        except Exception as error:  # every failure of a process becomes the trial's result
+            return _failed(error)
+        finally:
+            ray.kill(launcher)
+        runner: Any = ray.get_actor(self._name, namespace=self._namespace)
+        return ResultIn.model_validate(ray.get(runner.taken.remote()))
 
 
-def _failed(error: Exception) -> dict[str, Any]:
+def _failed(error: Exception) -> ResultIn:
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     causes = getattr(error, "worker_failures", None) or {0: error}
     cause = _root(causes[min(causes)])
     if isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError):
         message = f"one of the trial's processes was lost: {str(cause).splitlines()[0]}"
-        return {"state": "failed", "failure": {"kind": FailureKind.PREEMPTED, "message": message}}
-    kind, message = classify(cause)
-    state = "infeasible" if kind in (FailureKind.OUT_OF_MEMORY, FailureKind.DIVERGED) else "failed"
-    return {"state": state, "failure": {"kind": kind, "message": message}}
+        return failed(FailureKind.PREEMPTED, message)
+    return failed(*classify(cause))
 
 
 def _root(error: BaseException) -> BaseException:
@@ -175,21 +184,18 @@ def _root(error: BaseException) -> BaseException:
 
 def train_process(config: dict[str, Any]) -> None:
     """The body of each process of a trial. The first one sends the result to the runner that launched them."""
-    import torch.distributed as dist
-
     lease = LeaseOut.model_validate(config["lease"])
     settings = Settings(**config["settings"])
     shape = Shape.of(config["shape"])
     torch.set_num_threads(max(1, int(shape.cpus / shape.processes)))
     coordinator: Any = ray.get_actor(config["coordinator"], namespace=config["namespace"])
     ray.get(coordinator.joined.remote(ray.get_runtime_context().get_node_id()))
-    runner = Runner(Client(settings.server_url, settings.read_token()), settings, config["coordinator"], shape)
-    # A second group besides the one for gradients: the agreed number lies in host memory.
-    runner.agree = _agree(dist.new_group(backend="gloo"))
-    if dist.get_rank() > 0:
+    client = Client(settings.server_url, settings.read_token())
+    group = DistributedGroup()
+    runner = Runner(client, settings, config["coordinator"], shape, group=group)
+    if not group.leads:
         quiet = Reporter(runner.client, lease.id, lease.heartbeat_seconds)
         # Never started: the other processes' reports are not sent.
-        runner.leads = False
         runner.train(lease, quiet, StoredCheckpoints(lease.trial, settings.artifacts_url, None))
         return
     with CapturedOutput() as output:
@@ -206,10 +212,10 @@ def train_process(config: dict[str, Any]) -> None:
             output.stop()
             undelivered = reporter.close()
     stored.drop_old()
-    result["resources"] = {"processes": shape.processes, **result.get("resources", {})}
+    result.resources = {"processes": shape.processes, **result.resources}
     for step, metrics in undelivered:
         _log.warning("the server has not taken the report of step %d: %s", step, metrics)
-    ray.get(coordinator.take.remote(result))
+    ray.get(coordinator.take.remote(result.model_dump(mode="json")))
 
 
 def _watch(coordinator: Any, runner: Runner, over: threading.Event) -> None:
@@ -223,16 +229,17 @@ def _watch(coordinator: Any, runner: Runner, over: threading.Event) -> None:
             _log.debug("the runner does not answer")
 
 
-def _agree(group: Any) -> Callable[[str | None], str | None]:
-    """Make all processes stop at the same step, for the first one's reason: each calls this at the same points."""
-    import torch.distributed as dist
+class DistributedGroup:
+    """The processes of one trial, which share its batches: a :class:`~workers.runner.placement.Group`."""
 
-    def agree(reason: str | None) -> str | None:
-        known = -1 if reason is None else _REASONS.index(reason) if reason in _REASONS else len(_REASONS)
-        said = torch.tensor([known], dtype=torch.int64)
-        dist.broadcast(said, 0, group=group)
-        if (number := int(said)) < 0:
-            return None
-        return _REASONS[number] if number < len(_REASONS) else _OTHER
+    def __init__(self) -> None:
+        # A second group besides the one for gradients: the agreed number lies in host memory.
+        self._group = dist.new_group(backend="gloo")
+        self.leads = dist.get_rank() == 0
 
-    return agree
+    def agree(self, reason: StopReason | None) -> StopReason | None:
+        """The first process's reason. Every process calls this at the same points."""
+        place = -1 if reason is None else _REASONS.index(reason)
+        said = torch.tensor([place], dtype=torch.int64)
+        dist.broadcast(said, 0, group=self._group)
+        return None if int(said) < 0 else _REASONS[int(said)]

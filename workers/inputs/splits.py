@@ -26,12 +26,13 @@ STREAM_WINDOW = 10_000
 
 @dataclass(slots=True)
 class Splits:
-    """Train, validation and test, with a note on the origin of each."""
+    """Train, validation and test, with a note on the origin of each and the names of those carved out of train."""
 
     train: Any
     validation: Any
     test: Any
     origins: dict[str, str] = field(default_factory=dict)
+    carved: frozenset[str] = frozenset()
 
 
 def load_splits(task: TaskSpec, roots: Sequence[Path]) -> Splits:
@@ -49,15 +50,15 @@ def load_splits(task: TaskSpec, roots: Sequence[Path]) -> Splits:
             raise Rejected(f"the evaluation dataset has no test split; it has: {', '.join(others)}")
         found = {"train": found["train"], **{name: others[name] for name in ("validation", "test") if name in others}}
         origins = {name: told[name] if name in others and name != "train" else origins[name] for name in found}
+    carved = frozenset({"test", "validation"} - found.keys())
     for name in ("test", "validation"):
-        if name not in found:
+        if name in carved:
             if len(found["train"]) < 10:
                 raise Rejected(f"{len(found['train'])} training examples are too few to carve out a {name} split")
             parts = found["train"].train_test_split(test_size=CARVED_SHARE, seed=CARVING_SEED)
             found["train"], found[name] = parts["train"], parts["test"]
             origins[name] = f"{len(found[name])} examples carved out of train (seed {CARVING_SEED})"
             origins["train"] = f"{len(found['train'])} examples"
-    carved = {name for name, said in origins.items() if "carved" in said}
     for name, split in found.items():
         wanted = task.columns_read if name == "train" or name in carved else task.evaluation_columns_read
         missing = [c for c in wanted if c not in split.column_names]
@@ -65,7 +66,7 @@ def load_splits(task: TaskSpec, roots: Sequence[Path]) -> Splits:
             raise Rejected(f"the {name} split has no column {missing[0]!r}; it has: {', '.join(split.column_names)}")
         if len(split) == 0:
             raise Rejected(f"the {name} split is empty")
-    return Splits(found["train"], found["validation"], found["test"], origins)
+    return Splits(found["train"], found["validation"], found["test"], origins, carved)
 
 
 def _read(source: DataSource, roots: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from service.errors import LeaseLost, NotFound, ServiceError
 from service.schemas.leases import DirectiveOut
+from service.schemas.specs import StopReason
 
 _log = logging.getLogger(__name__)
-LOST = "lost"
 # Most reports kept while the server is away; the oldest are dropped first.
 MOST_BUFFERED = 1000
 # Most pieces of output sent between two reports.
@@ -49,7 +49,7 @@ class Output(Protocol):
 class Reporter:
     """A thread that sends reports as they come and heartbeats between them.
 
-    ``stop_reason`` becomes the directive's reason when the trial is told to stop, or ``"lost"`` when the lease is lost.
+    ``stop_reason`` becomes the directive's reason when the trial is told to stop, or ``LOST`` when the lease is lost.
     ``known_checkpoint`` is the newest that the server has recorded. While the server cannot be reached, reports wait
     (coalesced by step) and training continues.
     """
@@ -69,7 +69,7 @@ class Reporter:
         self._step = -1
         self._checkpoint: str | None = None
         self.known_checkpoint: str | None = None
-        self.stop_reason: str | None = None
+        self.stop_reason: StopReason | None = None
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def start(self) -> None:
@@ -112,7 +112,7 @@ class Reporter:
         while True:
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
-            if self.stop_reason == LOST:
+            if self.stop_reason is StopReason.LOST:
                 return
             last_words = self._closed and self._output is not None and bool(self._output.waiting()[1])
             if self._waiting or self._checkpoint or last_words or time.monotonic() >= due:
@@ -143,7 +143,7 @@ class Reporter:
             reached: dict[int, dict[str, float]] = {} if self._step < 0 else {self._step: {}}
             said = self._client.report(self._lease_id, sorted({**reached, **taken}.items()), checkpoint)
         except (LeaseLost, NotFound):
-            self.stop_reason = LOST
+            self.stop_reason = StopReason.LOST
             return self._heartbeat
         except ServiceError as error:
             self._failures += 1
@@ -158,5 +158,13 @@ class Reporter:
         self._send_log()
         self.known_checkpoint = checkpoint or self.known_checkpoint
         if said.directive == "stop":
-            self.stop_reason = said.reason or "stopped"
+            self.stop_reason = _reason(said.reason)
         return self._heartbeat
+
+
+def _reason(said: str | None) -> StopReason:
+    try:
+        return StopReason(said or StopReason.STOPPED)
+    except ValueError:
+        # A newer server may have further reasons.
+        return StopReason.STOPPED

@@ -13,32 +13,35 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 
 import cdka
 from service.client import Client
 from service.errors import LeaseLost, NotFound, ServiceError
 from service.paths import locate
-from service.schemas.leases import LeaseOut
-from service.schemas.specs import FailureKind, Shape, StudySpec, TrialPhase
+from service.schemas.leases import LeaseOut, ResultIn
+from service.schemas.specs import FailureKind, Shape, StopReason, StudySpec, TrialPhase
 from service.settings import Settings
 
-from ..failures import Rejected, classify, poisons_process
+from ..failures import Rejected, classify, failed, poisons_process
 from ..inputs.base_models import BaseWeightsChanged, WarmModel
 from ..inputs.splits import load_splits
 from ..inputs.token_cache import TokenisedCache
 from ..tasks import Task, find_task
 from ..tasks.task import Prepared
-from ..training.activation_cache import FrozenPrefix, compute_prefix, frozen_depth
+from ..training.activation_cache import ActivationCache, Storage, compute_activations, find_frozen_layers
 from ..training.adapters import adapter_config
+from ..training.follow import Checkpoints
 from ..training.measurement import measure
-from ..training.trial import RELEASED, Checkpoints, Outcome, train_trial
+from ..training.trial import Outcome, train_trial
 from .artifacts import size_of, store_adapter
 from .checkpoints import StoredCheckpoints
 from .output import CapturedOutput
-from .reporter import LOST, Reporter
+from .placement import Alone, Group, InProcess, Placement
+from .reporter import Reporter
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -61,8 +64,8 @@ class _Warm:
     data_key: str = ""
     model: WarmModel | None = None
     prepared: Prepared | None = None
-    prefix_key: str = ""
-    prefix: FrozenPrefix | None = None
+    activations_key: str = ""
+    activations: ActivationCache | None = None
 
 
 @dataclass
@@ -74,22 +77,20 @@ class Runner:
         settings: data folders and the artifact store.
         name: the runner's name at the server.
         shape: the resources of its trials; torch uses as many threads as CPUs.
-        launch: for trials of several processes: runs a leased trial in them and returns its result. Its second argument
-            says whether the trial is still wanted.
-        may_lease: whether the resources of those processes are reserved; nothing is leased before.
+        placement: where trials run: in this process, or in several others.
+        group: the processes that train a trial with this one.
+        train_trial: trains a trial on a lent model; see :func:`~workers.training.trial.train_trial`.
+        end_process: ends this process if its trial hangs.
     """
 
     client: Client
     settings: Settings
     name: str
     shape: Shape = field(default_factory=Shape)
-    launch: Callable[[LeaseOut, Callable[[], bool]], dict[str, Any]] | None = None
-    may_lease: Callable[[], bool] | None = None
-    # One of a trial's processes leads and stores its artifacts. All stop for the agreed reason.
-    # Ends a process whose trial hangs.
-    end_process: Callable[[], None] = field(default_factory=lambda: _end_process, init=False)
-    leads: bool = field(default=True, init=False)
-    agree: Callable[[str | None], str | None] = field(default_factory=lambda: _itself, init=False)
+    placement: Placement = field(default_factory=InProcess)
+    group: Group = field(default_factory=Alone)
+    train_trial: Callable[..., Outcome] = field(default_factory=lambda: train_trial)
+    end_process: Callable[[], None] = field(default_factory=lambda: _end_process)
     trials_done: int = field(default=0, init=False)
     busy: bool = field(default=False, init=False)
     idle_since: float = field(default_factory=time.monotonic, init=False)
@@ -129,7 +130,7 @@ class Runner:
             # Limit this process' share of the device for its neighbours.
             torch.cuda.set_per_process_memory_fraction(self.shape.gpus)
         while not self._retired.is_set():
-            lease = self._next_lease() if self.may_lease is None or self.may_lease() else None
+            lease = self._next_lease() if self.placement.may_lease() else None
             if lease is None:
                 # Jitter spreads runners that were turned away together.
                 self._retired.wait(self._pause * random.uniform(0.75, 1.25))
@@ -169,34 +170,29 @@ class Runner:
             over = threading.Event()
             threading.Thread(target=self._watch, args=(reporter, over), name="watch", daemon=True).start()
             try:
-                result = self._launched(lease, reporter) or self.train(lease, reporter, stored)
+                result = self.placement.run(
+                    lease, lambda: self.train(lease, reporter, stored), lambda: self._stop_reason(reporter) is None
+                )
             except Exception as error:  # every failure becomes the trial's result
                 _log.exception("trial %d failed", lease.trial.number)
-                kind, message = classify(error)
-                state = "infeasible" if kind in ("out_of_memory", "diverged") else "failed"
-                result = {"state": state, "failure": {"kind": kind, "message": message}}
+                result = failed(*classify(error))
                 poison = error if poisons_process(error) else None
-            result["resources"] = {**self._resources(started), **result.get("resources", {})}
+            result.resources = {**self._resources(started), **result.resources}
             over.set()
             output.stop()
             undelivered = reporter.close()
         checkpoint = reporter.unsent_checkpoint
         stored.drop_old()
         self.trials_done += 1
-        if reporter.stop_reason != LOST:
+        if reporter.stop_reason is not StopReason.LOST:
             self._deliver(lease, undelivered, checkpoint, result)
         if poison is not None:
             raise Poisoned(str(poison)) from poison
 
-    def _launched(self, lease: LeaseOut, reporter: Reporter) -> dict[str, Any] | None:
-        if self.launch is None:
-            return None
-        return self.launch(lease, lambda: self._stop_reason(reporter) is None)
-
     def _watch(self, reporter: Reporter, over: threading.Event) -> None:
         """End the process if its trial was taken away and does not stop."""
         while not over.wait(1.0):
-            if reporter.stop_reason == LOST and over.wait(HUNG_SECONDS) is False:
+            if reporter.stop_reason is StopReason.LOST and over.wait(HUNG_SECONDS) is False:
                 _log.error("the trial was taken away %.0f s ago and does not end; this process does", HUNG_SECONDS)
                 self.end_process()
                 return
@@ -217,7 +213,7 @@ class Runner:
         lease: LeaseOut,
         undelivered: list[tuple[int, dict[str, float]]],
         checkpoint: str | None,
-        result: dict[str, Any],
+        result: ResultIn,
     ) -> None:
         """Send the last reports and the result until the server accepts them: an outage loses no finished trial."""
         deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
@@ -232,17 +228,16 @@ class Runner:
                 _log.warning("trial %d is another's now: %s", lease.trial.number, error.detail)
                 return
             except ServiceError as error:
-                if error.status == 422 and result["state"] != "failed":
+                if error.status == 422 and result.state != "failed":
                     # Send a failure with the reason instead of a result that the server rejects.
-                    failure = {"kind": FailureKind.ERROR, "message": f"its result was refused: {error.detail}"}
-                    result = {"state": "failed", "failure": failure, "resources": result["resources"]}
+                    result = _refused(error.detail, result.resources)
                     continue
                 if error.status < 500 or time.monotonic() > deadline:
                     _log.error("the result of trial %d was not taken: %s", lease.trial.number, error.detail)
                     return
                 time.sleep(RETRY_SECONDS)
 
-    def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> dict[str, Any]:
+    def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> ResultIn:
         """Run one leased trial here and return its result."""
         trial = lease.trial
         _log.info("trial %d, attempt %d: %s %s", trial.number, trial.attempt, trial.method, trial.params)
@@ -250,22 +245,28 @@ class Runner:
         prepare_started = time.perf_counter()
         warm, prepared = self._prepare(lease, task)
         if trial.phase is TrialPhase.MEASUREMENT:
-            return {"state": "completed", "predictions": measure(trial, warm, prepared)}
+            return ResultIn(state="completed", predictions=measure(trial, warm, prepared))
         config = adapter_config(
             trial.method, trial.params, trial.study.adapter, task.task_type, {*task.heads, *warm.new_modules}
         )
-        prefix = self._frozen_prefix(trial.study, warm, prepared, reporter)
+        activations = self._activations(trial.study, warm, prepared, reporter)
         model = warm.lend(config, trial.seed)
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
         try:
-            known = contextlib.nullcontext() if prefix is None else prefix.in_place(model.get_base_model())
+            known = contextlib.nullcontext() if activations is None else activations.in_place(model.get_base_model())
             with tempfile.TemporaryDirectory(prefix="cdka-resume-") as scratch, known:
                 checkpoints = Checkpoints(stored.bring(scratch), stored.keep, self.settings.checkpoint_seconds)
-                outcome = train_trial(
-                    trial, task, model, prepared, reporter, lambda: self.agree(self._stop_reason(reporter)), checkpoints
+                outcome = self.train_trial(
+                    trial,
+                    task,
+                    model,
+                    prepared,
+                    reporter,
+                    lambda: self.group.agree(self._stop_reason(reporter)),
+                    checkpoints,
                 )
-            if outcome.stop_reason is None and self.leads:
+            if outcome.stop_reason is None and self.group.leads:
                 artifact = store_adapter(
                     model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
                 )
@@ -280,41 +281,42 @@ class Runner:
             raise
         resources: dict[str, Any] = {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins}
         resources |= {"train_seconds": round(outcome.train_seconds, 3), **outcome.use}
-        if prefix is not None:
-            resources["frozen_layers"] = prefix.depth
+        if activations is not None:
+            resources["frozen_layers"] = activations.layers.depth
         if checkpoints.resume_from is not None:
             resources["resumed_from"] = trial.checkpoint
         if artifact is not None:
             resources["artifact_bytes"] = size_of(artifact)
         return _result(outcome, artifact, resources)
 
-    def _frozen_prefix(
+    def _activations(
         self, study: StudySpec, warm: WarmModel, prepared: Prepared, reporter: Reporter
-    ) -> FrozenPrefix | None:
+    ) -> ActivationCache | None:
         """The activations of the layers below the first adapted one, computed with the first trial."""
         key = f"{self._warm.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
-        if self._warm.prefix_key != key:
-            self._warm.prefix_key, self._warm.prefix = key, None
-            if study.task.architecture is not None and not study.training.gradient_checkpointing:
-                shapes = cdka.module_shapes(warm.model, study.adapter.target_modules, study.task.architecture)
-                layers, depth = frozen_depth(warm.model, [s.name for s in shapes])
-                if depth:
-                    self._warm.prefix = compute_prefix(
-                        warm.model,
-                        layers,
-                        depth,
-                        prepared,
-                        study.training.precision,
-                        self.settings.home / "cache",
-                        self.settings.activation_bytes,
-                        lambda: self._stop_reason(reporter) is None,
-                    )
-                    if self._stop_reason(reporter) is not None:
-                        self._warm.prefix_key = ""
-        return self._warm.prefix
+        if self._warm.activations_key == key:
+            return self._warm.activations
+        self._warm.activations_key, self._warm.activations = key, None
+        if study.training.gradient_checkpointing:
+            return None
+        shapes = cdka.module_shapes(warm.model, study.adapter.target_modules, study.task.architecture)
+        layers = find_frozen_layers(warm.model, [s.name for s in shapes])
+        if layers is None:
+            return None
+        storage = Storage(self.settings.home / "cache", self.settings.activation_bytes)
 
-    def _stop_reason(self, reporter: Reporter) -> str | None:
-        return reporter.stop_reason or (RELEASED if self.released else None)
+        def is_wanted() -> bool:
+            return self._stop_reason(reporter) is None
+
+        found = compute_activations(warm.model, layers, prepared, study.training.precision, storage, is_wanted)
+        self._warm.activations = found
+        if not is_wanted():
+            # They may be incomplete, so the next trial computes them.
+            self._warm.activations_key = ""
+        return found
+
+    def _stop_reason(self, reporter: Reporter) -> StopReason | None:
+        return reporter.stop_reason or (StopReason.RELEASED if self.released else None)
 
     def _prepare(self, lease: LeaseOut, task: Task) -> tuple[WarmModel, Prepared]:
         """The base model and the tokenised data, kept if the last trial used the same."""
@@ -341,16 +343,30 @@ def _end_process() -> None:
     os._exit(70)
 
 
-def _itself(reason: str | None) -> str | None:
-    return reason
+_STATES: dict[StopReason | None, Literal["completed", "pruned", "released"]] = {
+    None: "completed",
+    StopReason.PRUNED: "pruned",
+    StopReason.PAUSED: "released",
+    StopReason.RELEASED: "released",
+}
 
 
-def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> dict[str, Any]:
-    states = {None: "completed", "pruned": "pruned", "paused": "released", RELEASED: "released"}
-    return {
-        "state": states.get(outcome.stop_reason, "cancelled"),
-        "metrics": outcome.metrics,
-        "scores": outcome.scores if outcome.stop_reason is None else None,
-        "artifact": artifact,
-        "resources": {**resources, "steps": outcome.steps},
-    }
+def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> ResultIn:
+    resources = {**resources, "steps": outcome.steps}
+    try:
+        return ResultIn(
+            state=_STATES.get(outcome.stop_reason, "cancelled"),
+            metrics=outcome.metrics,
+            scores=outcome.scores if outcome.stop_reason is None else None,
+            artifact=artifact,
+            resources=resources,
+        )
+    except ValidationError as error:
+        # A team's own task may return what is no metric.
+        return _refused("; ".join(fault["msg"] for fault in error.errors()[:3]), resources)
+
+
+def _refused(reason: str, resources: dict[str, Any]) -> ResultIn:
+    result = failed(FailureKind.ERROR, f"its result was refused: {reason}")
+    result.resources = resources
+    return result

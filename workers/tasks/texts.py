@@ -47,7 +47,7 @@ def tokenizer_parts(study: StudySpec, model_path: str, tokenizer: Any) -> dict[s
 
 def reading_of(task: TaskSpec, splits: Splits, name: str) -> tuple[dict[str, str], str | None]:
     """Roles and template of a split: its own source's, or the training data's if it was carved out."""
-    if task.evaluation is None or name == "train" or "carved" in splits.origins[name]:
+    if task.evaluation is None or name == "train" or name in splits.carved:
         return task.roles, task.template
     return task.evaluation_roles, task.evaluation.template or task.template
 

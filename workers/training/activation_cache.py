@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,56 @@ from ..tasks.task import Prepared
 
 _log = logging.getLogger(__name__)
 ROWS = 16
+_BYTES = 4  # of a float32
 
 
-@dataclass
-class FrozenPrefix:
-    """Outputs of a model's first ``depth`` layers on every training example, by the example's tokens."""
+@dataclass(frozen=True, slots=True)
+class FrozenLayers:
+    """The first ``depth`` modules of a model's list of layers ``name``: none of them has an adapter."""
 
-    layers: str
+    name: str
     depth: int
-    _places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    _states: Any = None
+
+    def modules(self, model: nn.Module) -> list[nn.Module]:
+        """The layers themselves."""
+        return list(self.list_in(model))[: self.depth]
+
+    def list_in(self, model: nn.Module) -> nn.ModuleList:
+        """The list that they are the first of."""
+        found = model.get_submodule(self.name)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where activations are kept, and how many bytes at most."""
+
+    folder: Path
+    most_bytes: int
+
+
+class ActivationCache:
+    """Outputs of frozen layers on training examples, by the example's tokens.
+
+    They are in an unnamed file of ``tokens`` rows and ``width`` columns, which ends with this process.
+    """
+
+    def __init__(self, layers: FrozenLayers, tokens: int, width: int, folder: Path) -> None:
+        self.layers = layers
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._filled = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix="prefix-", dir=folder) as file:
+            # The mapping outlives the file's handle.
+            self._states = np.memmap(file, dtype=np.float32, mode="w+", shape=(max(1, tokens), width))
+
+    def add(self, ids: Sequence[int], states: np.ndarray[Any, Any]) -> None:
+        """Keep the outputs on one example: a row for each token."""
+        end = self._filled + len(ids)
+        self._states[self._filled : end] = states[: len(ids)]
+        self._places[_key(ids)] = (self._filled, len(ids))
+        self._filled = end
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
@@ -42,15 +82,15 @@ class FrozenPrefix:
 
         Other inputs, such as the validation split, still go through the layers.
         """
-        layers: Any = model.get_submodule(self.layers)
-        originals = [layers[k] for k in range(self.depth)]
+        layers = self.layers.list_in(model)
+        originals = self.layers.modules(model)
         batch: dict[str, Tensor | None] = {"states": None}
 
         def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            batch["states"] = self._found(kwargs) if module.training else None
+            batch["states"] = self._find(kwargs) if module.training else None
 
         # The hook sits on the module that gets the tokens: PEFT's call bypasses the model's own hooks.
-        parent = model.get_submodule(self.layers.rpartition(".")[0])
+        parent = model.get_submodule(self.layers.name.rpartition(".")[0])
         handle = parent.register_forward_pre_hook(look, with_kwargs=True)
         for k, original in enumerate(originals):
             layers[k] = _Known(original, batch, first=k == 0)
@@ -61,25 +101,20 @@ class FrozenPrefix:
             for k, original in enumerate(originals):
                 layers[k] = original
 
-    def _found(self, inputs: dict[str, Any]) -> Tensor | None:
+    def _find(self, inputs: dict[str, Any]) -> Tensor | None:
+        """The outputs on a padded batch, ``None`` unless all its examples are known."""
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is None or mask is None:
             return None
         lengths = mask.sum(1).tolist()
-        rows = ids.tolist()
-        keys = [_key(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+        keys = [_key(row[:length]) for row, length in zip(ids.tolist(), lengths, strict=True)]
         if any(key not in self._places for key in keys):
             return None
-        width = self._states.shape[1]
-        found = torch.zeros(len(keys), ids.shape[1], width, dtype=_TORCH[self._states.dtype.str])
+        found = torch.zeros(len(keys), ids.shape[1], self._states.shape[1])
         for row, key in enumerate(keys):
             start, length = self._places[key]
             found[row, :length] = torch.from_numpy(self._states[start : start + length])
         return found.to(ids.device)
-
-
-class _Enough(Exception):
-    """Raised to end a forward pass once the wanted outputs are computed."""
 
 
 class _Known(nn.Module):
@@ -105,17 +140,15 @@ class _Known(nn.Module):
         return states.to(hidden_states.dtype) if self._first else hidden_states
 
 
-_TORCH = {np.dtype("float32").str: torch.float32, np.dtype("float16").str: torch.float16}
-
-
 def _key(ids: Sequence[int]) -> bytes:
     return hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16).digest()
 
 
-def frozen_depth(model: nn.Module, adapted: Sequence[str]) -> tuple[str, int]:
-    """The name of a model's list of layers, and how many of the first have no adapter; 0 if caching is impossible.
+def find_frozen_layers(model: nn.Module, adapted: Sequence[str]) -> FrozenLayers | None:
+    """The layers below the first of the ``adapted`` modules; ``None`` if their outputs cannot be reused.
 
-    Outside of the list only heads after it may be trained, and the lower layers must not be random in training.
+    Outside of the list of layers only heads after it may be trained, and the lower layers must not be random in
+    training.
     """
     lists = {
         name: module
@@ -123,88 +156,91 @@ def frozen_depth(model: nn.Module, adapted: Sequence[str]) -> tuple[str, int]:
         if isinstance(module, nn.ModuleList) and len(module) > 1 and any(n.startswith(f"{name}.") for n in adapted)
     }
     if len(lists) != 1:
-        return "", 0
+        return None
     ((name, layers),) = lists.items()
-    inside = [n for n in adapted if n.startswith(f"{name}.")]
-    if len(inside) != len(adapted):
-        return "", 0
-    depth = min(int(n.removeprefix(f"{name}.").split(".", 1)[0]) for n in inside)
+    if not all(n.startswith(f"{name}.") for n in adapted):
+        return None
+    depth = min(int(n.removeprefix(f"{name}.").split(".", 1)[0]) for n in adapted)
     below = [m for layer in list(layers)[:depth] for m in layer.modules()]
     outside = [m for n, m in model.named_modules() if not n.startswith(f"{name}.")]
-    random = [m for m in [*below, *outside] if isinstance(m, nn.Dropout) and m.p > 0]
+    random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in [*below, *outside])
     config: Any = model.config
     # Some models apply dropout without a module: OPT's ``dropout``, BART's ``layerdrop``.
-    drawn = [key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float) and value > 0]
-    return (name, 0) if random or drawn else (name, depth)
+    drawn = any("drop" in key and isinstance(value, float) and value > 0 for key, value in config.to_dict().items())
+    return FrozenLayers(name, depth) if depth and not random and not drawn else None
 
 
-def compute_prefix(
+def compute_activations(
     model: nn.Module,
-    layers: str,
-    depth: int,
+    layers: FrozenLayers,
     prepared: Prepared,
     precision: str,
-    folder: Path,
-    most_bytes: int,
+    storage: Storage,
     is_wanted: Callable[[], bool],
-) -> FrozenPrefix | None:
-    """Run every training example through the first layers, on the device of the training.
+) -> ActivationCache | None:
+    """Run every training example through the frozen layers, on the device of the training.
 
-    The outputs are in an unnamed file in ``folder``, which ends with this process. ``None`` if they would exceed
-    ``most_bytes``, or if the trial was revoked meanwhile.
+    ``None`` if the outputs would exceed the storage, or if the trial was revoked meanwhile.
     """
-    split = prepared.train
-    if not {"input_ids", "attention_mask"} <= set(split.column_names):
+    if not {"input_ids", "attention_mask"} <= set(prepared.train.column_names):
         return None
-    examples = [row["input_ids"] for row in split.select_columns(["input_ids"])]
-    unique = sorted({tuple(ids) for ids in examples}, key=lambda ids: (len(ids), ids))
+    examples = {tuple(row["input_ids"]) for row in prepared.train.select_columns(["input_ids"])}
+    ordered = sorted(examples, key=lambda ids: (len(ids), ids))
     config: Any = model.config
-    tokens, width = sum(map(len, unique)), int(config.hidden_size)
-    size = tokens * width * 4
-    if size > most_bytes:
-        _log.info("outputs of %d frozen layers would take %d bytes: they are computed in every epoch", depth, size)
+    tokens, width = sum(map(len, ordered)), int(config.hidden_size)
+    size = tokens * width * _BYTES
+    if size > storage.most_bytes:
+        message = "outputs of %d frozen layers would take %d bytes: they are computed in every epoch"
+        _log.info(message, layers.depth, size)
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(prefix="prefix-", dir=folder) as file:
-        # The mapping outlives the file's handle.
-        states = np.memmap(file, dtype=np.float32, mode="w+", shape=(max(1, tokens), width))
-    prefix = FrozenPrefix(layers, depth, _states=states)
+    cache = ActivationCache(layers, tokens, width, storage.folder)
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
         model.to("cuda")
+    with _outputs(model, layers, precision) as outputs:
+        for first in range(0, len(ordered), ROWS):
+            if not is_wanted():
+                return None
+            chosen = ordered[first : first + ROWS]
+            for ids, states in zip(chosen, outputs(chosen), strict=True):
+                cache.add(ids, states)
+    _log.info("outputs of %d frozen layers on %d examples are kept: %d bytes", layers.depth, len(ordered), size)
+    return cache
+
+
+class _Enough(Exception):
+    """Raised to end a forward pass once the wanted outputs are computed."""
+
+
+@contextmanager
+def _outputs(
+    model: nn.Module, layers: FrozenLayers, precision: str
+) -> Iterator[Callable[[Sequence[Sequence[int]]], np.ndarray[Any, Any]]]:
+    """A function from a batch of examples to the last frozen layer's outputs, padded, as float32."""
     device = device_of(model)
-    listed: Any = model.get_submodule(layers)
     seen: dict[str, Tensor] = {}
 
     def take(_: nn.Module, __: Any, out: Any) -> None:
         seen["states"] = out[0] if isinstance(out, tuple) else out
         raise _Enough
 
-    handle = listed[depth - 1].register_forward_hook(take)
+    def outputs(examples: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+        ids = torch.zeros(len(examples), max(map(len, examples)), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(examples):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        # The layers above are not needed.
+        with suppress(_Enough):
+            model(input_ids=ids.to(device), attention_mask=mask.to(device))
+        found: np.ndarray[Any, Any] = seen["states"].float().cpu().numpy()
+        return found
+
+    handle = layers.modules(model)[-1].register_forward_hook(take)
     training = model.training
     model.eval()
-    start = 0
     try:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for first in range(0, len(unique), ROWS):
-                if not is_wanted():
-                    return None
-                chosen = unique[first : first + ROWS]
-                longest = len(chosen[-1])
-                ids = torch.zeros(len(chosen), longest, dtype=torch.long)
-                mask = torch.zeros(len(chosen), longest, dtype=torch.long)
-                for row, tokens_of in enumerate(chosen):
-                    ids[row, : len(tokens_of)] = torch.tensor(tokens_of)
-                    mask[row, : len(tokens_of)] = 1
-                # The layers above are not needed.
-                with suppress(_Enough):
-                    model(input_ids=ids.to(device), attention_mask=mask.to(device))
-                given = seen["states"].float().cpu().numpy()
-                for row, tokens_of in enumerate(chosen):
-                    states[start : start + len(tokens_of)] = given[row, : len(tokens_of)]
-                    prefix._places[_key(tokens_of)] = (start, len(tokens_of))
-                    start += len(tokens_of)
+            yield outputs
     finally:
         handle.remove()
         model.train(training)
-    _log.info("outputs of %d frozen layers on %d examples are kept: %d bytes", depth, len(unique), size)
-    return prefix

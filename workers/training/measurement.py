@@ -10,7 +10,7 @@ import torch
 from transformers import set_seed
 
 import cdka
-from service.schemas.leases import LeasedTrial
+from service.schemas.leases import LeasedTrial, MeasuredIn
 
 from ..inputs.base_models import WarmModel
 from ..tasks.task import Prepared
@@ -18,7 +18,7 @@ from ..tasks.task import Prepared
 _log = logging.getLogger(__name__)
 
 
-def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[dict[str, Any]]:
+def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[MeasuredIn]:
     """Rank the configurations in a measurement's params, best first. Restores the model.
 
     The study's seed draws the batches from the training split and initialises the head.
@@ -51,7 +51,9 @@ def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[dic
     ranked = cdka.predict(shapes, trial.params["max_parameters"], "measured", candidates=candidates, spectra=spectra)
     _log.info("%d batches measured; best: %s", len(batches), ranked[0].configuration)
     return [
-        {**dict(zip(("r1", "r2", "r"), p.configuration.structure, strict=True)), "score": p.score, "reason": p.reason}
+        MeasuredIn(
+            r1=p.configuration.r1, r2=p.configuration.r2, r=p.configuration.r, score=float(p.score), reason=p.reason
+        )
         for p in ranked
     ]
 

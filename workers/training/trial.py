@@ -7,26 +7,25 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from service.schemas.leases import LeasedTrial
-from service.schemas.specs import PARAMETERS, TrainingSpec
+from service.schemas.specs import PARAMETERS, StopReason, StudySpec
 
 from ..failures import Diverged, Rejected
 from ..tasks import Task
 from ..tasks.task import Prepared, Scores
+from .follow import RESUMED_AFTER, Checkpoints, Follow
 from .trainer import TrialTrainer
 
 _log = logging.getLogger(__name__)
-# Reasons to stop after which the trial will be resumed.
-RELEASED = "released"
-GIVEN_BACK = frozenset({RELEASED, "paused"})
 
 
 @dataclass(slots=True)
@@ -36,7 +35,7 @@ class Outcome:
     metrics: dict[str, float]
     scores: list[float] | None
     steps: int
-    stop_reason: str | None
+    stop_reason: StopReason | None
     train_seconds: float = 0.0
     use: dict[str, float] = field(default_factory=dict)
 
@@ -53,117 +52,42 @@ class Reports(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoints:
-    """The checkpoint to resume from, and where to store new ones.
+class _Evaluations:
+    """Judges a trial's model, checks and reports each evaluation, and keeps the latest one."""
 
-    ``keep`` takes a complete folder and its step. Two checkpoints are at least ``least_seconds`` apart, unless the
-    study names steps.
-    """
+    def __init__(self, study: StudySpec, task: Task, model: PeftModel, prepared: Prepared, reports: Reports) -> None:
+        self._study = study
+        self._task = task
+        self._model = model
+        self._prepared = prepared
+        self._reports = reports
+        self.metrics: dict[str, float] = {}
+        self.per_example: list[float] | None = None
+        self.step: int | None = None
 
-    resume_from: str | None
-    keep: Callable[[str, int], None]
-    least_seconds: float
+    def judge(self, split: Any) -> Scores:
+        """Judge the model on a split."""
+        scored = self._task.judge(self._study, self._model, split, self._prepared, self._study.metrics_wanted)
+        self.per_example = scored.per_example
+        return scored
 
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Check and report the metrics of a step.
 
-class _Follow(TrainerCallback):
-    """Stops training within one step, reports every evaluation, and decides when to write a checkpoint."""
-
-    def __init__(
-        self,
-        training: TrainingSpec,
-        stop_reason: Callable[[], str | None],
-        report: Callable[[int, dict[str, float]], None],
-        progress: Callable[[int], None],
-        checkpoints: Checkpoints,
-    ) -> None:
-        self._training = training
-        self._stop_reason = stop_reason
-        self._report = report
-        self._progress = progress
-        self._checkpoints = checkpoints
-        self._saved_at = time.monotonic()
-        self._began = 0.0
-        self._save_at_epoch_end = False
-        # Why training ended before its last step.
-        self.stopped_for: str | None = None
-        # Seconds in optimizer steps alone, without evaluations and checkpoints.
-        self.step_seconds = 0.0
-        self.steps = 0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.step_seconds += time.perf_counter() - self._began
-        self.steps += 1
-        self._progress(state.global_step)
-        every = self._training.checkpoint_steps
-        if every is not None and state.global_step % every == 0:
-            if self._training.eval_steps is None and _is_whole(state.epoch):
-                # The epoch's evaluation comes first: a resumed trial would skip it.
-                self._save_at_epoch_end = True
-            else:
-                self._save(state, control)
-        elif self._training.eval_steps is not None and state.global_step % self._training.eval_steps == 0:
-            self._save_if_due(state, control)
-        reason = self._stop_reason()
-        if reason in GIVEN_BACK and state.global_step >= state.max_steps:
-            return  # a trial without steps left is not resumed
-        if reason is not None:
-            self.stopped_for = reason
-            control.should_training_stop = True
-            # A resumed trial continues after this step, so everything due at it happens first.
-            control.should_save = reason in GIVEN_BACK
-            control.should_evaluate = control.should_evaluate and reason in GIVEN_BACK
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.stopped_for is not None:
-            # Also called when training stops within an epoch.
-            keeps = _is_whole(state.epoch) and self.stopped_for in GIVEN_BACK
-            control.should_evaluate = control.should_evaluate and keeps
-        elif self._save_at_epoch_end:
-            self._save_at_epoch_end = False
-            self._save(state, control)
-        elif self._training.eval_steps is None:
-            self._save_if_due(state, control)
-
-    def _save_if_due(self, state: TrainerState, control: TrainerControl) -> None:
-        if (
-            self._training.checkpoint_steps is None
-            and time.monotonic() - self._saved_at >= self._checkpoints.least_seconds
-        ):
-            self._save(state, control)
-
-    def _save(self, state: TrainerState, control: TrainerControl) -> None:
-        # No checkpoint is needed after the last step.
-        control.should_save = state.global_step < state.max_steps
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._saved_at = time.monotonic()
-        assert args.output_dir is not None
-        self._checkpoints.keep(f"{args.output_dir}/checkpoint-{state.global_step}", state.global_step)
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self._report(state.global_step, named_metrics(metrics or {}))
-
-
-def named_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """The Trainer's metrics under the names of studies, without its timings."""
-    timings = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    found = {k.removeprefix("eval_"): float(v) for k, v in metrics.items() if k.startswith("eval_")}
-    return {k: v for k, v in found.items() if k not in timings}
+        Raises:
+            Diverged: a metric is not finite.
+            Rejected: the data gives no value for an objective.
+        """
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{name} became {value} at step {step}; a lower learning_rate would keep it finite")
+        for objective in self._study.all_objectives:
+            if objective.metric != PARAMETERS and objective.metric not in metrics:
+                there = ", ".join(metrics)
+                raise Rejected(f"this data gives no {objective.metric!r} to judge by; it gives: {there}")
+        self.metrics, self.step = metrics, step
+        _log.info("step %d: %s", step, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+        self._reports.report(step, metrics)
 
 
 def train_trial(
@@ -172,7 +96,7 @@ def train_trial(
     model: PeftModel,
     prepared: Prepared,
     reports: Reports,
-    stop_reason: Callable[[], str | None],
+    stop_reason: Callable[[], StopReason | None],
     checkpoints: Checkpoints,
 ) -> Outcome:
     """Train and evaluate on the validation split as the study says. A confirmation is evaluated on test, once.
@@ -181,74 +105,55 @@ def train_trial(
     interrupted and resumed from a checkpoint.
 
     Raises:
-        Diverged: the loss is not finite.
+        Diverged: the loss or a metric is not finite.
+        Rejected: the data gives no value for an objective.
     """
     confirming = trial.phase == "confirmation"
-    study = trial.study
-    last: dict[str, Any] = {"metrics": {}, "scores": None, "step": None}
+    evaluations = _Evaluations(trial.study, task, model, prepared, reports)
+    follow = Follow(trial.study.training, stop_reason, evaluations.record, reports.progress, checkpoints)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with _tf32(trial.study.training.tf32), tempfile.TemporaryDirectory(prefix="cdka-trial-") as scratch:
+        trainer = TrialTrainer(
+            evaluations.judge,
+            trial.study.training.lora_plus_ratio,
+            model=model,
+            args=_arguments(trial, scratch, evaluate=not confirming),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.test if confirming else prepared.validation,
+            data_collator=prepared.collator,
+            callbacks=[follow],
+        )
+        # It would print every evaluation.
+        trainer.remove_callback(PrinterCallback)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoints.resume_from)
+        seconds = time.perf_counter() - started
+        steps = trainer.state.global_step
+        # A training that reached its last step is complete, even if it was told to stop meanwhile.
+        later = stop_reason()
+        ended_for = follow.stopped_for or (None if later in RESUMED_AFTER else later)
+        if ended_for is None and evaluations.step != steps:
+            trainer.evaluate()
+        _log.debug("trial %d: %d steps in %.1f s", trial.number, steps, seconds)
+        use = _use(trainer, follow)
+        # The Trainer and its accelerator would keep the adapter's optimizer alive until collected.
+        trainer.accelerator.free_memory()
+    return Outcome(evaluations.metrics, evaluations.per_example, steps, ended_for, seconds, use)
 
-    def judge(split: Any) -> Scores:
-        scored = task.judge(study, model, split, prepared, study.metrics_wanted)
-        last["scores"] = scored.per_example
-        return scored
 
-    def on_evaluation(step: int, metrics: dict[str, float]) -> None:
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise Diverged(
-                f"{bad[0]} became {metrics[bad[0]]} at step {step}; a lower learning_rate would keep it finite"
-            )
-        objectives = [o.metric for o in study.all_objectives if o.metric != PARAMETERS]
-        missing = [name for name in objectives if name not in metrics]
-        if missing:
-            there = ", ".join(metrics)
-            raise Rejected(f"this data gives no {missing[0]!r} to judge by; it gives: {there}")
-        last.update(metrics=metrics, step=step)
-        _log.info("step %d: %s", step, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
-        reports.report(step, metrics)
-
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = study.training.tf32
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Allow TF32 in products of fp32 matrices, or forbid it, for a while."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
-        follow = _Follow(study.training, stop_reason, on_evaluation, reports.progress, checkpoints)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        with tempfile.TemporaryDirectory(prefix="cdka-trial-") as scratch:
-            trainer = TrialTrainer(
-                judge,
-                study.training.lora_plus_ratio,
-                model=model,
-                args=_arguments(trial, scratch, evaluate=not confirming),
-                train_dataset=prepared.train,
-                eval_dataset=prepared.test if confirming else prepared.validation,
-                data_collator=prepared.collator,
-                callbacks=[follow],
-            )
-            # It would print every evaluation.
-            trainer.remove_callback(PrinterCallback)
-            started = time.perf_counter()
-            trainer.train(resume_from_checkpoint=checkpoints.resume_from)
-            seconds = time.perf_counter() - started
-            steps = trainer.state.global_step
-            # A training that reached its last step is complete, even if it was told to stop meanwhile.
-            later = stop_reason()
-            ended_for = follow.stopped_for or (None if later in GIVEN_BACK else later)
-            if ended_for is None and last["step"] != steps:
-                trainer.evaluate()
-            _log.debug("trial %d: %d steps in %.1f s", trial.number, steps, seconds)
-            use = _use(trainer, follow)
-            # The Trainer and its accelerator would keep the adapter's optimizer alive until collected.
-            trainer.accelerator.free_memory()
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-    return Outcome(last["metrics"], last["scores"], steps, ended_for, seconds, use)
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _is_whole(epoch: float | None) -> bool:
-    return epoch is not None and abs(epoch - round(epoch)) < 1e-9
-
-
-def _use(trainer: TrialTrainer, follow: _Follow) -> dict[str, float]:
+def _use(trainer: TrialTrainer, follow: Follow) -> dict[str, float]:
     """Speed of a training: seconds per step, examples and tokens (including padding) per second."""
     use: dict[str, float] = {}
     if follow.steps and follow.step_seconds > 0:

@@ -1,0 +1,123 @@
+"""Resolve a budget on a model's layers: the structures that it admits, and the predictors' rankings of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cdka
+
+from ..domain.plan import LayerShape, Plan
+from ..domain.records import StoredPrediction
+from ..domain.search_space import Pair, SearchSpace
+from ..domain.study_spec import BudgetSpec
+from ..errors import Fault
+from .base_models import MetaModel
+
+
+def resolve(
+    model: MetaModel, shapes: Sequence[cdka.ModuleShape], budget: BudgetSpec, space: SearchSpace | None
+) -> tuple[Plan | None, list[Fault]]:
+    """The plan of a budget and a search space on adapted layers, or the faults that prevent it."""
+    try:
+        limit = _max_parameters(shapes, model.parameters, budget)
+        cdka.feasible(shapes, limit)
+    except cdka.CdkaError as error:
+        return None, [Fault("#/budget", str(error))]
+    pairs: list[Pair] = []
+    if space is not None:
+        faults = _divisibility_faults(shapes, space)
+        if faults:
+            return None, faults
+        sizes = [(r1, r2) for r1 in space.r1_sizes() for r2 in space.r2_sizes()]
+        found = (_pair(shapes, limit, budget.min_fill, r1, r2, space.r_bounds()) for r1, r2 in sizes)
+        pairs = [pair for pair in found if pair is not None]
+        if not pairs:
+            return None, [_empty_space(shapes, limit, budget.min_fill, space)]
+    plan = Plan(
+        shapes=tuple(LayerShape(name=s.name, d_in=s.d_in, d_out=s.d_out) for s in shapes),
+        max_parameters=limit,
+        min_fill=budget.min_fill,
+        base_parameters=model.parameters,
+        structures=tuple(sorted(pairs, key=lambda pair: pair.order)),
+    )
+    return plan, []
+
+
+def _max_parameters(shapes: Sequence[cdka.ModuleShape], base: int, budget: BudgetSpec) -> int:
+    if budget.lora_rank is not None:
+        return cdka.count_lora_parameters(shapes, budget.lora_rank)
+    if budget.configuration is not None:
+        sizes = budget.configuration
+        return cdka.count_parameters(shapes, sizes.r1, sizes.r2, sizes.r)
+    if budget.fraction is not None:
+        return math.floor(budget.fraction * base)
+    assert budget.max_parameters is not None
+    return budget.max_parameters
+
+
+def _divisibility_faults(shapes: Sequence[cdka.ModuleShape], space: SearchSpace) -> list[Fault]:
+    faults = []
+    for symbol, given in (("r1", space.r1), ("r2", space.r2)):
+        sizes = [(f"#/search_space/{symbol}", given)] if isinstance(given, int) else []
+        if not isinstance(given, int):
+            sizes = [(f"#/search_space/{symbol}/choices/{k}", size) for k, size in enumerate(given.choices)]
+        for place, size in sizes:
+            try:
+                cdka.require_divisible(shapes, size if symbol == "r1" else 1, size if symbol == "r2" else 1)
+            except cdka.IndivisibleError as error:
+                faults.append(Fault(place, str(error)))
+    return faults
+
+
+def _pair(
+    shapes: Sequence[cdka.ModuleShape], limit: int, min_fill: float, r1: int, r2: int, bounds: tuple[int, int] | None
+) -> Pair | None:
+    """The pair with the r that fill the budget enough and lie within ``bounds`` (``None``: the largest r)."""
+    unit = cdka.count_parameters(shapes, r1, r2, 1)
+    high = limit // unit
+    low = max(1, math.ceil(min_fill * limit / unit - 1e-9))
+    if bounds is None:
+        low = max(low, high)
+    else:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    if low > high:
+        return None
+    return Pair(r1=r1, r2=r2, r_low=low, r_high=high, unit_parameters=unit)
+
+
+def _empty_space(shapes: Sequence[cdka.ModuleShape], limit: int, min_fill: float, space: SearchSpace) -> Fault:
+    pairs = [(a, b) for a in space.r1_sizes() for b in space.r2_sizes()]
+    units = {pair: cdka.count_parameters(shapes, *pair, 1) for pair in pairs}
+    closest = max(pairs, key=lambda p: limit // units[p] * units[p])
+    share = limit // units[closest] * units[closest] / limit
+    return Fault(
+        "#/search_space",
+        f"no (r1, r2, r) uses at least {min_fill:.0%} of the budget of {limit} parameters within it; "
+        f"the closest pair, r1={closest[0]} r2={closest[1]}, can use {share:.0%}: "
+        "widen r1, r2 or r, or lower budget.min_fill",
+    )
+
+
+def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> dict[str, list[StoredPrediction]]:
+    """The rankings of the predictors that need only the budget."""
+    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
+    candidates = candidates_for(plan, space)
+    return {
+        name: [
+            StoredPrediction(*p.configuration.structure, p.configuration.parameters, p.score, p.reason)
+            for p in cdka.predict(shapes, plan.max_parameters, name, candidates=candidates)
+        ]
+        for name in predictors
+        if name in cdka.FROM_BUDGET
+    }
+
+
+def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configuration]:
+    """The structures that predictors rank: powers of two, and the sizes that the study names, within the budget."""
+    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
+    candidates = set(cdka.feasible(shapes, plan.max_parameters))
+    if space is not None:
+        named = cdka.feasible(shapes, plan.max_parameters, r1=space.r1_sizes(), r2=space.r2_sizes())
+        candidates.update(named)
+    return sorted(candidates)
