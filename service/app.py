@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import uvicorn
 from anyio import to_thread
 from fastapi import FastAPI
@@ -35,10 +34,11 @@ from .domain.study_spec import StudySpec
 from .errors import ServiceError
 from .schemas.common import Problem
 from .search.optuna_policy import OptunaPolicy
+from .server.bootstrap import embedded_tokens, prepare, prepare_database
 from .server.chores import Chores
 from .server.logs import set_up_logging
 from .settings import Settings, explain
-from .tenancy.tokens import DEFAULT_TEAM, adopt_token, authenticate, create_token, ensure_team
+from .tenancy.tokens import DEFAULT_TEAM, create_token, ensure_team
 
 API = "/api/v1"
 # Seconds that streams and slow requests get to end at shutdown.
@@ -119,69 +119,28 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def prepare_database(ctx: Context) -> None:
-    """Upgrade an embedded SQLite schema; reject an outdated PostgreSQL schema.
+program = typer.Typer(
+    help="Run the API, or prepare its database.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def _configured() -> Iterator[Context]:
+    """The context of the environment's settings.
 
     Raises:
-        SystemExit: with the command to run.
+        SystemExit: the settings or the database are not right; the message says what.
     """
-    if ctx.db.is_sqlite:
-        ctx.db.upgrade()
-    elif not ctx.db.is_current():
-        raise SystemExit(
-            f"The database schema is at revision {ctx.db.revision() or 'none'}, this server's is {ctx.db.newest()}.\n"
-            "Back it up, then upgrade it:\n    cdka db backup FILE\n    cdka db upgrade"
-        )
-
-
-def embedded_tokens(ctx: Context) -> None:
-    """Create the tokens of an embedded server in files that only their owner can read, unless valid ones exist."""
-    ensure_team(ctx, DEFAULT_TEAM)
-    for role in (Role.ADMIN, Role.WORKER):
-        file = ctx.settings.home / f"{role}-token"
-        if file.exists() and _is_valid(ctx, file.read_text().strip()):
-            continue
-        _, secret = create_token(ctx, DEFAULT_TEAM, f"embedded {role}", role)
-        write_secret(file, secret)
-
-
-def _is_valid(ctx: Context, secret: str) -> bool:
-    try:
-        authenticate(ctx, secret)
-    except ServiceError:
-        return False
-    return True
-
-
-def write_secret(file: Path, secret: str) -> None:
-    """Write a secret to a file that only its owner can read."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(secret + "\n")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """``serve`` the API, or ``create-token`` in the database."""
-    parser = argparse.ArgumentParser(prog="python -m service.app", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="run the API")
-    serve.add_argument("--embedded", action="store_true", help="make the tokens of an embedded server")
-    token = commands.add_parser("create-token", help="make a token in the database and print its secret")
-    token.add_argument("--name", required=True)
-    token.add_argument("--role", choices=[r.value for r in Role], default=Role.MEMBER.value)
-    token.add_argument("--team", default=DEFAULT_TEAM)
-    prepare = commands.add_parser("prepare", help="upgrade the schema and make the tokens in files valid")
-    prepare.add_argument("--token", action="append", default=[], metavar="ROLE=FILE", type=_role_and_file)
-    options = parser.parse_args(argv)
     try:
         settings = Settings()
     except ValidationError as error:
         raise SystemExit(explain(error)) from None
     ctx = make_context(settings)
     try:
-        _run(options, ctx)
+        yield ctx
     except OperationalError as error:
         raise SystemExit(f"The database does not answer: {error.orig}") from None
     except ServiceError as error:
@@ -190,54 +149,70 @@ def main(argv: Sequence[str] | None = None) -> None:
         ctx.db.close()
 
 
+@program.command()
+def serve(
+    embedded: Annotated[bool, typer.Option("--embedded", help="Make an embedded server's tokens.")] = False,
+) -> None:
+    """Run the API."""
+    with _configured() as ctx:
+        set_up_logging(ctx.settings.log_format, current_request_id.get)
+        prepare_database(ctx)
+        ensure_team(ctx, DEFAULT_TEAM)
+        if embedded:
+            embedded_tokens(ctx)
+        uvicorn.run(
+            create_app(ctx, background=True),
+            host=ctx.settings.host,
+            port=ctx.settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+
+
+@program.command("create-token")
+def create_token_command(
+    name: Annotated[str, typer.Option(help="What the token is for.")],
+    role: Annotated[Role, typer.Option(help="What it permits.")] = Role.MEMBER,
+    team: Annotated[str, typer.Option(help="Its team, made if it does not exist.")] = DEFAULT_TEAM,
+) -> None:
+    """Make a token in the database and print its secret."""
+    with _configured() as ctx:
+        prepare_database(ctx)
+        ensure_team(ctx, team)
+        _, secret = create_token(ctx, team, name, role)
+        print(secret)
+
+
+@program.command("prepare")
+def prepare_command(
+    token: Annotated[list[str] | None, typer.Option(metavar="ROLE=FILE", help="A token's role and file.")] = None,
+) -> None:
+    """Upgrade the schema and make the tokens in files valid."""
+    tokens = [_role_and_file(value) for value in token or []]
+    with _configured() as ctx:
+        prepare(ctx, tokens)
+
+
 def _role_and_file(value: str) -> tuple[Role, Path]:
     role, separator, file = value.partition("=")
     if not separator or role not in list(Role):
-        raise argparse.ArgumentTypeError(f"ROLE=FILE, with a role out of {', '.join(Role)}")
+        raise typer.BadParameter(f"give ROLE=FILE, with a role out of {', '.join(Role)}; got {value!r}")
     return Role(role), Path(file)
 
 
-def _prepare(ctx: Context, tokens: Sequence[tuple[Role, Path]]) -> None:
-    before = ctx.db.revision()
-    ctx.db.upgrade()
-    print(f"the schema is at revision {ctx.db.revision()} (was: {before or 'none'})")
-    ensure_team(ctx, DEFAULT_TEAM)
-    for role, file in tokens:
-        is_new = adopt_token(ctx, DEFAULT_TEAM, f"deployed {role}", role, _secret(file))
-        print(f"the {role} token in {file} is valid {'now' if is_new else 'already'}")
+def main(argv: Sequence[str] | None = None) -> None:
+    """``serve`` the API, ``prepare`` the database, or ``create-token`` in it.
 
-
-def _secret(file: Path) -> str:
+    Raises:
+        SystemExit: it failed; the message says why.
+    """
     try:
-        return file.read_text().strip()
-    except OSError as error:
-        raise SystemExit(f"The token file {file} cannot be read: {error.strerror}") from None
-
-
-def _run(options: argparse.Namespace, ctx: Context) -> None:
-    if options.command == "prepare":
-        _prepare(ctx, options.token)
-        return
-    if options.command == "create-token":
-        prepare_database(ctx)
-        ensure_team(ctx, options.team)
-        _, secret = create_token(ctx, options.team, options.name, Role(options.role))
-        print(secret)
-        return
-    set_up_logging(ctx.settings.log_format, current_request_id.get)
-    prepare_database(ctx)
-    ensure_team(ctx, DEFAULT_TEAM)
-    if options.embedded:
-        embedded_tokens(ctx)
-    uvicorn.run(
-        create_app(ctx, background=True),
-        host=ctx.settings.host,
-        port=ctx.settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+        program(args=argv, prog_name="python -m service.app")
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Keep the paths of users inside the allowed folders."""
+"""Keep the paths of users inside the allowed folders, and secrets in files of their own."""
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Sequence
@@ -61,3 +62,12 @@ def gguf_file(path: str) -> str | None:
         return None
     files = sorted(folder.glob("*.gguf"))
     return files[0].name if len(files) == 1 else None
+
+
+def write_secret(file: Path, secret: str) -> None:
+    """Write a secret to a file that only its owner can read, in place of any former one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(secret + "\n")

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.client import Client
+from service.paths import write_secret
 from service.settings import Settings
 
 _log = logging.getLogger("workers")
@@ -32,16 +33,9 @@ def own_cluster_environment(settings: Settings) -> None:
     """
     token = settings.home / "ray-token"
     if not token.exists():
-        _write_secret(token, secrets.token_hex(32))
+        write_secret(token, secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-
-
-def _write_secret(file: Path, secret: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(secret)
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ preemption and ``docker compose stop`` lose no finished step.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -15,6 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Annotated
+
+import typer
 
 _log = logging.getLogger("workers.node")
 PORT = 6379
@@ -144,38 +146,56 @@ def _processes(*names: str) -> list[int]:
     return found
 
 
-def health() -> int:
-    """0 if this node's Ray answers."""
+program = typer.Typer(
+    help="A node of a Ray cluster.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+@program.callback()
+def _set_up() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@program.command()
+def head() -> None:
+    """Run the head of a cluster. It runs no trials."""
+    raise SystemExit(_run_node("head", None))
+
+
+@program.command()
+def join(address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="The head's address.")]) -> None:
+    """Offer this machine to a cluster."""
+    raise SystemExit(_run_node("join", address))
+
+
+@program.command()
+def health() -> None:
+    """Exit 0 if this node's Ray answers."""
     command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "health-check"]
     if address := os.environ.get("CDKA_HEALTH_ADDRESS"):
         command.append(f"--address={address}")
     try:
-        return subprocess.run(command, capture_output=True, timeout=HEALTH_SECONDS).returncode
+        raise SystemExit(subprocess.run(command, capture_output=True, timeout=HEALTH_SECONDS).returncode)
     except subprocess.TimeoutExpired:
-        return 1
+        raise SystemExit(1) from None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """See the module's docstring. ``leave`` is for a pod's preStop hook, where others started Ray."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    parser = argparse.ArgumentParser(prog="python -m workers.node", description="a node of a Ray cluster")
-    roles = parser.add_subparsers(dest="role", required=True)
-    roles.add_parser("head", help="hold a cluster together")
-    roles.add_parser("join", help="offer this machine to a cluster").add_argument("address", metavar="HOST:PORT")
-    roles.add_parser("health", help="exit 0 if this node's Ray answers")
-    roles.add_parser("leave", help="end this machine's runners in order")
-    options = parser.parse_args(argv)
-    grace = float(os.environ.get("CDKA_GRACE_SECONDS", "90")) - MARGIN_SECONDS
-    if options.role == "health":
-        raise SystemExit(health())
-    if options.role == "leave":
-        leave(grace)
-        return
+@program.command("leave")
+def leave_command() -> None:
+    """End this machine's runners in order. For a pod's preStop hook, where others started Ray."""
+    leave(_grace())
+
+
+def _grace() -> float:
+    """Seconds until this process must have ended."""
+    return float(os.environ.get("CDKA_GRACE_SECONDS", "90")) - MARGIN_SECONDS
+
+
+def _run_node(role: str, address: str | None) -> int:
     if (devices := os.environ.get("CDKA_NODE_DEVICES", "all")) != "all":
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
-    arguments = start_arguments(options.role, getattr(options, "address", None), dict(os.environ))
-    raise SystemExit(run(arguments, grace))
+    return run(start_arguments(role, address, dict(os.environ)), _grace())
 
 
 if __name__ == "__main__":
-    main()
+    program(prog_name="python -m workers.node")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -51,33 +53,60 @@ class IdempotentRoute(APIRoute):
         return handle
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A request under a key: whose key it is, what was asked, and the cipher of its answer."""
+
+    scope: str
+    key: str
+    digest: str
+    cipher: Fernet
+
+
 async def _once(request: Request, key: str, handle: Handler) -> Response:
+    """Answer from what is kept, or handle the request and keep the answer in the same transaction."""
     ctx = get_context(request)
-    secret = bearer_token(request) or ""
-    scope = hashlib.sha256(f"scope:{secret}".encode()).hexdigest()
-    body = await request.body()
-    asked = f"{request.url.path}?{request.url.query}\n".encode()
-    said = hashlib.sha256(asked + body).hexdigest()
-    cipher = _cipher(secret, key)
+    attempt = await _attempt(request, key)
     # A caller whose access was revoked must not get a stored answer.
     await run_in_threadpool(identify, request, ctx)
-    if (kept := await run_in_threadpool(_find, ctx, scope, key)) is not None:
-        return _replay(kept, said, cipher)
-    unit, token = ctx.db.begin_unit()
+    if (kept := await run_in_threadpool(_find, ctx, attempt)) is not None:
+        return _replay(kept, attempt)
     try:
-        response = await handle(request)
-        if response.status_code < 300:
-            answer = KeptAnswer(said, response.status_code, _seal(response, cipher))
-            await _in_own_thread(_keep, ctx, scope, key, answer)
-            await _in_own_thread(partial(ctx.db.end_unit, unit, commit=True))
-        return response
+        async with _unit_of_work(ctx) as commit:
+            response = await handle(request)
+            if response.status_code < 300:
+                await _in_own_thread(_keep, ctx, attempt, response)
+                await commit()
+            return response
     except IntegrityError:
-        await _in_own_thread(partial(ctx.db.end_unit, unit, commit=False))
         # The same request arrived twice at once, and the other one was first.
-        kept = await run_in_threadpool(_find, ctx, scope, key)
+        kept = await run_in_threadpool(_find, ctx, attempt)
         if kept is None:
             raise
-        return _replay(kept, said, cipher)
+        return _replay(kept, attempt)
+
+
+async def _attempt(request: Request, key: str) -> _Attempt:
+    secret = bearer_token(request) or ""
+    asked = f"{request.url.path}?{request.url.query}\n".encode()
+    return _Attempt(
+        scope=hashlib.sha256(f"scope:{secret}".encode()).hexdigest(),
+        key=key,
+        digest=hashlib.sha256(asked + await request.body()).hexdigest(),
+        cipher=_cipher(secret, key),
+    )
+
+
+@asynccontextmanager
+async def _unit_of_work(ctx: Context) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """One transaction for all that the request does. It is rolled back unless the yielded function commits it."""
+    unit, token = ctx.db.begin_unit()
+
+    async def commit() -> None:
+        await _in_own_thread(partial(ctx.db.end_unit, unit, commit=True))
+
+    try:
+        yield commit
     finally:
         # Also when the request is cancelled: its transaction must not stay open.
         with CancelScope(shield=True):
@@ -103,24 +132,21 @@ def _cipher(secret: str, key: str) -> Fernet:
     return Fernet(base64.urlsafe_b64encode(derived.derive(secret.encode() or b"-")))
 
 
-def _find(ctx: Context, scope: str, key: str) -> KeptAnswer | None:
+def _find(ctx: Context, attempt: _Attempt) -> KeptAnswer | None:
     with ctx.db.read() as session:
-        return KeptAnswers(session).find(scope, key)
+        return KeptAnswers(session).find(attempt.scope, attempt.key)
 
 
-def _keep(ctx: Context, scope: str, key: str, answer: KeptAnswer) -> None:
-    with ctx.db.write() as session:
-        KeptAnswers(session).add(scope, key, answer, ctx.clock())
-
-
-def _seal(response: Response, cipher: Fernet) -> str:
+def _keep(ctx: Context, attempt: _Attempt, response: Response) -> None:
     headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-    content = {"headers": headers, "body": bytes(response.body).decode()}
-    return cipher.encrypt(json.dumps(content).encode()).decode()
+    content = json.dumps({"headers": headers, "body": bytes(response.body).decode()})
+    answer = KeptAnswer(attempt.digest, response.status_code, attempt.cipher.encrypt(content.encode()).decode())
+    with ctx.db.write() as session:
+        KeptAnswers(session).add(attempt.scope, attempt.key, answer, ctx.clock())
 
 
-def _replay(kept: KeptAnswer, said: str, cipher: Fernet) -> Response:
-    if kept.request != said:
+def _replay(kept: KeptAnswer, attempt: _Attempt) -> Response:
+    if kept.request != attempt.digest:
         raise KeyReused("this Idempotency-Key came with another path, query or body before; use a new key")
-    content = json.loads(cipher.decrypt(kept.content.encode()))
+    content = json.loads(attempt.cipher.decrypt(kept.content.encode()))
     return Response(content["body"], kept.status, headers={**content["headers"], REPLAYED: "true"})

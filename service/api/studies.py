@@ -12,8 +12,9 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..domain.metrics import METRICS
-from ..domain.records import Ranking, RankingState, Study
+from ..domain.records import Ranking, RankingState, Study, TrialCounts
 from ..domain.states import StudyState
+from ..domain.study_spec import StudyChanges
 from ..errors import Changed, Fault, InvalidRequest
 from ..results import comparison, export, reading
 from ..schemas.common import Page
@@ -24,7 +25,6 @@ from ..schemas.studies import (
     PredictionRequest,
     PredictionsOut,
     RankingOut,
-    StudyChanges,
     StudyCreated,
     StudyOut,
     rankings,
@@ -73,7 +73,7 @@ def _revision(if_match: str | None) -> int | None:
     return int(found.group(1))
 
 
-def _out(response: Response, found: tuple[Study, studies.Counts], waiting_for: str | None = None) -> StudyOut:
+def _out(response: Response, found: tuple[Study, TrialCounts], waiting_for: str | None = None) -> StudyOut:
     response.headers["ETag"] = etag(found[0])
     return StudyOut.of(*found, waiting_for=waiting_for)
 
@@ -140,8 +140,7 @@ def update_study(
     if_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> StudyOut:
     """Change name, number of trials, priority, concurrency, retries or limits. The study may be running."""
-    changes = studies.Changes(**{name: getattr(body, name) for name in StudyChanges.model_fields})
-    return _out(response, studies.update_study(ctx, principal, study_id, changes, _revision(if_match)))
+    return _out(response, studies.update_study(ctx, principal, study_id, body, _revision(if_match)))
 
 
 @router.delete("/studies/{study_id}", status_code=204, responses=problems(404))

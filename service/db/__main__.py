@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from ..errors import ServiceError
 from ..settings import Settings, explain
-from .backup import back_up, restore
-from .checks import check
+from .backup import back_up
+from .backup import restore as restore_rows
+from .checks import check as find_faults
 from .engine import Database
 
+program = typer.Typer(
+    help="Look after the database.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
+File = Annotated[Path, typer.Argument(metavar="FILE")]
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run one subcommand and print its outcome.
+
+@contextmanager
+def _opened() -> Iterator[Database]:
+    """The database of the environment's settings.
 
     Raises:
-        SystemExit: with what was wrong.
+        SystemExit: the settings or the database are not right; the message says what.
     """
-    parser = argparse.ArgumentParser(prog="cdka db", description="look after the database")
-    actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("upgrade", help="bring the schema up to date")
-    actions.add_parser("check", help="see whether schema, references and counts are in order")
-    for action, words in (("backup", "write everything to a file"), ("restore", "fill an empty database from one")):
-        actions.add_parser(action, help=words).add_argument("file", type=Path)
-    options = parser.parse_args(argv)
     try:
         database = Database(Settings().database_url)
         try:
-            print(_do(options, database))
+            yield database
         finally:
             database.close()
     except ValidationError as error:
@@ -44,20 +45,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(error.detail) from None
 
 
-def _do(options: argparse.Namespace, database: Database) -> str:
-    if options.action == "upgrade":
+@program.command()
+def upgrade() -> None:
+    """Upgrade the schema to this release."""
+    with _opened() as database:
         before = database.revision()
         database.upgrade()
-        return f"the schema is at revision {database.revision()} (was: {before or 'none'})"
-    if options.action == "backup":
-        return f"{back_up(database, options.file)} rows written to {options.file}"
-    if options.action == "restore":
-        rows = restore(database, options.file)
-        return f"{rows} rows restored; the schema is at revision {database.revision()}"
-    if faults := check(database):
-        raise SystemExit("\n".join(faults))
-    return f"in order, at revision {database.revision()}"
+        print(f"the schema is at revision {database.revision()} (was: {before or 'none'})")
+
+
+@program.command()
+def backup(file: File) -> None:
+    """Write all rows to a file."""
+    with _opened() as database:
+        print(f"{back_up(database, file)} rows written to {file}")
+
+
+@program.command()
+def restore(file: File) -> None:
+    """Fill an empty database from a backup."""
+    with _opened() as database:
+        rows = restore_rows(database, file)
+        print(f"{rows} rows restored; the schema is at revision {database.revision()}")
+
+
+@program.command()
+def check() -> None:
+    """Check schema, references and counts; lists what is wrong and exits 1."""
+    with _opened() as database:
+        if faults := find_faults(database):
+            raise SystemExit("\n".join(faults))
+        print(f"in order, at revision {database.revision()}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    program(prog_name="cdka db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -91,6 +92,10 @@ class Study:
     finished_at: datetime | None
     storage_bytes: int = 0
     gpu_seconds: float = 0.0
+
+
+# Numbers of a study's trials.
+TrialCounts = Mapping[tuple[TrialPhase, TrialState], int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+GIB = 2**30
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .metrics import natural_direction
 from .search_space import STRICT, SearchSpace, Size
@@ -29,6 +29,7 @@ __all__ = [
     "Predictor",
     "ResourcesSpec",
     "SearchSpec",
+    "StudyChanges",
     "StudySpec",
     "TaskSpec",
     "Text",
@@ -91,6 +92,12 @@ class Objective(BaseModel):
     direction: Direction
 
 
+TrialBudget = Annotated[int, Field(ge=1, le=100_000)]
+Concurrency = Annotated[int, Field(ge=1, le=10_000)]
+Retries = Annotated[int, Field(ge=0, le=100)]
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
+
+
 class SearchSpec(BaseModel):
     """The search: sampler, pruner, number of trials."""
 
@@ -100,10 +107,10 @@ class SearchSpec(BaseModel):
     pruner: Name = "asha"
     pruner_options: dict[str, Any] = {}
     pruning_metric: Name | None = None
-    trials: Annotated[int, Field(ge=1, le=100_000)] = 24
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 2
+    trials: TrialBudget = 24
+    concurrency: Concurrency = 2
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
-    retries: Annotated[int, Field(ge=0, le=100)] = 1
+    retries: Retries = 1
     replicates: Annotated[int, Field(ge=1, le=100)] = 1
 
 
@@ -151,7 +158,7 @@ class StudySpec(BaseModel):
     limits: LimitsSpec = LimitsSpec()
     compare: CompareSpec = CompareSpec()
     resources: ResourcesSpec = ResourcesSpec()
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    priority: Priority = 0
 
     @property
     def all_objectives(self) -> list[Objective]:
@@ -180,3 +187,25 @@ class StudySpec(BaseModel):
     def metrics_wanted(self) -> set[str]:
         """The metrics that are needed; expensive others are not computed."""
         return {o.metric for o in self.all_objectives} | {self.task.metric, self.pruning_metric}
+
+
+class StudyChanges(BaseModel):
+    """The fields of a study that may change while it runs; ``None`` keeps the value."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: Name | None = None
+    priority: Priority | None = None
+    trials: TrialBudget | None = None
+    concurrency: Concurrency | None = None
+    retries: Retries | None = None
+    limits: LimitsSpec | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that are to change, as they are recorded."""
+        return {k: v.model_dump() if isinstance(v, LimitsSpec) else v for k, v in self if v is not None}
+
+    def applied_to(self, spec: StudySpec) -> StudySpec:
+        """The spec with these changes."""
+        search = {k: v for k in ("trials", "concurrency", "retries") if (v := getattr(self, k)) is not None}
+        whole = {k: v for k in ("name", "priority", "limits") if (v := getattr(self, k)) is not None}
+        return spec.model_copy(update={**whole, "search": spec.search.model_copy(update=search)})

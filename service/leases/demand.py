@@ -8,18 +8,18 @@ from ..context.context import Context
 from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
-from ..domain.records import StudyLoad
+from ..domain.records import StudyLoad, TrialCounts
 from ..domain.shape import Shape
 from ..domain.states import StudyPhase, TrialState
-from ..studies.progress import Counts, search_trials
+from ..studies.progress import search_trials
 
 
-def running_trials(counts: Counts) -> int:
+def running_trials(counts: TrialCounts) -> int:
     """The number of running trials."""
     return sum(n for (_, state), n in counts.items() if state is TrialState.RUNNING)
 
 
-def open_slots(study: StudyLoad, counts: Counts) -> int:
+def open_slots(study: StudyLoad, counts: TrialCounts) -> int:
     """The number of trials of a study that are queued or not proposed yet."""
     queued = sum(n for (_, state), n in counts.items() if state is TrialState.QUEUED)
     asked = max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0

@@ -21,12 +21,12 @@ from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.operation import RunnerSeen
-from ..domain.records import UNRECORDED, Lease, NewTrial, Observation, Study, StudyLoad, Trial
+from ..domain.records import UNRECORDED, Lease, NewTrial, Observation, Study, StudyLoad, Trial, TrialCounts
 from ..domain.shape import Shape
 from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from ..errors import Contention
 from ..search.policy import Problem, Proposal
-from ..studies.progress import Counts, advance, search_trials
+from ..studies.progress import advance, search_trials
 from ..tenancy.quotas import room_for_trials
 from .demand import running_trials
 
@@ -132,7 +132,9 @@ def _grant_queued(ctx: Context, load: StudyLoad, runners: Sequence[Runner]) -> l
         return grants
 
 
-def _room(session: Session, study: Study, load: StudyLoad, counts: Counts, wanted: int, *, lock: bool = True) -> int:
+def _room(
+    session: Session, study: Study, load: StudyLoad, counts: TrialCounts, wanted: int, *, lock: bool = True
+) -> int:
     """How many of ``wanted`` further trials of the study may start now; ``lock`` keeps it so until the commit."""
     if study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return 0
@@ -140,7 +142,7 @@ def _room(session: Session, study: Study, load: StudyLoad, counts: Counts, wante
     return room_for_trials(session, load, room, lock=lock) if load.limited and room else room
 
 
-def _yet_to_ask(study: Study, counts: Counts) -> int:
+def _yet_to_ask(study: Study, counts: TrialCounts) -> int:
     """Search trials that are planned and not proposed yet."""
     return max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0
 
@@ -158,15 +160,23 @@ def _propose_and_record(
         room = _room(session, study, load, counts, wanted, lock=False)
     if not room:
         return [], _Outcome.NONE_LEFT
-    proposals, ends = _propose(ctx, snapshot, room, deadline)
     try:
-        return _record(ctx, load, runners, proposals, snapshot.next_number, ends)
+        return _record(ctx, load, runners, _propose(ctx, snapshot, room, deadline))
     except IntegrityError:
         return [], _Outcome.RACED
 
 
-def _propose(ctx: Context, snapshot: Snapshot, most: int, deadline: float) -> tuple[list[Proposal], bool]:
-    """Up to ``most`` proposals, at least one before the deadline; and whether the space holds no more after them."""
+@dataclass(frozen=True, slots=True)
+class _Proposed:
+    """Proposals for trials from number ``first`` on; ``exhausted`` if the space holds no more after them."""
+
+    first: int
+    proposals: list[Proposal]
+    exhausted: bool
+
+
+def _propose(ctx: Context, snapshot: Snapshot, most: int, deadline: float) -> _Proposed:
+    """Up to ``most`` proposals. The first is made even after the deadline."""
     study, history = snapshot.study, snapshot.history
     problem = Problem(study.id, study.spec, study.plan)
     proposals: list[Proposal] = []
@@ -175,33 +185,34 @@ def _propose(ctx: Context, snapshot: Snapshot, most: int, deadline: float) -> tu
         proposal = ctx.policy.propose(problem, history, number)
         ctx.observe_sampling(study.spec.search.sampler, time.perf_counter() - began)
         if proposal is None:
-            return proposals, True
+            return _Proposed(snapshot.next_number, proposals, exhausted=True)
         proposals.append(proposal)
         running = Observation(
             number, TrialState.RUNNING, proposal.params, proposal.point, proposal.attrs, version=UNRECORDED
         )
         history.update([running])
-    return proposals, False
+    return _Proposed(snapshot.next_number, proposals, exhausted=False)
 
 
 @retried
 def _record(
-    ctx: Context, load: StudyLoad, runners: Sequence[Runner], proposals: Sequence[Proposal], first: int, ends: bool
+    ctx: Context, load: StudyLoad, runners: Sequence[Runner], proposed: _Proposed
 ) -> tuple[list[Grant], _Outcome]:
-    now = ctx.clock()
+    now, proposals = ctx.clock(), proposed.proposals
     with ctx.db.write() as session:
         study = Studies(session).get(load.id, lock=True)
         trials = Trials(session)
         counts = trials.counts([study.id])[study.id]
         # Numbers from 0 on have no gaps, so the next one is how many there are.
-        if sum(n for (phase, _), n in counts.items() if phase is not TrialPhase.MEASUREMENT) != first:
+        if sum(n for (phase, _), n in counts.items() if phase is not TrialPhase.MEASUREMENT) != proposed.first:
             return [], _Outcome.RACED
         room = _room(session, study, load, counts, min(len(runners), _yet_to_ask(study, counts)))
-        stored = trials.add(study.id, [_new_trial(study, first + k, p) for k, p in enumerate(proposals[:room])], now)
+        new = [_new_trial(study, proposed.first + k, p) for k, p in enumerate(proposals[:room])]
+        stored = trials.add(study.id, new, now)
         if stored:
             study = _started(session, study, now)
         grants = [_grant(ctx, session, study, t, r, now) for t, r in zip(stored, runners, strict=False)]
-        if ends and len(proposals) < room:
+        if proposed.exhausted and len(proposals) < room:
             study = Studies(session).set_planned(study, search_trials(counts) + len(stored))
             advance(session, study, now)
             return grants, _Outcome.NONE_LEFT

@@ -10,9 +10,8 @@ from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
 from ..domain.operation import Team, Usage
-from ..domain.records import StudyLoad
+from ..domain.records import StudyLoad, TrialCounts
 from ..domain.states import TrialState
-from ..studies.progress import Counts
 from ..tenancy.quotas import in_turn
 from .demand import open_slots, running_trials
 from .grants import Runner
@@ -28,7 +27,7 @@ class Standing:
     """
 
     loads: Sequence[StudyLoad]
-    counts: Mapping[str, Counts]
+    counts: Mapping[str, TrialCounts]
     teams: Mapping[str, Team]
     usage: Mapping[str, Usage]
     barred: set[tuple[str | None, str | None]]

@@ -17,17 +17,18 @@ from ..db.studies import Studies
 from ..db.teams import Teams
 from ..db.trials import Trials
 from ..domain.pareto import pareto_front
-from ..domain.records import Study, Trial
+from ..domain.records import Study, Trial, TrialCounts
+from ..domain.shape import GIB
 from ..domain.states import STUDY_ENDED, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import Direction, Objective
 from ..errors import NotFound, Unavailable
 from ..paths import is_inside
-from ..studies.progress import Counts, search_trials
+from ..studies.progress import search_trials
 from ..tenancy.quotas import trial_fault
 
 RUNNER_SEEN = timedelta(minutes=2)
 # Adapters are megabytes; a much larger folder is not an adapter.
-LARGEST_ADAPTER = 4 * 2**30
+LARGEST_ADAPTER = 4 * GIB
 
 
 def front(ctx: Context, study_id: str, team_id: str | None) -> tuple[list[Objective], list[Trial]]:
@@ -50,7 +51,7 @@ def front_of(objectives: Sequence[Objective], trials: Sequence[Trial]) -> list[T
     return [done[k] for k in pareto_front(points)]
 
 
-def waiting_for(ctx: Context, study: Study, counts: Counts) -> str | None:
+def waiting_for(ctx: Context, study: Study, counts: TrialCounts) -> str | None:
     """Why a study with work has no running trial; ``None`` if it has one or has no work."""
     if study.state is StudyState.PAUSED or study.state in STUDY_ENDED:
         return None

@@ -1,7 +1,7 @@
 """What a study says, for those who run it."""
 
 from ..domain.metrics import PARAMETERS
-from ..domain.shape import Shape
+from ..domain.shape import GIB, Shape
 from ..domain.states import FailureKind, StopReason, TrialPhase
 from ..domain.study_spec import AdapterSpec, StudySpec
 from ..domain.task_spec import (
@@ -16,6 +16,7 @@ from ..domain.task_spec import (
 from ..domain.training_spec import TrainingSpec
 
 __all__ = [
+    "GIB",
     "PARAMETERS",
     "AdapterSpec",
     "CustomSpec",

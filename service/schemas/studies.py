@@ -11,7 +11,7 @@ from ..domain.plan import LayerShape, MemoryNeed
 from ..domain.records import Ranking, RankingState, Study
 from ..domain.search_space import Pair
 from ..domain.states import EventKind, StudyPhase, StudyState, TrialPhase, TrialState
-from ..domain.study_spec import AdapterSpec, BudgetSpec, LimitsSpec, ModelSpec, Name, Objective, Predictor, StudySpec
+from ..domain.study_spec import AdapterSpec, BudgetSpec, ModelSpec, Objective, Predictor, StudySpec
 from .common import Sent, Time, Wire
 from .trials import TrialOut
 
@@ -140,17 +140,6 @@ def rankings(found: Sequence[Ranking], shown: int = SHOWN_PREDICTIONS) -> list[R
         )
         for ranking in found
     ]
-
-
-class StudyChanges(Sent):
-    """What PATCH changes; what is left out stays."""
-
-    name: Name | None = None
-    priority: Annotated[int, Field(strict=True, ge=-1000, le=1000)] | None = None
-    trials: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
-    concurrency: Annotated[int, Field(strict=True, ge=1, le=10_000)] | None = None
-    retries: Annotated[int, Field(strict=True, ge=0, le=100)] | None = None
-    limits: LimitsSpec | None = None
 
 
 class StrategyOut(Wire):

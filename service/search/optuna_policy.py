@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import optuna
 from cachetools import LRUCache
 from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
@@ -21,7 +23,7 @@ from ..domain.study_spec import Direction, Objective, StudySpec
 from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite, to_params
 from .history import History
 from .policy import Problem, Proposal
-from .pruners import PRUNERS, rung_marks
+from .pruners import PRUNERS, PrunerKind, rung_marks
 from .samplers import GRID, SAMPLERS
 from .storage import HistoryStorage, frozen
 
@@ -42,6 +44,27 @@ def _direction(spec: StudySpec, metric: str) -> Direction:
     """Which way the pruning metric is better: as an objective says, else by its nature."""
     named = {o.metric: o.direction for o in spec.all_objectives}
     return named.get(metric) or metrics_of(spec.task).get(metric, spec.objective.direction)
+
+
+class _Curves:
+    """Trials as a pruner sees them: by their evaluations, with the rung marks that it left on them."""
+
+    def __init__(self, kind: PrunerKind, options: Any, pruner: BasePruner, study: optuna.Study, metric: str) -> None:
+        self._kind = kind
+        self._options = options
+        self._pruner = pruner
+        self._study = study
+        self._metric = metric
+
+    def frozen(self, seen: Observation, before: int | None = None) -> FrozenTrial:
+        """The trial, with rung marks ``before`` an evaluation (of all its evaluations for ``None``)."""
+        bare = replace(seen, attrs=None)
+        value = seen.metrics.get(self._metric, seen.curve[-1] if seen.curve else None)
+        marks: dict[str, Any] = {}
+        if self._kind.rungs is not None and seen.curve:
+            first, factor = self._kind.rungs(self._options, self._pruner, self._study, frozen(bare, {}, None))
+            marks = rung_marks(seen.curve, first, factor, before)
+        return frozen(bare, {}, None if value is None else [value], marks)
 
 
 class OptunaPolicy:
@@ -105,33 +128,22 @@ class OptunaPolicy:
         """See :class:`~service.search.policy.StopRule`."""
         search = problem.spec.search
         kind = PRUNERS[search.pruner]
-        seen = history.get(number)
-        if kind.make is None or seen is None or not 1 <= evaluations <= len(seen.curve):
+        judged = history.get(number)
+        if kind.make is None or judged is None or not 1 <= evaluations <= len(judged.curve):
             return False
         options = kind.options.model_validate(search.pruner_options)
         pruner = kind.make(options, problem.spec.training.epochs)
         metric = problem.spec.pruning_metric
         objective = Objective(metric=metric, direction=_direction(problem.spec, metric))
-        study = self._study([objective], [], number, optuna.samplers.RandomSampler(seed=0))
-        trials: dict[int, FrozenTrial] = {}
-
-        def convert(current: Observation, before: int | None = None) -> FrozenTrial:
-            bare = replace(current, attrs=None)
-            value = current.metrics.get(metric, current.curve[-1] if current.curve else None)
-            marks: dict[str, Any] = {}
-            if kind.rungs is not None and current.curve:
-                first, factor = kind.rungs(options, pruner, study, frozen(bare, {}, None))
-                marks = rung_marks(current.curve, first, factor, before)
-            return frozen(bare, {}, None if value is None else [value], marks)
-
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        curves = _Curves(kind, options, pruner, self._study([objective], [], number, sampler), metric)
+        current = curves.frozen(replace(judged, curve=judged.curve[:evaluations]), before=evaluations)
+        trials = [current]
         for other in history.observations():
-            if other.number == number:
-                trials[number] = convert(replace(other, curve=other.curve[:evaluations]), before=evaluations)
-            else:
+            if other.number != number:
                 key = (problem.study_id, other.number, other.version, other.state, len(other.curve), "judged")
-                trials[other.number] = self._kept(key, lambda other=other: convert(other))  # type: ignore[misc]
-        study._storage._trials.update(trials)  # type: ignore[attr-defined]  # our own HistoryStorage
-        return bool(pruner.prune(study, trials[number]))
+                trials.append(self._kept(key, partial(curves.frozen, other)))
+        return bool(pruner.prune(self._study([objective], trials, number, sampler), current))
 
     def _study(
         self,

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from ..domain.plan import Plan
+from ..domain.search_space import STRICT
 from ..domain.study_spec import StudySpec
 from .history import History
+
+
+class NoOptions(BaseModel):
+    """Takes no options."""
+
+    model_config = STRICT
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,11 @@ from optuna.pruners import BasePruner
 from pydantic import BaseModel, Field
 
 from ..domain.search_space import STRICT
+from .policy import NoOptions
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
 Resource = Annotated[int, Field(ge=1, le=1_000_000)]
 Factor = Annotated[int, Field(ge=2, le=100)]
-
-
-class NoOptions(BaseModel):
-    """Takes no options."""
-
-    model_config = STRICT
 
 
 class MedianOptions(BaseModel):

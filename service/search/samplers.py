@@ -20,16 +20,11 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, Field
 
 from ..domain.search_space import STRICT
+from .policy import NoOptions
 
 Share = Annotated[float, Field(ge=0, le=1)]
 # The sampler sees at most so many finished trials: the best quarter of that number, and the most recent.
 HISTORY_LIMIT = 2_000
-
-
-class NoOptions(BaseModel):
-    """Takes no options."""
-
-    model_config = STRICT
 
 
 class TpeOptions(BaseModel):

@@ -11,13 +11,13 @@ from cachetools import LRUCache, cached
 import cdka
 
 from ..domain.plan import MemoryNeed, Plan
+from ..domain.shape import GIB
 from ..domain.study_spec import StudySpec
 from ..domain.training_spec import ResourcesSpec
 from ..errors import Fault
 from .base_models import MetaModel
 
 _log = logging.getLogger(__name__)
-GIB = 2**30
 # What an estimate leaves out: fragmentation and work space as a share, a device's context and libraries as a constant.
 HEADROOM = 1.1
 CONTEXT_GIB = 0.75

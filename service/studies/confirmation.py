@@ -12,6 +12,7 @@ from ..domain.records import Candidate, NewTrial, Observation, StoredPrediction,
 from ..domain.search_space import FloatRange
 from ..domain.states import TrialPhase
 from ..domain.study_spec import Direction
+from .structures import module_shapes
 
 # The guideline as published: alpha of the paper's recommended default (2, 8, 4).
 PUBLISHED_ALPHA = 16.0
@@ -35,7 +36,7 @@ def candidates(study: Study, best: Trial, predictions: Mapping[str, Sequence[Sto
     All share the winner's alpha, and its learning rate until that is tuned, so that they differ in structure. The
     guideline as published, with alpha 16, is a further candidate.
     """
-    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in study.plan.shapes]
+    shapes = module_shapes(study.plan)
     named: list[tuple[str, str, str, dict[str, Any], int]] = [
         ("best", f"best found (trial {best.number})", "cdka", dict(best.params), best.parameters)
     ]

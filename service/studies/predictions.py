@@ -15,7 +15,7 @@ from ..domain.records import NewTrial, Ranking, RankingState, StoredPrediction, 
 from ..domain.states import TRIAL_ENDED, TrialPhase
 from ..domain.study_spec import StudySpec
 from ..errors import Fault, InvalidRequest
-from .structures import candidates_for
+from .structures import candidates_for, module_shapes
 
 MEASURED = "measured"
 # Before trial 0, so that the search's numbers are the same with and without it.
@@ -76,5 +76,5 @@ def measured_ranking(study: Study, trial: Trial, entries: Sequence[Mapping[str, 
     if {(e["r1"], e["r2"], e["r"]) for e in entries} != asked or len(entries) != len(asked):
         fault = Fault("#/predictions", f"give one for each of the {len(asked)} configurations in the trial's params")
         raise InvalidRequest("a completed measurement holds the score of every configuration", [fault])
-    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in study.plan.shapes]
+    shapes = module_shapes(study.plan)
     return [StoredPrediction(**e, parameters=cdka.count_parameters(shapes, e["r1"], e["r2"], e["r"])) for e in entries]

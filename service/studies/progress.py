@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -10,14 +9,12 @@ from sqlalchemy.orm import Session
 from ..db.observations import Observations
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import Study
+from ..domain.records import Study, TrialCounts
 from ..domain.states import TRIAL_ENDED, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
 from .confirmation import best_trial, candidates, confirmation_trials, tuning_trials
 
-Counts = Mapping[tuple[TrialPhase, TrialState], int]
 
-
-def search_trials(counts: Counts) -> int:
+def search_trials(counts: TrialCounts) -> int:
     """The number of search trials in any state."""
     return sum(n for (phase, _), n in counts.items() if phase is TrialPhase.SEARCH)
 

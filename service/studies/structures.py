@@ -99,9 +99,14 @@ def _empty_space(shapes: Sequence[cdka.ModuleShape], limit: int, min_fill: float
     )
 
 
+def module_shapes(plan: Plan) -> list[cdka.ModuleShape]:
+    """The adapted layers of a plan."""
+    return [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
+
+
 def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> dict[str, list[StoredPrediction]]:
     """The rankings of the predictors that need only the budget."""
-    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
+    shapes = module_shapes(plan)
     candidates = candidates_for(plan, space)
     return {
         name: [
@@ -115,7 +120,7 @@ def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> di
 
 def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configuration]:
     """The structures that predictors rank: powers of two, and the sizes that the study names, within the budget."""
-    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes]
+    shapes = module_shapes(plan)
     candidates = set(cdka.feasible(shapes, plan.max_parameters))
     if space is not None:
         named = cdka.feasible(shapes, plan.max_parameters, r1=space.r1_sizes(), r2=space.r2_sizes())

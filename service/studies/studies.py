@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,17 +15,15 @@ from ..db.retries import retried
 from ..db.studies import Studies, with_text
 from ..db.trials import Trials
 from ..domain.ids import new_id
-from ..domain.records import Principal, Study
-from ..domain.states import STUDY_ENDED, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
-from ..domain.study_spec import LimitsSpec, StudySpec
+from ..domain.records import Principal, Study, TrialCounts
+from ..domain.states import STUDY_ENDED, StopReason, StudyPhase, StudyState, TrialState
+from ..domain.study_spec import StudyChanges
 from ..errors import Changed, Conflict, Fault, InvalidRequest
 from ..tenancy.quotas import require_room_for_study
 from .plans import Planned, plan_study
 from .predictions import measurement
 from .progress import advance, search_trials
 from .removal import purge
-
-Counts = dict[tuple[TrialPhase, TrialState], int]
 
 
 def create_study(ctx: Context, caller: Principal, body: Any) -> tuple[Study, Planned]:
@@ -73,7 +71,7 @@ def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
         return study
 
 
-def get_study(ctx: Context, study_id: str, team_id: str | None) -> tuple[Study, Counts]:
+def get_study(ctx: Context, study_id: str, team_id: str | None) -> tuple[Study, TrialCounts]:
     """A study and the number of its trials by phase and state.
 
     Raises:
@@ -83,7 +81,7 @@ def get_study(ctx: Context, study_id: str, team_id: str | None) -> tuple[Study, 
         return _with_counts(session, study_id, team_id)
 
 
-def _with_counts(session: Session, study_id: str, team_id: str | None) -> tuple[Study, Counts]:
+def _with_counts(session: Session, study_id: str, team_id: str | None) -> tuple[Study, TrialCounts]:
     study = Studies(session).get(study_id, team_id)
     return study, Trials(session).counts([study_id])[study_id]
 
@@ -97,7 +95,7 @@ def list_studies(
     name: str | None = None,
     states: Sequence[StudyState] = (),
     ascending: bool = False,
-) -> tuple[list[tuple[Study, Counts]], str | None]:
+) -> tuple[list[tuple[Study, TrialCounts]], str | None]:
     """A page of studies by age, and the cursor of the next page."""
     with ctx.db.read() as session:
         found = Studies(session).page(team_id, limit + 1, after, with_text(name, states), ascending)
@@ -108,7 +106,7 @@ def list_studies(
 
 
 @retried
-def cancel_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, Counts]:
+def cancel_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, TrialCounts]:
     """Cancel a study. Queued trials are cancelled now, running ones are told to stop at their next report.
 
     Raises:
@@ -127,7 +125,7 @@ def cancel_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study,
 
 
 @retried
-def pause_study(ctx: Context, caller: Principal, study_id: str, *, drain: bool) -> tuple[Study, Counts]:
+def pause_study(ctx: Context, caller: Principal, study_id: str, *, drain: bool) -> tuple[Study, TrialCounts]:
     """Start no more trials of a study. Running trials finish (``drain``) or are queued again now.
 
     Raises:
@@ -147,7 +145,7 @@ def pause_study(ctx: Context, caller: Principal, study_id: str, *, drain: bool) 
 
 
 @retried
-def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, Counts]:
+def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study, TrialCounts]:
     """Resume a paused study.
 
     Raises:
@@ -168,27 +166,10 @@ def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study,
         return _with_counts(session, study_id, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """The fields of a study that may change while it runs; ``None`` keeps the value."""
-
-    name: str | None = None
-    priority: int | None = None
-    trials: int | None = None
-    concurrency: int | None = None
-    retries: int | None = None
-    limits: LimitsSpec | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The values that are to change."""
-        found = {name: getattr(self, name) for name in self.__slots__}
-        return {k: v.model_dump() if isinstance(v, LimitsSpec) else v for k, v in found.items() if v is not None}
-
-
 @retried
 def update_study(
-    ctx: Context, caller: Principal, study_id: str, changes: Changes, revision: int | None = None
-) -> tuple[Study, Counts]:
+    ctx: Context, caller: Principal, study_id: str, changes: StudyChanges, revision: int | None = None
+) -> tuple[Study, TrialCounts]:
     """Change name, number of trials, priority, concurrency, retries or limits. Does not affect running trials.
 
     A completed study that gets more trials or a later limit resumes its search.
@@ -212,17 +193,11 @@ def update_study(
             raise InvalidRequest("the study cannot be changed so", [fault])
         if study.state in (StudyState.CANCELLED, StudyState.FAILED) and given.keys() - {"name"}:
             raise Conflict(f"a {study.state} study can only be renamed; that state is final")
-        study = studies.set_spec(study, _changed(study.spec, changes), now, given)
+        study = studies.set_spec(study, changes.applied_to(study.spec), now, given)
         Audit(session).record(caller, now, "study.update", study_id, **given)
         if changes.trials is not None or changes.limits is not None:
             _go_on(session, study, there, now)
         return _with_counts(session, study_id, None)
-
-
-def _changed(spec: StudySpec, changes: Changes) -> StudySpec:
-    search = {k: v for k in ("trials", "concurrency", "retries") if (v := getattr(changes, k)) is not None}
-    whole = {k: v for k in ("name", "priority", "limits") if (v := getattr(changes, k)) is not None}
-    return spec.model_copy(update={**whole, "search": spec.search.model_copy(update=search)})
 
 
 def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:

@@ -18,6 +18,7 @@ from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, Stud
 from ..errors import Conflict, Fault, InvalidRequest
 from ..search.coordinates import to_point
 from .progress import advance, search_trials
+from .structures import module_shapes
 
 
 def list_trials(
@@ -96,7 +97,7 @@ def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[s
 
 
 def _parameters(study: Study, params: dict[str, Any]) -> int:
-    shapes = [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in study.plan.shapes]
+    shapes = module_shapes(study.plan)
     faults = []
     for name, sizes in (("r1", (params["r1"], 1)), ("r2", (1, params["r2"]))):
         try:

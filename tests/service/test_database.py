@@ -16,12 +16,13 @@ from alembic import command
 from fastapi.testclient import TestClient
 from sqlalchemy import inspect, text
 
-from service.app import create_app, make_context, prepare_database
+from service.app import create_app, make_context
 from service.db.backup import back_up, restore
 from service.db.checks import check
 from service.db.engine import Database, alembic_config
 from service.domain.records import Role
 from service.errors import Conflict, InvalidRequest, Unavailable
+from service.server.bootstrap import prepare_database
 from service.settings import Settings
 from service.tenancy.tokens import create_token
 from tests.conftest import Api, FakeClock

@@ -8,10 +8,11 @@ import pytest
 from alembic import command
 from sqlalchemy import inspect
 
-from service.app import main, make_context, prepare_database
+from service.app import main, make_context
 from service.db.engine import Database, alembic_config
 from service.db.models import Base
 from service.errors import Unauthorized
+from service.server.bootstrap import prepare_database
 from service.settings import Settings
 from service.tenancy.tokens import authenticate
 

@@ -13,7 +13,7 @@ import ray
 
 from service.client import Client
 from service.errors import ServiceError
-from service.schemas.specs import Shape
+from service.schemas.specs import GIB, Shape
 from service.settings import Settings
 
 from .actor import NAME_PREFIX, NAMESPACE, RunnerActor
@@ -24,7 +24,6 @@ STATUS_TIMEOUT = 5.0
 RELEASE_TIMEOUT = 15.0
 # An idle runner leaves after this time if there is demand of another shape.
 MAKE_ROOM_SECONDS = 5.0
-GIB = 2**30
 # Settings that runners need. The token is passed as the name of a file, never as its value.
 PASSED = (
     "home",

@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from service.client import Client
 from service.schemas.leases import LeaseOut, ResultIn
-from service.schemas.specs import FailureKind, Shape, StopReason
+from service.schemas.specs import GIB, FailureKind, Shape, StopReason
 from service.settings import Settings
 
 from ..failures import classify, failed
@@ -25,7 +25,6 @@ from ..runner.reporter import Reporter
 from ..runner.runner import Runner
 
 _log = logging.getLogger(__name__)
-GIB = 2**30
 ASK_SECONDS = 1.0
 ROOM_SECONDS = 0.5
 # Reasons to stop: the first process broadcasts their places in this list.
