@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from service.schemas.specs import GenerationSpec
 from tests.conftest import Api, write_lines
@@ -150,6 +152,22 @@ def test_a_custom_task_is_found_by_name(api: Api, runner: Runner) -> None:
     runner.settings = runner.settings.model_copy(update={"tasks": {"parity": "tests.workers.test_tasks:Parity"}})
     trial = run_one(api, runner, "tiny-bert", CUSTOM)
     assert trial["metrics"].keys() == {"errors"}
+
+
+def test_the_task_of_the_documentation_runs(
+    api: Api, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/your-own-task.md").read_text()
+    found = dict(re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "our_tasks.py").write_text(found["python"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (setting,) = re.findall(r"CDKA_TASKS='(.*)'", found["sh"])
+    runner.settings = runner.settings.model_copy(update={"tasks": json.loads(setting)})
+    named = yaml.safe_load(found["yaml"])
+    task = {k: v for k, v in named.items() if k != "dataset"} | {"columns": {"text": "prompt", "label": "parity"}}
+    trial = run_one(api, runner, "tiny-bert", task)
+    (examples,) = re.findall(r"(\d+) examples", trial["resources"]["data"]["validation"])
+    assert trial["metrics"]["errors"] == pytest.approx((1 - trial["metrics"]["accuracy"]) * int(examples))
 
 
 def test_a_task_that_a_runner_does_not_have_fails_the_study_with_the_names_that_it_has(
