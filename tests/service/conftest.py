@@ -13,6 +13,8 @@ from service.cli import program as cli
 from service.cli.commands import session
 from service.client import Client
 from service.client.testing import AppTransport
+from service.context.context import Context
+from service.db.checks import check
 from tests.conftest import Api
 
 
@@ -35,3 +37,10 @@ def command(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
         return found.exit_code, found.stdout, found.stderr
 
     return run
+
+
+@pytest.fixture
+def in_order(ctx: Context) -> Any:
+    """After every test the database's own promises hold: counts, leases, events without gaps."""
+    yield
+    assert check(ctx.db) == []

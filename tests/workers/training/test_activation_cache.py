@@ -14,7 +14,7 @@ from tests.conftest import Api
 from workers.runner.runner import Runner
 from workers.training.activation_cache import FrozenLayers, find_frozen_layers
 
-from .helpers import run_one
+from ..helpers import run_one
 
 UPPER = ["layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"]
 TASK = {

@@ -20,7 +20,7 @@ from workers.tasks.answers import extract
 from workers.tasks.classification import class_index, classes_of, label_reader
 from workers.tasks.task import Scores
 
-from .helpers import DIGITS, WORDS, run_one, tokenizer
+from ..helpers import DIGITS, WORDS, run_one, tokenizer
 
 pytestmark = pytest.mark.usefixtures("zoo")
 
@@ -149,7 +149,7 @@ CUSTOM = {
 
 
 def test_a_custom_task_is_found_by_name(api: Api, runner: Runner) -> None:
-    runner.settings = runner.settings.model_copy(update={"tasks": {"parity": "tests.workers.test_tasks:Parity"}})
+    runner.settings = runner.settings.model_copy(update={"tasks": {"parity": "tests.workers.tasks.test_tasks:Parity"}})
     trial = run_one(api, runner, "tiny-bert", CUSTOM)
     assert trial["metrics"].keys() == {"errors"}
 
@@ -157,7 +157,7 @@ def test_a_custom_task_is_found_by_name(api: Api, runner: Runner) -> None:
 def test_the_task_of_the_documentation_runs(
     api: Api, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs/your-own-task.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/your-own-task.md").read_text()
     found = dict(re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL))
     (tmp_path / "our_tasks.py").write_text(found["python"])
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -28,7 +28,7 @@ from service.tenancy.tokens import create_token
 from tests.conftest import Api, FakeClock
 
 # A database of every earlier revision, filled by that release in every state that a study and a trial can have.
-ASSETS = sorted((Path(__file__).parents[1] / "assets").glob("revision-*.cdka"))
+ASSETS = sorted((Path(__file__).parents[2] / "assets").glob("revision-*.cdka"))
 
 
 def contents(file: Path) -> dict[str, Counter[str]]:

@@ -17,7 +17,7 @@ from tests.conftest import Api, write_lines
 from workers.runner import runner as runner_module
 from workers.runner.runner import Runner
 
-from .helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run
+from ..helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run
 
 
 def weights(artifact: str) -> dict[str, torch.Tensor]:

@@ -12,80 +12,13 @@ import pytest
 
 from service.domain.plan import Plan
 from service.domain.records import Observation
-from service.domain.search_space import Pair
 from service.domain.states import FailureKind, TrialState
 from service.domain.study_spec import StudySpec
-from service.search.history import History
 from service.search.optuna_policy import OptunaPolicy, derive_seed
 from service.search.policy import Problem
 from service.search.pruners import PRUNERS
-from service.search.samplers import SAMPLERS
 from tests.conftest import make_study
-
-STRUCTURES = sorted(
-    [Pair(r1=a, r2=b, r_low=2, r_high=2 + a, unit_parameters=10) for a in (1, 2, 4) for b in (1, 2, 4, 8)],
-    key=lambda s: s.order,
-)
-
-ONE = Pair(r1=2, r2=4, r_low=3, r_high=3, unit_parameters=1)
-
-
-def problem(changes: dict[str, Any] | None = None, /, **search: Any) -> Problem:
-    spec = StudySpec.model_validate(make_study(search={"trials": 50, **search}, **(changes or {})))
-    plan = Plan(shapes=(), max_parameters=1000, min_fill=0.5, base_parameters=0, structures=tuple(STRUCTURES))
-    return Problem("study", spec, plan)
-
-
-def trial(number: int, proposal: Any, state: TrialState = TrialState.RUNNING, **values: Any) -> Observation:
-    return Observation(number, state, proposal.params, proposal.point, proposal.attrs, version=number * 100, **values)
-
-
-def history_of(p: Problem, trials: Any) -> History:
-    return History.of(p.spec.all_objectives, trials)
-
-
-def value_of(params: dict[str, Any]) -> float:
-    return 1.0 - abs(params["learning_rate"] - 1e-3) * 100 - 0.1 * abs(params["r1"] - 2)
-
-
-def finished(t: Observation) -> Observation:
-    value = value_of(t.params)
-    return replace(
-        t,
-        state=TrialState.COMPLETED,
-        metrics={"accuracy": value, "parameters": 100.0 * t.params["r"]},
-        curve=(value / 2, value),
-        version=t.version + 1,
-    )
-
-
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-@pytest.mark.parametrize("objectives", [1, 2])
-def test_kept_and_rebuilt_histories_propose_the_same_with_four_at_once_and_results_out_of_order(
-    sampler: str, objectives: int
-) -> None:
-    """Four trials run at any time and end in random order; at every ask a policy and history that have seen everything,
-    and ones that start anew from the records in another order, agree."""
-    if objectives > 1 and not SAMPLERS[sampler].multi_objective:
-        return  # refused when a study is created: test_create_study
-    both = [{"metric": "accuracy", "direction": "maximize"}, {"metric": "parameters", "direction": "minimize"}]
-    options = {"population_size": 4} if sampler in ("cmaes", "nsga2") else {}
-    kept, p = OptunaPolicy(), problem({"objectives": both[:objectives]}, sampler=sampler, sampler_options=options)
-    history, order = history_of(p, []), random.Random(3)
-    trials: dict[int, Observation] = {}
-    for number in range(10 if sampler == "gp" else 24):
-        proposal = kept.propose(p, history, number)
-        assert proposal is not None
-        shuffled = order.sample(list(trials.values()), len(trials))
-        assert OptunaPolicy().propose(p, history_of(p, shuffled), number) == proposal
-        assert kept.propose(p, history, number) == proposal
-        trials[number] = trial(number, proposal)
-        history.update([trials[number]])
-        running = [t for t in trials.values() if t.state is TrialState.RUNNING]
-        if len(running) == 4:
-            done = order.choice(running)
-            trials[done.number] = finished(done)
-            history.update([trials[done.number]])
+from tests.contracts.problems import ONE, finished, history_of, problem, small, trial, value_of
 
 
 def test_different_numbers_and_seeds_propose_different_points() -> None:
@@ -95,22 +28,6 @@ def test_different_numbers_and_seeds_propose_different_points() -> None:
     points += [policy.propose(problem(seed=1), empty, n).params["learning_rate"] for n in range(20)]
     assert len(set(points)) == 40
     assert derive_seed(0, 1) != derive_seed(1, 0)
-
-
-def test_only_admitted_configurations_are_proposed() -> None:
-    policy, p = OptunaPolicy(), problem(sampler="random")
-    seen = set()
-    for number in range(300):
-        proposal = policy.propose(p, history_of(p, []), number)
-        assert proposal is not None
-        params = proposal.params
-        structure = p.plan.pair(params["r1"], params["r2"])
-        assert structure is not None
-        assert structure.r_low <= params["r"] <= structure.r_high
-        assert params["alpha"] in (8, 16, 32)
-        assert 1e-4 <= params["learning_rate"] <= 5e-3
-        seen.add((params["r1"], params["r2"], params["r"]))
-    assert seen == {(s.r1, s.r2, r) for s in STRUCTURES for r in range(s.r_low, s.r_high + 1)}
 
 
 def test_tpe_learns_from_results() -> None:
@@ -194,40 +111,6 @@ def test_pruning_goes_by_the_declared_metric_where_there_are_several_objectives(
     history = history_of(p, [good, worse, better])
     assert OptunaPolicy().should_stop(p, history, 1, 1)  # a loss is to be small
     assert not OptunaPolicy().should_stop(p, history, 2, 1)
-
-
-SMALL = {
-    "r1": 2,
-    "r2": {"choices": [1, 2]},
-    "alpha": {"choices": [8, 16]},
-    "learning_rate": {"choices": [0.001, 0.002]},
-}
-PAIR = tuple(Pair(r1=2, r2=b, r_low=2, r_high=3, unit_parameters=1) for b in (1, 2))
-
-
-def small(**search: Any) -> Problem:
-    spec = StudySpec.model_validate(make_study(search_space=SMALL, search={"trials": 50, **search}))
-    return Problem("small", spec, Plan(shapes=(), max_parameters=9, min_fill=0, base_parameters=0, structures=PAIR))
-
-
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_no_configuration_runs_twice_and_an_exhausted_space_is_reported(sampler: str) -> None:
-    """2 pairs x 2 r x 2 alphas x 2 rates = 16 configurations, each proposed once, whatever the sampler.
-
-    A Gaussian process is slow, so gp has one rate, and 8.
-    """
-    policy, p = OptunaPolicy(), small(sampler=sampler)
-    count = 16
-    if sampler == "gp":
-        p.spec.search_space.learning_rate.choices[:] = [0.001]
-        count = 8
-    history = history_of(p, [])
-    for number in range(count):
-        proposal = policy.propose(p, history, number)
-        assert proposal is not None
-        assert history.times_tried(proposal.params) == 0
-        history.update([finished(trial(number, proposal))])
-    assert policy.propose(p, history, count) is None
 
 
 def test_replicates_run_the_same_configuration_several_times() -> None:

@@ -18,7 +18,7 @@ from service.studies.removal import purge
 from tests.conftest import Api
 from workers.runner.runner import Runner
 
-from .helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run
+from ..helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run
 
 
 @pytest.fixture
