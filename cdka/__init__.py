@@ -1,6 +1,6 @@
 """Component Designed Kronecker Adapters (arXiv 2602.01267) for PEFT.
 
-Importing this package registers the method ``cdka`` with PEFT; do so before loading an adapter of it.
+Importing this package registers the method ``cdka`` with PEFT. Import it before you load a CDKA adapter.
 """
 
 from .config import CdkaConfig

@@ -1,4 +1,4 @@
-"""``cdka adapter``: looks into saved adapters, converts and merges them, without the service.
+"""``cdka adapter``: inspect, convert and merge saved adapters without the service.
 
 python -m cdka adapter inspect|export|merge ...
 """
@@ -17,7 +17,7 @@ from .counts import ModuleShape, rank_bound
 from .errors import CdkaError
 from .exchange import SavedAdapter, read_adapter, to_lokr, to_lora
 
-adapter = typer.Typer(no_args_is_help=True, help="Look into saved CDKA adapters, convert and merge them.")
+adapter = typer.Typer(no_args_is_help=True, help="Inspect, convert and merge saved CDKA adapters.")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(adapter, name="adapter")
 
@@ -70,7 +70,7 @@ def export(
     out: Out,
     to: Annotated[str, typer.Option("--to", help="lora (exact) or lokr (exact for r = 1).")] = "lora",
 ) -> None:
-    """Write an adapter as LoRA or LoKr, for servers that know those."""
+    """Export an adapter as LoRA or LoKr, for servers that support those."""
     if to == "lora":
         rank = to_lora(folder, out)
         typer.echo(f"wrote {out}: LoRA of rank {rank} (exact); servers need max_lora_rank of at least {rank}")
@@ -79,7 +79,7 @@ def export(
         worst = max(errors, key=lambda name: errors[name])
         typer.echo(f"wrote {out}: LoKr, relative error at most {errors[worst]:.3g} (at {worst})")
     else:
-        raise CdkaError(f"cannot export to {to!r}; there are: lora, lokr")
+        raise CdkaError(f"cannot export to {to!r}; available: lora, lokr")
 
 
 @adapter.command()
@@ -93,8 +93,8 @@ def merge(
     from .shapes import AUTO_MODELS
 
     if kind not in AUTO_MODELS:
-        raise CdkaError(f"unknown kind {kind!r}; there are: {', '.join(AUTO_MODELS)}")
-    saved = read_adapter(folder)  # a wrong folder is refused before a large model is loaded
+        raise CdkaError(f"unknown kind {kind!r}; available: {', '.join(AUTO_MODELS)}")
+    saved = read_adapter(folder)  # fail on a wrong folder before loading a large model
     arguments: dict[str, Any] = {}
     labels = _labels(saved)
     if labels is not None and kind.endswith("classification"):
@@ -105,13 +105,13 @@ def merge(
 
 
 def _labels(saved: SavedAdapter) -> int | None:
-    """Number of classes of a saved head; its last matrix has one row each."""
+    """Number of classes of a saved head: its last matrix has one row per class."""
     heads = [t for k, t in saved.others.items() if t.dim() == 2 and k.endswith("weight")]
     return heads[-1].shape[0] if heads else None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; refusals go to stderr and exit with 2."""
+    """Run the command. A :class:`CdkaError` is printed to stderr and exits with 2."""
     try:
         app(args=arguments, prog_name="cdka")
     except CdkaError as error:

@@ -25,18 +25,18 @@ class CdkaConfig(PeftConfig):
         r1: component size on the output side; must divide every adapted layer's d_out.
         r2: component size on the input side; must divide every adapted layer's d_in.
         r: number of components.
-        alpha: numerator of the scale. The defaults ``(2, 8, 4)`` with alpha 16 are the paper's.
+        alpha: numerator of the scale. The defaults, alpha 16 with ``(r1, r2, r) = (2, 8, 4)``, are the paper's.
         target_modules: names, suffixes, a regular expression, or ``"all-linear"``; ``None`` is PEFT's mapping for LoRA.
-        exclude_modules: what is left out of ``target_modules``.
+        exclude_modules: modules to leave out of ``target_modules``.
         dropout: probability of dropping an input feature of the adapter while training.
         init_weights: ``True`` or ``"kaiming"`` (the paper's), ``"gaussian"`` and ``"orthogonal"`` start at dW = 0 and
             differ in A; ``"weight"`` takes the factors nearest to W and freezes W - dW, so the output is unchanged;
-            ``"gradient"`` is filled by :func:`cdka.initialize_from_gradients`; ``False`` draws both factors at random,
-            so the adapter is not the identity (for tests). See :mod:`cdka.initializers`.
+            ``"gradient"`` is set by :func:`cdka.initialize_from_gradients`; ``False`` draws both factors at random, so
+            that dW is not 0 (for tests). See :mod:`cdka.initializers`.
         scaling: ``"cdka"``: ``alpha/sqrt(r*r2)`` (the paper's); ``"rslora"``: ``alpha/sqrt(r)`` (Kalajdzievski 2023,
-            the number of components for the rank); ``"constant"``: alpha itself.
-        fit: ``"strict"`` refuses layers that r1 or r2 does not divide; ``"nearest"`` takes there the largest divisor
-            not above what was asked, and records it in ``r1_pattern`` and ``r2_pattern``.
+            with the number of components in place of the rank); ``"constant"``: alpha itself.
+        fit: ``"strict"`` rejects layers that r1 or r2 does not divide; ``"nearest"`` uses for them the largest divisor
+            not above the configured size, and records it in ``r1_pattern`` and ``r2_pattern``.
         rank_pattern, r1_pattern, r2_pattern, alpha_pattern: per-module values by name or regular expression.
         layers_to_transform, layers_pattern: restrict a list of target modules to layers by index.
         modules_to_save: modules trained in full and saved with the adapter.
@@ -54,10 +54,10 @@ class CdkaConfig(PeftConfig):
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
     init_weights: bool | str = field(
-        default=True, metadata={"help": "True or the name of an initialisation; False draws both factors."}
+        default=True, metadata={"help": "True or the name of an initialisation; False randomises both factors."}
     )
-    scaling: str = field(default="cdka", metadata={"help": "Rule of the scale: cdka, rslora or constant."})
-    fit: str = field(default="strict", metadata={"help": "What to do with layers that do not divide."})
+    scaling: str = field(default="cdka", metadata={"help": "Scaling rule: cdka, rslora or constant."})
+    fit: str = field(default="strict", metadata={"help": "strict or nearest: how to treat sizes that do not divide."})
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r by module name."})
     r1_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r1 by module name."})
     r2_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "r2 by module name."})
@@ -73,9 +73,9 @@ class CdkaConfig(PeftConfig):
         self._check_sizes()
         self._check_scales()
         if isinstance(self.init_weights, str) and self.init_weights not in NAMES:
-            raise CdkaError(f"init_weights={self.init_weights!r} is no initialisation; there are: {', '.join(NAMES)}")
+            raise CdkaError(f"init_weights={self.init_weights!r} is unknown; available: {', '.join(NAMES)}")
         if self.fit not in FITS:
-            raise CdkaError(f"fit={self.fit!r} is unknown; there are: {', '.join(FITS)}")
+            raise CdkaError(f"fit={self.fit!r} is unknown; available: {', '.join(FITS)}")
         if self.bias != "none":
             raise CdkaError(f"bias={self.bias!r} is not supported; the only value is 'none'")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
@@ -99,13 +99,13 @@ class CdkaConfig(PeftConfig):
             if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
                 raise CdkaError(f"{where}={alpha!r} is not a scale; give a finite number above 0")
         if self.scaling not in SCALES:
-            raise CdkaError(f"scaling={self.scaling!r} is no rule of the scale; there are: {', '.join(SCALES)}")
+            raise CdkaError(f"scaling={self.scaling!r} is unknown; available: {', '.join(SCALES)}")
         if not 0.0 <= self.dropout < 1.0:
             raise CdkaError(f"dropout={self.dropout!r} is not a probability; give a number in [0, 1)")
 
     @property
     def scale(self) -> float:
-        """``lambda``, where no pattern says otherwise."""
+        """``lambda`` of layers that no pattern matches."""
         return SCALES[self.scaling](self.alpha, self.r, self.r2)
 
 
@@ -115,12 +115,12 @@ def cdka_scale(alpha: float, r: int, r2: int) -> float:
 
 
 def rslora_scale(alpha: float, r: int, r2: int) -> float:
-    """``alpha / sqrt(r)``: the rank-stabilised scale (Kalajdzievski 2023), r components in the rank's place."""
+    """``alpha / sqrt(r)``: the rank-stabilised scale (Kalajdzievski 2023), with r components in place of the rank."""
     return alpha / math.sqrt(r)
 
 
 def constant_scale(alpha: float, r: int, r2: int) -> float:
-    """``alpha``, whatever the structure."""
+    """``alpha``, independent of the structure."""
     return alpha
 
 

@@ -47,10 +47,10 @@ def _require_sizes(r1: int, r2: int, r: int) -> None:
 
 
 def require_divisible(shapes: Sequence[ModuleShape], r1: int, r2: int) -> None:
-    """Refuse ``(r1, r2)`` where it does not divide a layer: r1 must divide d_out, r2 must divide d_in.
+    """Check that r1 divides d_out and r2 divides d_in of every layer.
 
     Raises:
-        IndivisibleError: naming the first layer that does not fit and the nearest divisors.
+        IndivisibleError: one does not; the message names the first such layer and the nearest divisors.
     """
     for shape in shapes:
         require_divides("r1", r1, "d_out", shape.d_out, shape.name)
@@ -71,7 +71,7 @@ def count_parameters(shapes: Sequence[ModuleShape], r1: int, r2: int, r: int, fi
         fitted = [(s, largest_divisor(s.d_out, r1), largest_divisor(s.d_in, r2)) for s in shapes]
         return sum(r * (a * (s.d_in // b) + b * (s.d_out // a)) for s, a, b in fitted)
     if fit != "strict":
-        raise CdkaError(f"fit={fit!r} is unknown; there are: strict, nearest")
+        raise CdkaError(f"fit={fit!r} is unknown; available: strict, nearest")
     require_divisible(shapes, r1, r2)
     return sum(r * (r1 * (s.d_in // r2) + r2 * (s.d_out // r1)) for s in shapes)
 
@@ -169,10 +169,10 @@ def _feasible_pairs(
 
 
 def largest_r(shapes: Sequence[ModuleShape], max_parameters: int, r1: int, r2: int) -> int:
-    """The largest r that the budget admits for ``(r1, r2)``; 0 where not even one component fits."""
+    """The largest r that the budget admits for ``(r1, r2)``; 0 if not even one component fits."""
     return max_parameters // count_parameters(shapes, r1, r2, 1)
 
 
 def share_of_budget(parameters: int, max_parameters: int) -> float:
-    """Share of a budget that is used, as a fraction rounded down at the fourth digit (so 1.0 means all of it)."""
+    """The used share of a budget, rounded down to four decimal places, so that 1.0 means all of it."""
     return float(Fraction(parameters * 10_000 // max_parameters, 10_000))

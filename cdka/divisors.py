@@ -14,17 +14,17 @@ def divisors(n: int) -> list[int]:
 
 
 def nearest_divisors(n: int, wanted: int) -> list[int]:
-    """The divisor of ``n`` just below and the one just above ``wanted`` (one of them at the ends)."""
+    """The nearest divisors of ``n`` below and above ``wanted``; only one if the other does not exist."""
     below = [d for d in divisors(n) if d < wanted]
     above = [d for d in divisors(n) if d > wanted]
     return below[-1:] + above[:1]
 
 
 def require_divides(symbol: str, size: int, dimension: str, n: int, layer: str) -> None:
-    """Refuse a component size that does not divide a layer dimension.
+    """Check that a component size divides a layer dimension.
 
     Raises:
-        IndivisibleError: with the layer's name, the numbers and the nearest divisors.
+        IndivisibleError: it does not; the message gives the layer, the numbers and the nearest divisors.
     """
     if size < 1 or n % size:
         near = ", ".join(str(d) for d in nearest_divisors(n, size))

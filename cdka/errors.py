@@ -1,17 +1,17 @@
-"""What can be wrong with a configuration, said with the numbers that would be right.
+"""The errors of this package. Where possible, the message gives values that would work.
 
 CdkaError (ValueError)
 ├── IndivisibleError   r1 or r2 does not divide a layer
 ├── BudgetError        nothing fits the parameter budget
-├── TargetError        no module of the model is selected
-└── AdapterError       an adapter cannot be used as asked
+├── TargetError        no module that can be adapted is selected
+└── AdapterError       an adapter is missing or invalid, or cannot do this
 """
 
 from __future__ import annotations
 
 
 class CdkaError(ValueError):
-    """Base of every refusal of this package; a ``ValueError``, so generic handlers keep working."""
+    """Base of this package's errors; a ``ValueError``, so generic handlers catch it."""
 
 
 class IndivisibleError(CdkaError):
@@ -23,8 +23,8 @@ class BudgetError(CdkaError):
 
 
 class TargetError(CdkaError):
-    """The target modules select nothing, or something that cannot carry an adapter."""
+    """The target modules match nothing, or match a module that cannot carry an adapter."""
 
 
 class AdapterError(CdkaError):
-    """The adapter cannot do what was asked of it."""
+    """The adapter is missing or invalid, or does not support the operation."""

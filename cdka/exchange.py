@@ -1,4 +1,4 @@
-"""Exact exchange with the adapters that others read: LoRA, LoKr, and the paper's public code."""
+"""Convert adapters to LoRA and LoKr, and from the format of the paper's public code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class SavedAdapter:
-    """An adapter as a folder holds it: its config, and per layer ``(A, B)`` with the scale folded into B.
+    """An adapter as stored in a folder: its config, and per layer ``(A, B)`` with the scale folded into B.
 
-    ``kernels`` has the kernel sizes of convolutions, which only a model can tell, not a folder.
+    ``kernels`` has the kernel sizes of convolutions. They are known only from a model; a folder does not record them.
     """
 
     config: CdkaConfig
@@ -55,7 +55,7 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
     """Read a saved CDKA adapter without its base model.
 
     Raises:
-        AdapterError: the folder holds no CDKA adapter, or factors are missing or do not belong together.
+        AdapterError: the folder holds no CDKA adapter, or factors are missing or do not match.
     """
     folder = Path(directory)
     for name in (CONFIG, WEIGHTS):
@@ -83,7 +83,7 @@ def _parse(config: CdkaConfig, state: dict[str, Tensor]) -> SavedAdapter:
         if part == "A":
             B = state.get(f"{key[:-1]}B")
             if B is None or value.dim() != 3 or B.dim() != 3 or value.shape[0] != B.shape[0]:
-                raise AdapterError(f"the factors of {name} are incomplete or do not belong together")
+                raise AdapterError(f"the factors of {name} are incomplete or do not match")
             scale = scale_by_module(config, name, r=value.shape[0], r2=B.shape[2])
             layers[name] = (value, B * scale)
         elif part != "B":
@@ -122,28 +122,28 @@ def _of_model(model: PeftModel, adapter_name: str) -> SavedAdapter:
 def _refuse_weight_start(config: CdkaConfig) -> None:
     if config.init_weights == "weight":
         raise AdapterError(
-            "an adapter with init_weights='weight' belongs to the base weight it was taken from; "
+            "an adapter with init_weights='weight' depends on the base weight it was taken from; "
             "merge it instead of exporting it"
         )
 
 
 def to_lora(source: PeftModel | str | Path, directory: str | Path, adapter_name: str = "default") -> int:
-    """Write the adapter as a PEFT LoRA adapter that computes the same, for every server of LoRA.
+    """Write the adapter as a PEFT LoRA adapter that computes the same, for servers that support LoRA.
 
     Each layer's rank is ``r*r1*r2`` and its alpha equals its rank, so that servers' ``alpha/rank`` is 1; lambda is
-    folded into the up factor. Heads and other ``modules_to_save`` go along.
+    folded into the up factor. Heads and other ``modules_to_save`` are included.
 
     Args:
-        source: a PEFT model, or the folder of a saved adapter of linear layers; a folder does not tell the kernels of
-            convolutions.
+        source: a PEFT model, or the folder of a saved adapter of linear layers; a folder does not record the kernels
+            of convolutions.
         directory: the folder to write.
         adapter_name: the adapter, where ``source`` is a model.
 
     Returns:
-        The largest rank over the layers, which servers want to know.
+        The largest rank over the layers, which servers need as ``max_lora_rank``.
 
     Raises:
-        AdapterError: there is no such adapter, or it was started from the base weight.
+        AdapterError: there is no such adapter, or it has ``init_weights="weight"``.
     """
     adapter = _source(source, adapter_name)
     state = dict(adapter.others)
@@ -176,16 +176,16 @@ def to_lora(source: PeftModel | str | Path, directory: str | Path, adapter_name:
 def to_lokr(source: PeftModel | str | Path, directory: str | Path, adapter_name: str = "default") -> dict[str, float]:
     """Write the adapter as LoKr in LyCORIS' and PEFT's keys: ``lokr_w1 = lambda * B`` and ``lokr_w2 = A``.
 
-    Exact where r = 1. For r > 1 a layer becomes the single Kronecker product nearest to it.
+    Exact for r = 1. For r > 1 each layer's dW becomes the single Kronecker product nearest to it.
 
-    PEFT's LoKr chooses factor shapes by itself, from ``decompose_factor``; it loads the file where its choice is
+    PEFT's LoKr derives the factors' shapes from ``decompose_factor``, so it loads the file only if it derives
     ``(d_out/r1, r2)`` for w1. LyCORIS takes the shapes from the file.
 
     Returns:
         Relative error ``|dW - lokr|_F / |dW|_F`` by layer; 0 where the export is exact.
 
     Raises:
-        AdapterError: there is no such adapter, it was started from the base weight, or it is on convolutions.
+        AdapterError: there is no such adapter, it has ``init_weights="weight"``, or it adapts convolutions.
     """
     adapter = _source(source, adapter_name)
     if adapter.kernels:
@@ -198,7 +198,7 @@ def to_lokr(source: PeftModel | str | Path, directory: str | Path, adapter_name:
         state[f"{PREFIX}{name}.lokr_w1"] = B[0].contiguous()
         state[f"{PREFIX}{name}.lokr_w2"] = A[0].contiguous()
         errors[name] = error
-    # Ranks above every dimension make both factors full, for which loaders ignore alpha.
+    # With a rank as large as every dimension, loaders use full factors and ignore alpha.
     rank = max(max(*A.shape, *B.shape) for A, B in adapter.layers.values())
     _write(
         directory,
@@ -211,16 +211,16 @@ def to_lokr(source: PeftModel | str | Path, directory: str | Path, adapter_name:
 
 
 def from_reference(directory: str | Path, target: str | Path, *, r1: int, r2: int, r: int, alpha: float) -> CdkaConfig:
-    """Read an adapter of the paper's public code and write it as a CDKA adapter that computes the same.
+    """Convert an adapter of the paper's public code to a CDKA adapter that computes the same.
 
-    That code stacks the factors in LoRA's places: ``lora_A.weight`` of shape ``(r1*r, d_in/r2)`` with component i in
-    rows ``i::r``, ``lora_B.weight`` of shape ``(d_out/r1, r2*r)`` with component i in columns ``i::r``
+    That code stores stacked factors under LoRA's names: ``lora_A.weight`` of shape ``(r1*r, d_in/r2)`` has component i
+    in rows ``i::r``, ``lora_B.weight`` of shape ``(d_out/r1, r2*r)`` has component i in columns ``i::r``
     (github.com/rainstonee/CDKA).
 
     Args:
         directory: folder with ``adapter_model.safetensors``.
         target: the folder to write.
-        r1: component size on the output side; the file does not tell it.
+        r1: component size on the output side; the file does not record it.
         r2: component size on the input side.
         r: number of components.
         alpha: numerator of the scale ``alpha/sqrt(r*r2)``.
@@ -251,7 +251,7 @@ def from_reference(directory: str | Path, target: str | Path, *, r1: int, r2: in
 
 def _unstack(stacked: Tensor, size: int, r: int, axis: int, what: str) -> Tensor:
     if stacked.dim() != 2 or stacked.shape[axis] != size * r:
-        raise AdapterError(f"there must be {what}; its shape is {tuple(stacked.shape)}")
+        raise AdapterError(f"expected {what}; its shape is {tuple(stacked.shape)}")
     if axis == 0:
         return stacked.view(size, r, -1).transpose(0, 1).contiguous()
     return stacked.view(-1, size, r).permute(2, 0, 1).contiguous()

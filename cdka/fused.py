@@ -1,25 +1,25 @@
 """The frozen linear layer and its Kronecker adapter in one autograd function, with few passes over the activations.
 
-At adapter ranks the arithmetic is small. What costs is reading and writing tensors of the size of the activations. So
-the adapter's output is accumulated inside a matrix product, its part of ``dx`` too, and only x and ``T``
+At adapter ranks the arithmetic is cheap; the time goes into reading and writing tensors of the size of the
+activations. So matrix products accumulate the adapter's output and its part of ``dx`` in place, and only x and ``T``
 (``(N, r*r1*r2)``) are kept for the backward pass.
 
-With r1 > 1 the output's columns interleave (column ``u*r1 + q``), which no BLAS call can write. Two ways around:
+With r1 > 1 the output's columns interleave (column ``u*r1 + q``), which no BLAS call can write. There are two ways
+around this:
 
 - expanded: widen B to ``B (x) I_r1``, of shape ``(r*r1*r2, d_out)``. Two plain products then read and write
-  activations as they lie, for r1 times the arithmetic of B's products;
+  activations in their own layout, at r1 times the arithmetic of B's products;
 - shuffled: keep B and interleave with torch's channel shuffle, a transposition per token.
 
-Activations that are read and written beyond the frozen layer's own, for ``N`` tokens, a layer of width d and
-``K = r*r1*r2``, in units of ``N*d`` (``benchmarks/traffic.py``, which a test compares with what is really moved):
+Activations read and written in addition to the frozen layer's own, in units of ``N*d`` for ``N`` tokens, a layer of
+width d and ``K = r*r1*r2`` (``benchmarks/traffic.py``; a test compares it with what the operations move):
 
 - expanded, forward ``3 + 2K/d``: x is read, y read and written; T written and read. Backward ``5 + 4K/d``: dy is read
   for dT and for dB, x for dA, dx is read and written; dT is written and read twice, T read once.
 - shuffled, forward ``5 + 4K/d``: the adapter's y is written, shuffled (read, written) and read by the frozen layer's
   product (with a bias, it is added: ``7 + 4K/d``). Backward ``7 + 6K/d``: dy is shuffled, too.
 
-Expansion costs r1 times the arithmetic of B's products. It wins where those are bound by memory, see
-:data:`LARGEST_EXPANSION`.
+Expansion is faster where B's products are bound by memory; see :data:`LARGEST_EXPANSION`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
-# The largest inner size ``r*r1*r2`` that is expanded, by device. In the time in which an H100 moves one 16-bit number,
-# it does 590 operations (990 TFLOP/s, 3.35 TB/s). A product that reads and writes y and adds K terms to it is therefore
-# bound by memory up to a K of about 590; 256 leaves room for what cuBLAS does not reach. On one core of an x86 server
-# both ways cost the same at 64 (benchmarks/adapter.py --crossover).
+# The largest inner size ``r*r1*r2`` that is expanded, by device. An H100 does 590 operations in the time that it takes
+# to move one 16-bit number (990 TFLOP/s, 3.35 TB/s). A product that reads and writes y and adds K terms to it is
+# therefore bound by memory up to a K of about 590; 256 allows for cuBLAS not reaching peak speed. On one core of an x86
+# server both ways take the same time at 64 (benchmarks/adapter.py --crossover).
 LARGEST_EXPANSION = {"cuda": 256, "cpu": 64}
-# B as it was expanded is kept for the backward pass where x has so many times more rows.
+# The expanded B is kept for the backward pass if x has at least this many times its rows.
 ROWS_PER_KEPT = 8
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})
 
 
 def can_fuse(*tensors: Tensor | None) -> bool:
-    """Whether the fused function may run; where it is ``False``, plain autograd operations do.
+    """Whether the fused function may run; otherwise plain autograd operations do.
 
-    It may not under functorch transforms, forward-mode differentiation and ``torch.compile`` (which fuses plain
-    operations by itself), nor on tensor subclasses and meta tensors. Precisions may differ: the products run in x's,
-    or in autocast's.
+    It does not run under functorch transforms, forward-mode differentiation or ``torch.compile`` (which fuses plain
+    operations itself), nor on tensor subclasses or meta tensors. The tensors' precisions may differ: the products run
+    in x's precision, or in autocast's.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
@@ -71,7 +71,7 @@ def plain(
     m, r2 = B.shape[1], B.shape[2]
     # (N, r2, n) @ (n, r*r1): every block of x against every row of every A_i.
     T = x.reshape(-1, r2, n) @ A.reshape(r * r1, n).transpose(0, 1)
-    # Row q of A_i meets column v of B_i: bring (v, i) together as the contracted axis, q beside the batch.
+    # Contract over (v, i), the columns of all B_i; q, the row of A_i, moves beside the batch.
     T = T.view(-1, r2, r, r1).permute(0, 3, 1, 2).reshape(-1, r1, r2 * r)
     up = B.permute(2, 0, 1).reshape(r2 * r, m)
     if scale != 1.0:
@@ -94,8 +94,8 @@ def fused(
 ) -> Tensor:
     """``y = x W^T + b + scale * sum_i f (B_i (x) A_i)^T`` in one autograd function, with ``f = features`` or x.
 
-    Computes in autocast's precision where that is on, else in x's: factors and weight are cast, which are small, and
-    activations are not. Gradients have the precision of what they belong to.
+    Computes in autocast's precision if autocast is on, else in x's: the factors and the weight are cast, because they
+    are smaller than the activations. Each gradient has the precision of its tensor.
 
     Falls back to plain autograd for double backward: a backward pass that is itself recorded (``create_graph``)
     differentiates the plain formula. For transforms and compilation, see :func:`can_fuse`.
@@ -107,14 +107,14 @@ def fused(
         scale: lambda.
         weight: the frozen ``(d_out, d_in)``; ``None`` gives the adapter's part alone.
         bias: the frozen ``(d_out,)``.
-        features: what the adapter sees instead of x, such as x after dropout; of x's shape.
-        base: ``(..., d_out)``, to which the adapter's part is added, where the frozen layer ran by itself (``weight``
-            is ``None`` then).
+        features: the adapter's input if it is not x, such as x after dropout; of x's shape.
+        base: the frozen layer's output ``(..., d_out)``, if it was computed separately (with ``weight=None``); the
+            adapter's part is added to it.
 
     Returns:
         ``(..., d_out)``.
     """
-    # Cast here and not inside: double backward has to find its way back to x.
+    # Cast here, not inside the function, so that double backward reaches the original x.
     dtype = compute_dtype(x)
     x, features = x.to(dtype), None if features is None else features.to(dtype)
     y: Tensor = _KronLinear.apply(x, A, B, scale, weight, bias, features, base)  # type: ignore[no-untyped-call]
@@ -122,7 +122,7 @@ def fused(
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision that the products run in: autocast's where it is on (but for float64), else x's."""
+    """The precision of the products: autocast's if it is on (except for float64), else x's."""
     kind = x.device.type
     if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -166,10 +166,10 @@ class _KronLinear(torch.autograd.Function):
                 y.addmm_(x.reshape(-1, x.shape[-1]), cast(weight, dtype).t())
             elif (frozen := frozen_output(x, weight, bias)) is not None:
                 y = frozen.add_(y)
-        # The layer's weight is kept as it is and cast again: a cast copy would be held for every layer at once.
+        # Save the weight uncast and cast it again in backward: the cast copies of all layers would be held at once.
         ctx.save_for_backward(seen, A, B, T, weight, kept_for_backward(up, r1, len(T)))
         ctx.scale, ctx.has_base, ctx.has_features = scale, base is not None, features is not None
-        # Autograd forbids changing a view that was made in here in place, as ``hidden += y`` does; data is no view.
+        # Autograd forbids in-place changes (``hidden += y``) to a view made in here; ``.data`` is not a view.
         return y.view(*x.shape[:-1], m * r1).data
 
     @staticmethod
@@ -177,7 +177,7 @@ class _KronLinear(torch.autograd.Function):
         seen, A, B, T, weight, up = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _recorded_gradients(ctx, seen, A, B, weight, dy)
-        # The products' precision was chosen in the forward pass; autocast must not mix in another one here.
+        # The forward pass chose the products' precision; autocast must not change it here.
         with without_autocast(dy.device.type):
             return _gradients(ctx, seen, A, B, T, weight, up, dy)
 
@@ -192,12 +192,12 @@ def _gradients(
     up: Tensor | None,
     dy: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of all inputs, without a graph of their own."""
+    """The gradients of all inputs; they cannot be differentiated again."""
     r, r1, n = A.shape
     need_x, need_A, need_B = ctx.needs_input_grad[:3]
     need_seen = ctx.needs_input_grad[6] if ctx.has_features else need_x
     dtype = seen.dtype
-    rows = cast(dy, dtype).reshape(-1, dy.shape[-1]).contiguous()  # a sum's gradient arrives expanded
+    rows = cast(dy, dtype).reshape(-1, dy.shape[-1]).contiguous()  # the gradient of a sum is an expanded tensor
     dT, dB = up_gradients(rows, T, cast(B, dtype), r1, up, (need_seen or need_A, need_B))
     dx = torch.mm(rows, cast(weight, dtype)) if need_x and weight is not None else None
     dA = dseen = None
@@ -221,9 +221,9 @@ def _gradients(
 def up_gradients(
     dy: Tensor, T: Tensor, B: Tensor, r1: int, up: Tensor | None, needed: tuple[bool, bool]
 ) -> tuple[Any, Any]:
-    """``dT`` as ``(N*r2, r*r1)`` in the order of A's rows, and ``dB``, both still without the scale.
+    """``dT`` as ``(N*r2, r*r1)`` in the order of A's rows, and ``dB``, both before scaling.
 
-    ``up`` is B as the forward pass expanded it.
+    ``up`` is the expanded B of the forward pass, if it was kept.
     """
     r, m, r2 = B.shape
     need_T, need_B = needed
@@ -246,7 +246,7 @@ def up_gradients(
 
 
 def kept_for_backward(up: Tensor | None, r1: int, rows: int) -> Tensor | None:
-    """B as it was expanded, where it is small beside x: it is then made once a step."""
+    """The expanded B if it is small compared with x, so that it is built once per step; else ``None``."""
     return up if up is not None and r1 > 1 and rows >= ROWS_PER_KEPT * up.shape[0] else None
 
 
@@ -258,7 +258,7 @@ def without_autocast(kind: str) -> AbstractContextManager[object]:
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """``t.to(dtype)``, without the call where it would do nothing: layers are many."""
+    """``t.to(dtype)``, but skips the call if it would do nothing, because it runs in every layer."""
     return t if t.dtype is dtype else t.to(dtype)
 
 
@@ -287,8 +287,8 @@ def expanded(B: Tensor, r1: int) -> Tensor:
 def _shuffle(rows: Tensor, groups: int) -> Tensor:
     """Per row, the transposition ``(groups, k) -> (k, groups)``.
 
-    Rows seen as pixels of a channels-last image make this torch's channel shuffle, which transposes with vector
-    instructions; a strided copy takes twice the time.
+    If the rows are viewed as pixels of a channels-last image, this is torch's channel shuffle, which transposes with
+    vector instructions; a strided copy takes twice as long.
     """
     if groups in (1, rows.shape[1]):
         return rows

@@ -36,7 +36,7 @@ class Spectra:
         """Share of the squared gradient norm in the r leading components.
 
         Raises:
-            CdkaError: the spectra were not collected for ``(r1, r2)``, or for fewer components.
+            CdkaError: the spectra were not collected for ``(r1, r2)``, or only for fewer components.
         """
         values = self.captured.get((r1, r2))
         if values is None or r > len(values):
@@ -54,18 +54,18 @@ def collect_spectra(
 ) -> Spectra:
     """Run every batch forward and backward, and keep the spectra of the rearranged gradients of the layers' weights.
 
-    Each gradient is looked at in the backward pass, as soon as it is complete, and freed before the next: one layer's
+    Each gradient is processed in the backward pass as soon as it is complete and then freed, so that only one layer's
     gradient is held at a time, in fp32. The model's weights, gradients and ``requires_grad`` are left as they were.
-    Singular values are exact where the smaller side of the rearranged gradient is at most 256, and else come from a
+    Singular values are exact if the smaller side of the rearranged gradient is at most 256; otherwise they come from a
     randomised SVD (Halko, Martinsson, Tropp 2011) with two power iterations.
 
     Args:
-        model: the base model; dropout acts as the model's mode says.
-        batches: what ``loss`` takes; by default mappings of the model's arguments, labels included.
-        shapes: the layers to look at, by their names in ``model``.
-        candidates: the configurations that will be asked for.
+        model: the base model; dropout follows its mode (train or eval).
+        batches: inputs of ``loss``; by default mappings of the model's arguments, including labels.
+        shapes: the layers to measure, by their names in ``model``.
+        candidates: the configurations to collect spectra for.
         loss: ``(model, batch) -> scalar``; by default ``model(**batch).loss``.
-        seed: of the randomised SVD.
+        seed: seed of the randomised SVD.
 
     Raises:
         AdapterError: a layer is missing or has another shape, a weight cannot have a gradient, there is no batch, or
@@ -82,7 +82,7 @@ def collect_spectra(
             compute(model, batch).backward()
             seen += 1
     if not seen or collector.total == 0:
-        raise AdapterError("no gradient was collected: give at least one batch that the adapted layers see")
+        raise AdapterError("no gradient was collected: give at least one batch that reaches the adapted layers")
     return Spectra({pair: tuple(v.cumsum(0).tolist()) for pair, v in collector.squares.items()}, collector.total)
 
 

@@ -1,15 +1,16 @@
-"""Layers that see the same input, such as query, key and value: their training step is computed together.
+"""Compute layers that share an input, such as query, key and value, together in training.
 
-Beyond what the frozen layers of a group move by themselves, k layers of width d with their adapters read and write, per
-layer and in the units of ``fused.py``, ``2 + 1/k`` forward and ``5/k`` backward, where a layer alone has 3 and 5: x is
-read once for all, and dx is accumulated in place, where autograd would sum k tensors (``benchmarks/traffic.py``).
+In addition to the frozen layers' own traffic, a group of k layers of width d reads and writes, per layer and in the
+units of ``fused.py``, ``2 + 1/k`` forward and ``5/k`` backward; a layer alone needs 3 and 5 (terms in K/d left out).
+x is read once for all layers, and dx is accumulated in place, where autograd would sum k tensors
+(``benchmarks/traffic.py``).
 
-The layer that is called first computes the outputs of all and keeps them for the others, which take theirs if nothing
-that it depends on has changed. This happens in training alone, and not where saved tensors are hooked: activation
-checkpointing repeats a part of the forward pass, which must then not depend on what was computed outside of it.
+The first layer called computes the outputs of the whole group. Each other layer takes its output if nothing that the
+output depends on has changed. Groups work only in training, and not under saved-tensor hooks: activation checkpointing
+repeats a part of the forward pass, which must not depend on outputs computed outside that part.
 
 A group is one node of the autograd graph. As for any node, a second backward pass through it (one for query, then one
-for key) needs ``retain_graph``; a layer whose ``group`` is ``None`` is computed by itself.
+for key) needs ``retain_graph``. A layer whose ``group`` is ``None`` is computed alone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .fused import (
     without_autocast,
 )
 
-# Names of layers that see the same input, in the models of transformers.
+# Names of layers that share an input in transformers' models.
 SHARING: tuple[tuple[str, ...], ...] = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -48,12 +49,12 @@ SHARING: tuple[tuple[str, ...], ...] = (
     ("wi_0", "wi_1"),
     ("w1", "w3"),
 )
-# In cross-attention only key and value see the same: the encoder's output.
+# In cross-attention only key and value share an input: the encoder's output.
 CROSS_ATTENTION = re.compile(r"cross|enc(oder)?_?dec|encoder_attn", re.IGNORECASE)
 
 
 class LayerTensors(NamedTuple):
-    """What one layer's output is computed from, beside its input; shapes as in :func:`cdka.fused.fused`."""
+    """What a layer's output depends on besides its input; shapes as in :func:`cdka.fused.fused`."""
 
     A: Tensor
     B: Tensor
@@ -66,11 +67,11 @@ class GroupedLayer(Protocol):
     """A layer that can be computed with others."""
 
     def shared_tensors(self, x: Tensor) -> LayerTensors | None:
-        """What its output for x is computed from; ``None`` where the layer has to be called by itself."""
+        """What the layer's output for x depends on; ``None`` if the layer must be computed alone."""
 
 
 class _Pass:
-    """One computation of a group; once differentiated, its outputs are of no use to a later call."""
+    """One computation of a group. After its backward pass, its outputs must not be used by a later call."""
 
     differentiated = False
 
@@ -86,7 +87,7 @@ class _Ready:
     computed_in: _Pass
 
     def is_for(self, x: Tensor, tensors: LayerTensors) -> bool:
-        """Whether the layer, called with x, would compute the same: nothing was replaced or changed."""
+        """Whether the layer would compute this output for x: no tensor was replaced or changed."""
         return (
             x is self.x
             and not self.computed_in.differentiated
@@ -97,20 +98,20 @@ class _Ready:
 
 
 class _OfThread(threading.local):
-    """Outputs by layer that wait to be taken by the thread that computed them."""
+    """Outputs by layer; only the thread that computed them can take them."""
 
     def __init__(self) -> None:
         self.ready: dict[int, _Ready] = {}
 
 
 class LayerGroup:
-    """The adapted layers of one module that see the same input.
+    """The adapted layers of one module that share an input.
 
-    Copies of a layer, and unpickled ones, have no group: they are computed by themselves.
+    Copied and unpickled layers have no group and are computed alone.
     """
 
     def __init__(self, layers: Iterable[GroupedLayer]) -> None:
-        # Weak, so that a model that is dropped is freed at once, without the garbage collector.
+        # Weak references, so that a dropped model is freed at once, without the garbage collector.
         self._layers = [weakref.ref(layer) for layer in layers]
         self._waiting = _OfThread()
 
@@ -138,7 +139,7 @@ class LayerGroup:
                 return ready.y
             self._remove({id(layer)})
             return None
-        # What was computed for a layer that was then not called was wasted: not again.
+        # These layers were not called after their outputs were computed: remove them from the group.
         self._remove(set(waiting))
         waiting.clear()
         layers = self.layers
@@ -163,7 +164,7 @@ class LayerGroup:
 
 
 def group_layers(model: nn.Module, kind: type[nn.Module]) -> list[LayerGroup]:
-    """Give the layers of ``kind`` that see the same input, by their names, a group as their ``group``."""
+    """Group the layers of ``kind`` that share an input, as told by their names; sets their ``group``."""
     groups = []
     for path, parent in model.named_modules():
         children = dict(parent.named_children())
@@ -184,16 +185,16 @@ def _found(tensors: LayerTensors) -> tuple[Tensor | None, ...]:
 
 
 def _state(x: Tensor, tensors: LayerTensors) -> tuple[Any, ...]:
-    """What an output depends on beside which tensors they are: their contents, gradients and the precision."""
+    """What an output depends on besides the tensors' identity: contents, gradient state and precision."""
     present = [t for t in (x, *_found(tensors)) if t is not None]
     places = [0 if isinstance(t, FakeTensor) else t.data_ptr() for t in present]
     return compute_dtype(x), x.grad_fn, *places, *((t._version, t.requires_grad) for t in present)
 
 
 def _fit(x: Tensor, first: LayerTensors, other: LayerTensors) -> bool:
-    """Whether the two can be computed together: trained, whole, on x's device, with the same blocks of x, B expanded.
+    """Whether ``other`` can join ``first``: trained, unsharded, on x's device, with the same r2, and with B expanded.
 
-    A layer whose weights are there only while it is called (sharded ones) has others than these shapes before.
+    Sharded weights are complete only while their layer is called; before that, their shapes fail this check.
     """
     A, B, weight = other.A, other.B, other.weight
     if A.dim() != 3 or B.dim() != 3 or not (A.requires_grad and B.requires_grad):
@@ -214,7 +215,7 @@ def grouped(x: Tensor, layers: Sequence[LayerTensors], computed_in: _Pass | None
     Args:
         x: ``(..., d_in)``.
         layers: with the same r2, and factors that require gradients.
-        computed_in: is told when the outputs are differentiated.
+        computed_in: marked when the outputs are differentiated.
 
     Returns:
         ``(..., d_out_k)`` for every layer.
@@ -234,7 +235,7 @@ class _GroupedKronLinear(torch.autograd.Function):
         A, B, weights, biases = (tensors[k::4] for k in range(4))
         dtype, n = x.dtype, A[0].shape[2]
         rows = x.reshape(-1, x.shape[-1])
-        # (N, r2, all layers' r*r1): one product reads x for all.
+        # (N, r2, all layers' r*r1): one product reads x for all layers.
         sizes, r2 = [a.shape[0] * a.shape[1] for a in A], x.shape[-1] // n
         T = torch.mm(rows.reshape(-1, n), _all_rows(A, dtype).t()).view(len(rows), r2, sum(sizes))
         parts = [part.reshape(len(rows), r2 * size) for part, size in zip(torch.split(T, sizes, 2), sizes, strict=True)]
@@ -275,7 +276,7 @@ _Gradients = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]
 
 
 def _gradients(x: Tensor, layers: Sequence[tuple[Any, ...]], need_x: bool) -> _Gradients:
-    """The gradients of x and all factors, without a graph of their own."""
+    """The gradients of x and all factors; they cannot be differentiated again."""
     dtype = x.dtype
     dx: Tensor | None = None
     dT, dB = [], []

@@ -1,4 +1,4 @@
-"""Exchanges the values of a loaded adapter in place, so that compiled code and optimizers keep their tensors."""
+"""Replace the values of a loaded adapter in place, so that compiled code and optimizers keep their tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .layer import CdkaLayer
 
 @torch.no_grad()
 def hotswap_adapter(model: PeftModel, directory: str | Path, adapter_name: str = "default") -> None:
-    """Put a saved adapter's factors in the place of a loaded one's of the same structure.
+    """Overwrite the factors of a loaded adapter with those of a saved adapter of the same structure.
 
-    Nothing is changed unless everything fits.
+    Nothing is changed unless all layers match.
 
     Raises:
-        AdapterError: the adapters differ in their layers or in a layer's ``(r1, r2, r)``; both are named.
+        AdapterError: the adapters differ in their layers or in a layer's ``(r1, r2, r)``; the message says where.
     """
     saved = read_adapter(directory)
     layers = {
@@ -34,11 +34,11 @@ def hotswap_adapter(model: PeftModel, directory: str | Path, adapter_name: str =
         A, B = saved.layers[name]
         if A.shape != layer.cdka_A[adapter_name].shape or B.shape != layer.cdka_B[adapter_name].shape:
             raise AdapterError(
-                f"the adapters differ at {name}: {tuple(A.shape)} and {tuple(B.shape)} are saved, "
-                f"{tuple(layer.cdka_A[adapter_name].shape)} and {tuple(layer.cdka_B[adapter_name].shape)} are loaded"
+                f"the factors differ at {name}: saved with shapes {tuple(A.shape)} and {tuple(B.shape)}, loaded with "
+                f"{tuple(layer.cdka_A[adapter_name].shape)} and {tuple(layer.cdka_B[adapter_name].shape)}"
             )
     for name, layer in layers.items():
         A, B = saved.layers[name]
         layer.cdka_A[adapter_name].copy_(A)
-        # What is saved has its scale folded into B; the loaded layer applies its own.
+        # read_adapter folds the saved scale into B; the loaded layer applies its own scale.
         layer.cdka_B[adapter_name].copy_(B / layer.scaling[adapter_name])

@@ -1,6 +1,6 @@
 """Starting values of the factors, by name.
 
-Those in :data:`INITIALIZERS` draw A and set B to zero, so dW = 0. Two more need to see more than the shapes:
+Those in :data:`INITIALIZERS` draw A and set B to zero, so dW = 0. Two initialisations need more than the shapes:
 ``weight`` (the base weight, see :meth:`cdka.CdkaLayer.start_from_weight`) and ``gradient``
 (:func:`initialize_from_gradients`).
 """
@@ -18,12 +18,12 @@ from .rearrangement import nearest_factors
 
 
 def kaiming_(A: Tensor) -> None:
-    """Kaiming-uniform (a = sqrt 5), as the paper has it (arXiv 2602.01267, section 4).
+    """Kaiming-uniform (a = sqrt 5), as in the paper (arXiv 2602.01267, section 4).
 
     Every ``A_i`` of shape ``(r1, d_in/r2)`` is drawn with its own fan-in ``d_in/r2``:
     uniform on ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]``, as a stacked matrix ``(r*r1, d_in/r2)`` would be.
     """
-    # The stacked view makes fan-in the last axis; on a 3-d tensor torch would count r1 into it.
+    # In the stacked view the last axis is the fan-in; for a 3-d tensor torch would multiply it by r1.
     nn.init.kaiming_uniform_(A.view(-1, A.shape[-1]), a=math.sqrt(5))
 
 
@@ -33,7 +33,7 @@ def gaussian_(A: Tensor) -> None:
 
 
 def orthogonal_(A: Tensor) -> None:
-    """Components orthogonal to each other, ``<A_i, A_j>_F = 0``, each of Kaiming's expected size ``sqrt(r1/3)``.
+    """Components orthogonal to each other, ``<A_i, A_j>_F = 0``, each with Kaiming's expected norm ``sqrt(r1/3)``.
 
     Random orthogonal matrices after Saxe et al. 2014, applied to the vectorised components: the directions onto which
     the first update projects the gradient (:func:`cdka.predictors.alignment.expected_cosine`) then never overlap.
@@ -60,7 +60,7 @@ NAMES = (*INITIALIZERS, "weight")
 
 @torch.no_grad()
 def initialize_(A: Tensor, B: Tensor, init_weights: bool | str) -> None:
-    """Fill the factors in place: ``True`` is ``"kaiming"``, ``False`` draws B too (a non-identity adapter)."""
+    """Fill the factors in place: ``True`` is ``"kaiming"``, ``False`` draws B at random too (dW is not 0)."""
     if A.device.type == "meta":
         return
     INITIALIZERS[init_weights if isinstance(init_weights, str) else "kaiming"](A)
@@ -76,9 +76,9 @@ def initialize_from_gradients(
 ) -> None:
     """Set the factors so that dW points along the negative gradient of full fine-tuning.
 
-    ``dW`` becomes the nearest sum of r Kronecker products to ``-G`` (singular vectors of the rearranged negative
-    gradient, as the paper's public code takes them), scaled to ``|dW|_F = size * |W|_F``. So the adapter starts at a
-    small step of full fine-tuning, and no longer at the base model; the size is our reading.
+    ``dW`` becomes the sum of r Kronecker products nearest to ``-G`` (from the singular vectors of the rearranged
+    negative gradient, as in the paper's public code), scaled to ``|dW|_F = size * |W|_F``. So the adapter starts one
+    small step of full fine-tuning away from the base model. The size of that step is our choice.
 
     Args:
         model: a PEFT model with the adapter, or its base model.

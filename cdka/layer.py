@@ -1,4 +1,4 @@
-"""What every layer with CDKA adapters beside its frozen weight can do; ``modules.py`` has the kinds of layer."""
+"""The behaviour shared by all layers with CDKA adapters beside a frozen weight; ``modules.py`` has the layer types."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .initializers import initialize_
 from .kronecker import kron_delta
 from .rearrangement import nearest_factors
 
-BASE = "__base__"  # PEFT's name, in a mixed batch, for rows that take no adapter
+BASE = "__base__"  # PEFT's name for the rows of a mixed batch that use no adapter
 
 
 def layer_dimensions(layer: nn.Module) -> tuple[int, int]:
     """``(d_in, d_out)`` of a layer as a matrix; a convolution's kernel is flattened into the input side.
 
     Raises:
-        TargetError: the layer is no linear map of features, or a grouped convolution.
+        TargetError: the layer is not a linear map, or is a grouped convolution.
     """
     if isinstance(layer, nn.Conv2d):
         if layer.groups != 1:
@@ -59,7 +59,7 @@ class CdkaLayer(BaseTunerLayer):
         self.cdka_dropout = nn.ModuleDict()
         self.cdka_A = nn.ParameterDict()
         self.cdka_B = nn.ParameterDict()
-        # What ``init_weights="weight"`` took out of the base weight, as factors with the scale folded into B.
+        # The dW that ``init_weights="weight"`` took out of the base weight, as factors that include the scale.
         self.taken_out: dict[str, tuple[Tensor, Tensor]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -84,7 +84,7 @@ class CdkaLayer(BaseTunerLayer):
 
         Raises:
             IndivisibleError: r1 does not divide d_out or r2 does not divide d_in of this layer.
-            AdapterError: an adapter that starts from the weight would share this layer with another one.
+            AdapterError: an adapter with ``init_weights="weight"`` would share this layer with another adapter.
         """
         require_divides("r1", r1, "d_out", self.out_features, layer_name)
         require_divides("r2", r2, "d_in", self.in_features, layer_name)
@@ -113,13 +113,13 @@ class CdkaLayer(BaseTunerLayer):
         """Take the factors nearest to W as the adapter and freeze ``W - dW`` in W's place: the output is unchanged.
 
         The idea of PiSSA (Meng et al. 2024), with the nearest sum of Kronecker products in place of the truncated SVD.
-        Where the adapter is off, deleted or unloaded, what was taken out counts again.
+        Without the adapter (disabled, deleted or unloaded), the layer computes with the original W again.
 
         Raises:
-            AdapterError: the base weight is quantised, so what is taken out of it would be lost.
+            AdapterError: the base weight is quantised, so dW cannot be subtracted from it exactly.
         """
         if self.quantization_backend is not None:
-            raise AdapterError(f"init_weights='weight' needs a weight that is not quantised, unlike {layer_name}'s")
+            raise AdapterError(f"init_weights='weight' needs an unquantised weight, but {layer_name} is quantised")
         scale = self.scaling[adapter_name]
         r, r1, r2 = self.r[adapter_name], self.r1[adapter_name], self.r2[adapter_name]
         weight = self.get_base_weight()
@@ -134,7 +134,7 @@ class CdkaLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def give_back_weight(self, adapter_name: str) -> None:
-        """Undo what :meth:`start_from_weight` did to the base weight; without effect on other adapters."""
+        """Undo :meth:`start_from_weight` on the base weight; does nothing for adapters initialised in other ways."""
         if adapter_name in self.taken_out:
             self._add_to_base(adapter_name, 1.0)
             del self.taken_out[adapter_name]
@@ -146,7 +146,7 @@ class CdkaLayer(BaseTunerLayer):
         self.set_base_weight(weight + self._as_weight(delta).to(weight.dtype))
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove the adapter; its part of the base weight, if it took one, goes back."""
+        """Remove the adapter, and restore the part of the base weight that it took, if any."""
         self.give_back_weight(adapter_name)
         super().delete_adapter(adapter_name)
 
@@ -173,7 +173,7 @@ class CdkaLayer(BaseTunerLayer):
         """Add the adapters' dW to the base weight.
 
         Raises:
-            ValueError: ``safe_merge`` is set and the result would hold NaN or infinity; the weight is left alone.
+            ValueError: ``safe_merge`` is set and the result contains NaN or infinity; the weight is unchanged.
         """
         for name in check_adapters_to_merge(self, adapter_names) or []:
             if name not in self.cdka_A:
@@ -188,7 +188,7 @@ class CdkaLayer(BaseTunerLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take every merged adapter's dW out of the base weight again."""
+        """Subtract every merged adapter's dW from the base weight."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -212,7 +212,7 @@ class CdkaLayer(BaseTunerLayer):
                 self.scaling[name] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the scale of the active adapters, or, with ``None``, put it back to lambda."""
+        """Divide the scale of the active adapters by ``scale``; ``None`` resets it to lambda."""
         for name in self.active_adapters:
             if name in self.scaling:
                 if scale is None:
@@ -221,10 +221,10 @@ class CdkaLayer(BaseTunerLayer):
                     self.scaling[name] /= scale
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus that of the active adapters; ``adapter_names`` chooses one per row instead.
+        """The base layer's output plus that of the active adapters, or of one adapter per row (``adapter_names``).
 
         Raises:
-            AdapterError: ``adapter_names`` does not name one adapter per row, or comes while adapters are merged.
+            AdapterError: ``adapter_names`` does not name one adapter per row, or adapters are merged.
         """
         adapter_names = kwargs.pop("adapter_names", None)
         if self.disable_adapters:
@@ -251,7 +251,7 @@ class CdkaLayer(BaseTunerLayer):
         return result.to(dtype)
 
     def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer as it was before any adapter came."""
+        """The base layer's output as before any adapter was added."""
         result: Tensor = self.base_layer(x, *args, **kwargs)
         for A, B in self.taken_out.values():
             result = result + self._product(x, A.to(x), B.to(x), 1.0).to(result.dtype)
@@ -259,7 +259,7 @@ class CdkaLayer(BaseTunerLayer):
 
     def _mixed_batch_forward(self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
         if self.merged:
-            raise AdapterError("adapter_names chooses among adapters that are not merged; unmerge them first")
+            raise AdapterError("adapter_names cannot be used while adapters are merged; unmerge them first")
         if len(adapter_names) != len(x):
             raise AdapterError(f"adapter_names has {len(adapter_names)} names for a batch of {len(x)} rows")
         result: Tensor = self.base_layer(x, *args, **kwargs).clone()
@@ -275,7 +275,7 @@ class CdkaLayer(BaseTunerLayer):
         return result
 
     def _fused_forward(self, x: Tensor, name: str) -> Tensor | None:
-        """Base layer and adapter in one function, where that computes the same; ``None`` where it would not."""
+        """The output of base layer and adapter from one fused function; ``None`` if they cannot be fused."""
         return None
 
     def _add_product(self, result: Tensor, features: Tensor, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, found without the memory: from the shapes of its tensors alone."""
+"""Estimate the memory of a training step from the shapes of its tensors, without allocating them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .config import CdkaConfig
 from .counts import Configuration
 from .shapes import meta_model, module_shapes
 
-# Bytes of a parameter in 4-bit NormalFloat with a constant for every 64 (arXiv 2305.14314, double quantisation off).
+# Bytes per parameter in 4-bit NormalFloat, one fp32 constant per 64 (arXiv 2305.14314, without double quantisation).
 NF4_BYTES = 0.5 + 4 / 64
 # States that an optimizer keeps for every trained parameter, in fp32.
 OPTIMIZER_STATES = {"adamw": 2, "adamw_fused": 2, "adafactor": 0, "sgd": 1}
-# Layers are alike: what one more takes is seen between these two depths, and extended to the model's own.
+# Layers are alike: the difference in memory between these depths is extrapolated to the model's depth.
 _SHALLOW, _DEEP = 2, 3
 _DEPTHS = (
     "num_hidden_layers",
@@ -38,10 +38,10 @@ _DEPTHS = (
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes that a training holds at its peak, by what they are for.
+    """Peak memory of a training in bytes, by purpose.
 
-    ``weights`` are the base model's, ``training`` the adapter's with their gradients and the optimizer's states,
-    ``activations`` everything that lives only within a step.
+    ``weights`` is the base model, ``training`` the adapter with its gradients and optimizer states, ``activations``
+    everything that lives only within a step.
     """
 
     weights: int
@@ -50,7 +50,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """All of it, in bytes."""
+        """The sum, in bytes."""
         return self.weights + self.training + self.activations
 
 
@@ -64,7 +64,7 @@ class TrainingStep:
         precision: ``fp32`` or ``bf16`` (autocast).
         quantization: ``none`` or ``4bit``, of the base model's linear layers.
         optimizer: one of :data:`OPTIMIZER_STATES`.
-        gradient_checkpointing: whether activations within a layer are computed twice instead of kept.
+        gradient_checkpointing: whether activations within a layer are recomputed instead of kept.
     """
 
     batch_size: int
@@ -86,9 +86,9 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak memory of fine-tuning with a CDKA adapter.
 
-    One forward and backward pass is run on tensors that have shapes and no storage, and the bytes that would be alive
-    are counted. Two shallow copies of the model are tried; what a layer adds is extended to the model's depth. A
-    device's own context, its allocator's fragmentation and a library's work space come on top.
+    Runs one forward and backward pass on tensors without storage and counts the bytes that would be alive. Does so for
+    two shallow versions of the model and extrapolates the cost of a layer to the model's depth. Not included: the
+    device's context, the allocator's fragmentation and the workspaces of libraries.
 
     Args:
         config: the base model's.
@@ -99,11 +99,11 @@ def estimate_memory(
         model: ``meta_model(config, task_kind)``, if it is built already.
 
     Raises:
-        CdkaError: the config becomes no model of this kind, or has no layers to adapt.
+        CdkaError: transformers has no model of this kind for the config, or there are no layers to adapt.
     """
     full = meta_model(config, task_kind) if model is None else model
     shapes = module_shapes(full, target_modules, task_kind)
-    # Under fp32 a 16-bit checkpoint is widened; autocast takes it as it comes.
+    # fp32 training widens a 16-bit checkpoint; autocast keeps its precision.
     own = getattr(config, "dtype", None)
     dtype = own if step.precision == "bf16" and isinstance(own, torch.dtype) else torch.float32
     weights = _weight_bytes(full, dtype, {s.name for s in shapes} if step.quantization == "4bit" else set())
@@ -141,13 +141,13 @@ def _weight_bytes(model: nn.Module, dtype: torch.dtype, quantised: set[str]) -> 
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that operations make and that are still referred to."""
+    """Counts the bytes of storages that operations create and that are still referenced."""
 
     def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._live = 0
-        # What was there before: views of it are nothing new.
+        # Storages that exist before the step; views of them are not counted.
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet(t.untyped_storage() for t in there)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -171,7 +171,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _step_bytes(adapted: nn.Module, shapes: Mapping[str, tuple[int, ...]], precision: str) -> int:
-    """The most bytes that are alive within one step, without the adapter's gradients."""
+    """The peak of live bytes within one step, without the adapter's gradients."""
     with FakeTensorMode():
         _place(adapted)
         inputs = {
@@ -189,7 +189,7 @@ def _step_bytes(adapted: nn.Module, shapes: Mapping[str, tuple[int, ...]], preci
 
 
 def _place(model: nn.Module) -> None:
-    """Move parameters and buffers from the meta device to where operations are chosen as on a CPU."""
+    """Move parameters and buffers from the meta device to the (fake) CPU, so that operations run as on a CPU."""
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -1,4 +1,4 @@
-"""Puts CDKA adapters on a model, as PEFT lays out a tuner."""
+"""The PEFT tuner that adds CDKA adapters to a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CdkaModel(BaseTuner):
     tuner_layer_cls = CdkaLayer
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _create_and_replace(  # type: ignore[override]  # as all tuners of PEFT: its own kind of config
+    def _create_and_replace(  # type: ignore[override]  # like every PEFT tuner, takes its own config class
         self,
         config: CdkaConfig,
         adapter_name: str,
@@ -62,18 +62,18 @@ class CdkaModel(BaseTuner):
         kwargs = get_quantization_kwargs(self)
         new_module = layer_class(target, adapter_name, config, layer_name=current_key, **sizes, **kwargs)
         if adapter_name not in self.active_adapters:
-            # An additional adapter is not trained until it is chosen.
+            # An additional adapter is frozen until it is activated.
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """See PEFT's ``BaseTuner.inject_adapter``; layers that see the same input are then computed together."""
+        """Inject the adapter as PEFT does, then group the layers that share an input (:mod:`cdka.groups`)."""
         super().inject_adapter(model, *args, **kwargs)
         self._groups: list[LayerGroup | None] = [*group_layers(model, CdkaLinear)]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's seam for mixed batches: hands ``adapter_names`` to every adapted layer for one forward pass.
+        """PEFT's hook for mixed batches: passes ``adapter_names`` to every adapted layer for one forward pass.
 
         Raises:
             AdapterError: the model is training, or no layer has an adapter of a given name.
@@ -83,8 +83,8 @@ class CdkaModel(BaseTuner):
             try:
                 yield
             finally:
-                # Also after an error: what is left would keep the graph of this pass alive.
-                for group in filter(None, self._groups):  # a copy of the model has none
+                # Also after an error: outputs left in a group would keep this pass's graph alive.
+                for group in filter(None, self._groups):  # None in a copied model
                     group.clear()
             return
         if self.training:
@@ -92,7 +92,7 @@ class CdkaModel(BaseTuner):
         known = {name for layer in self.modules() if isinstance(layer, CdkaLayer) for name in layer.cdka_A}
         unknown = sorted(set(names) - known - {BASE})
         if unknown:
-            raise AdapterError(f"no adapter named {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+            raise AdapterError(f"no adapter named {', '.join(unknown)}; available: {', '.join(sorted(known))}")
         hook = partial(_choose_adapters, names=list(names), beams=kwargs.get("num_beams") or 1)
         handles = [
             module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -116,16 +116,17 @@ class CdkaModel(BaseTuner):
         """Add an adapter whose dW is ``sum_k weights[k] * dW_k``.
 
         Args:
-            adapters: existing adapters; where they share a layer they must share its (r1, r2).
+            adapters: existing adapters; in every layer that they share, they must have the same (r1, r2).
             weights: one factor per adapter.
             adapter_name: name of the new adapter.
-            combination_type: ``"cat"`` concatenates the components, which is exact and has the sum of their r;
-                ``"svd"`` takes the r components nearest to that (Frobenius norm). Averaging factors one by one, as
-                LoRA's ``"linear"`` does, does not average dW and is not offered.
+            combination_type: ``"cat"`` concatenates the components: it is exact, and the new r is the sum of theirs.
+                ``"svd"`` takes the r components nearest to that sum (Frobenius norm). LoRA's ``"linear"`` is not
+                offered, because averaging the factors does not average dW.
             r: number of components for ``"svd"``; by default the first adapter's.
 
         Raises:
-            AdapterError: names or weights are wrong, or the structures differ.
+            AdapterError: an adapter or the combination type is unknown, the new name is taken, the number of weights is
+                wrong, or adapters of one layer differ in (r1, r2).
         """
         self._check_combination(adapters, weights, adapter_name, combination_type)
         first: Any = self.peft_config[adapters[0]]
@@ -161,17 +162,17 @@ class CdkaModel(BaseTuner):
         self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str
     ) -> None:
         if adapter_name in self.peft_config:
-            raise AdapterError(f"there is an adapter named {adapter_name!r} already")
+            raise AdapterError(f"an adapter named {adapter_name!r} already exists")
         missing = [name for name in adapters if name not in self.peft_config]
         if not adapters or missing:
-            raise AdapterError(f"no adapter named {', '.join(missing)}; there are: {', '.join(self.peft_config)}")
+            raise AdapterError(f"no adapter named {', '.join(missing)}; available: {', '.join(self.peft_config)}")
         if len(adapters) != len(weights):
-            raise AdapterError(f"{len(weights)} weights for {len(adapters)} adapters; give one each")
+            raise AdapterError(f"got {len(weights)} weights for {len(adapters)} adapters; give one weight per adapter")
         if combination_type not in ("cat", "svd"):
-            raise AdapterError(f"combination_type={combination_type!r} is unknown; there are: cat, svd")
+            raise AdapterError(f"combination_type={combination_type!r} is unknown; available: cat, svd")
 
     def unload(self) -> nn.Module:
-        """The base model without adapters; what adapters took out of its weights goes back."""
+        """The base model without adapters; weight that adapters took out of it is restored."""
         for layer in self.modules():
             if isinstance(layer, CdkaLayer):
                 for name in list(layer.taken_out):
@@ -186,8 +187,8 @@ def _layer_class(base: nn.Module, name: str) -> type[CdkaLinear] | type[CdkaConv
     if isinstance(base, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear"):
         return CdkaLinear
     raise TargetError(
-        f"target module {name} is a {type(base).__name__}; CDKA goes on linear layers "
-        "(torch.nn.Linear, GPT-2's Conv1D) and on torch.nn.Conv2d"
+        f"target module {name} is a {type(base).__name__}; CDKA adapts linear layers "
+        "(torch.nn.Linear, GPT-2's Conv1D) and torch.nn.Conv2d"
     )
 
 
@@ -207,7 +208,7 @@ def _combined(
 
 def _choose_adapters(module: nn.Module, args: Any, kwargs: Any, names: list[str], beams: int) -> Any:
     rows = len(args[0]) if args else len(next(iter(kwargs.values())))
-    # Beam search repeats every row of the decoder, and not those of an encoder.
+    # Beam search repeats the decoder's rows, but not the encoder's.
     per_row = [name for name in names for _ in range(beams)] if rows == len(names) * beams else names
     return args, {**kwargs, "adapter_names": per_row}
 
@@ -218,6 +219,6 @@ def scale_by_module(config: CdkaConfig, module: str, r: int, r2: int) -> float:
 
 
 def _by_module(patterns: dict[str, Any], module: str, default: Any) -> Any:
-    if module in patterns:  # what fit="nearest" recorded for this very module
+    if module in patterns:  # recorded by fit="nearest" for exactly this module
         return patterns[module]
     return patterns.get(get_pattern_key(list(patterns), module), default)

@@ -1,4 +1,4 @@
-"""The modules that take a layer's place: how dW meets the input of each kind of layer."""
+"""The modules that replace adapted layers. Each type of layer applies dW to its input in its own way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .layer import CdkaLayer
 
 
 class CdkaModule(nn.Module, CdkaLayer):
-    """The module that takes a layer's place; its kinds say how dW meets the layer's input."""
+    """A module that replaces an adapted layer; subclasses apply dW to the layer's input."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: CdkaConfig, **kwargs: Any) -> None:
         super().__init__()
@@ -63,16 +63,16 @@ class CdkaLinear(CdkaModule):
         return self.training and not isinstance(self.cdka_dropout[name], nn.Identity)
 
     def _fusible_tensors(self, x: Tensor, name: str) -> LayerTensors | None:
-        """What base layer and adapter are computed from in one function; ``None`` where that is not the same."""
+        """The arguments of the fused function; ``None`` if it would not compute the same as base layer and adapter."""
         base = self.base_layer
-        # Anything that watches or changes the base layer must see it called; so must a forward replaced on the
+        # The base layer itself must be called if it is a subclass, has hooks, or has a forward replaced on the
         # instance, as accelerate does for offloaded weights.
         if type(base) is not nn.Linear or "forward" in base.__dict__ or _is_hooked(base):
             return None
         weight, bias = base.weight, base.bias
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
-        # Without autocast, a linear layer refuses an input of another precision; so must it here.
+        # Without autocast, a linear layer rejects an input of another precision; so must the adapted layer.
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             return None
         A, B = self.cdka_A[name], self.cdka_B[name]

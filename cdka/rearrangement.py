@@ -1,8 +1,8 @@
 """The rearrangement that makes fitting Kronecker products a low-rank problem (Van Loan and Pitsianis 1993).
 
-``R(M)`` of shape ``(d_out*r2/r1, r1*d_in/r2)`` holds in row ``(u, v)`` the block of M with which ``B[u, v]`` multiplies
-A, so ``R(B (x) A) = vec(B) vec(A)^T``: a sum of r Kronecker products is a matrix of rank r, and the nearest one is
-given by the r leading singular vectors (Eckart, Young 1936).
+``R(M)`` has shape ``(d_out*r2/r1, r1*d_in/r2)``. Its row ``(u, v)`` holds the block of M that is ``B[u, v] * A`` if
+``M = B (x) A``. So ``R(B (x) A) = vec(B) vec(A)^T``: a sum of r Kronecker products becomes a matrix of rank r at most,
+and the r leading singular vectors give the nearest one (Eckart, Young 1936).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def nearest_factors(matrix: Tensor, r1: int, r2: int, r: int) -> tuple[Tensor, T
     rearranged = rearrange(matrix.detach().float(), r1, r2)
     if r > min(rearranged.shape):
         raise CdkaError(
-            f"r={r} components are more than a {tuple(matrix.shape)} matrix has at r1={r1}, r2={r2}; "
-            f"the most is {min(rearranged.shape)}"
+            f"r={r} is too large for a {tuple(matrix.shape)} matrix at r1={r1}, r2={r2}; "
+            f"r is at most {min(rearranged.shape)}"
         )
     U, S, Vh = torch.linalg.svd(rearranged, full_matrices=False)
     root = S[:r].sqrt()
@@ -60,7 +60,7 @@ def truncate_factors(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor, floa
     kept = min(r, len(S))
     root = S[:kept].sqrt()
     left, right = (QB @ U[:, :kept]) * root, ((QA @ Vh[:kept].T) * root).T
-    if kept < r:  # fewer singular values than asked for: the rest are zero components
+    if kept < r:  # fewer singular values than r: pad with zero components
         left = torch.cat([left, left.new_zeros(left.shape[0], r - kept)], 1)
         right = torch.cat([right, right.new_zeros(r - kept, right.shape[1])], 0)
     energy = S.square()

@@ -1,7 +1,7 @@
-"""Makes ``cdka`` a method that PEFT knows.
+"""Register the method ``cdka`` with PEFT.
 
-PEFT 0.21 looks methods up by members of ``PeftType``, and ``register_peft_method`` takes only names that are
-members already. So the enum gets a true member first: it pickles, compares and looks up like its own.
+PEFT 0.21 looks methods up by ``PeftType`` member, and ``register_peft_method`` accepts only names of existing
+members. So a real member is added to the enum first; it pickles, compares and looks up like PEFT's own.
 """
 
 from __future__ import annotations

@@ -41,13 +41,13 @@ PEFT_TASKS: dict[str, TaskType] = {
     "causal_lm": TaskType.CAUSAL_LM,
     "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
 }
-# The heads that PEFT keeps trainable beside a sequence classifier's adapter; they never carry one.
+# Heads that PEFT trains in full beside a sequence classifier's adapter; they never carry an adapter.
 CLASSIFIER_HEADS = ("classifier", "score")
 WITH_HEAD = ("sequence_classification", "sequence_regression", "image_classification")
 
 
 def meta_model(config: PreTrainedConfig, task_kind: str | None = None) -> nn.Module:
-    """The AutoModel class of ``task_kind`` built from a config on torch's meta device: shapes, but no memory.
+    """Build the AutoModel class of ``task_kind`` from a config on torch's meta device, which takes no memory.
 
     Raises:
         TargetError: transformers has no model of this kind for the config.
@@ -67,10 +67,10 @@ def module_shapes(
     task_kind: str | None = None,
     exclude_modules: str | list[str] | None = None,
 ) -> list[ModuleShape]:
-    """Shapes of the layers that an adapter on ``target_modules`` would be put on, in module order.
+    """Shapes of the layers that an adapter with these ``target_modules`` would adapt, in module order.
 
-    A config becomes the AutoModel class of ``task_kind`` on torch's meta device, so nothing is loaded and no
-    memory is taken. Modules are selected by PEFT's own rules: a list matches names and suffixes, a string is a
+    A config is built as the AutoModel class of ``task_kind`` on torch's meta device: nothing is loaded and no
+    memory is used. Modules are selected by PEFT's own rules: a list matches names and suffixes, a string is a
     regular expression or ``"all-linear"``, ``None`` is PEFT's mapping for LoRA. Heads are left out: budgets count
     adapter parameters only.
 
@@ -87,8 +87,8 @@ def module_shapes(
             continue
         if not isinstance(module, nn.Linear | Conv1D | nn.Conv2d):
             raise TargetError(
-                f"target module {name} is a {type(module).__name__}; adapters go on linear layers "
-                "(torch.nn.Linear, GPT-2's Conv1D) and on torch.nn.Conv2d"
+                f"target module {name} is a {type(module).__name__}; CDKA adapts linear layers "
+                "(torch.nn.Linear, GPT-2's Conv1D) and torch.nn.Conv2d"
             )
         d_in, d_out = layer_dimensions(module)
         shapes.append(ModuleShape(name, d_in, d_out))
@@ -111,7 +111,7 @@ def _selection(
         model_type = BaseTuner.get_model_config(model).get("model_type")
         if model_type not in LORA_TARGETS:
             raise TargetError(
-                f"PEFT has no default target modules for model type {model_type!r}; name them, or say 'all-linear'"
+                f"PEFT has no default target modules for model type {model_type!r}; name them, or use 'all-linear'"
             )
         target_modules = list(LORA_TARGETS[model_type])
     heads = list(CLASSIFIER_HEADS) if task_kind in WITH_HEAD else None

@@ -32,8 +32,8 @@ def predict(
         shapes: the adapted layers.
         max_parameters: the budget, in adapter parameters.
         predictor: ``"guideline"`` (the paper's rule), ``"alignment"`` (closed form) or ``"measured"`` (from gradients,
-            which it takes as ``spectra``, see :func:`cdka.collect_spectra`).
-        candidates: what to rank; ``None`` takes :func:`cdka.feasible`'s default candidates.
+            passed as ``spectra``; see :func:`cdka.collect_spectra`).
+        candidates: the configurations to rank; ``None`` takes all that :func:`cdka.feasible` finds by default.
         constants: the named constants of the predictor, see its docstring.
 
     Raises:
@@ -41,7 +41,7 @@ def predict(
         CdkaError: the predictor's name is unknown.
     """
     if predictor not in PREDICTORS:
-        raise CdkaError(f"unknown predictor {predictor!r}; there are: {', '.join(PREDICTORS)}")
+        raise CdkaError(f"unknown predictor {predictor!r}; available: {', '.join(PREDICTORS)}")
     ranked = feasible(shapes, max_parameters) if candidates is None else list(candidates)
     return PREDICTORS[predictor](shapes, max_parameters, ranked, **constants)
 

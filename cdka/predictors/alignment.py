@@ -46,8 +46,8 @@ def alignment(
             shapes,
             c,
             value,
-            f"its first update is expected to point {value:.3f} (cosine) along full fine-tuning's: "
-            f"{c.r} random direction{'s' * (c.r > 1)} in a space of about {dimensions(c)}",
+            f"its first update has an expected cosine of {value:.3f} with full fine-tuning's: "
+            f"{c.r} random direction{'s' * (c.r > 1)} in a space of about {dimensions(c)} dimensions",
         )
         for value, c in best_first(shapes, candidates, score)
     ]

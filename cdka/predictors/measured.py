@@ -1,4 +1,4 @@
-"""Ranks by how much of the measured gradient each structure can follow."""
+"""Rank structures by the share of the measured gradient that they can hold."""
 
 from __future__ import annotations
 

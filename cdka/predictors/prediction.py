@@ -1,4 +1,4 @@
-"""What a predictor says of one configuration."""
+"""A predictor's result for one configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..counts import Configuration, ModuleShape, forward_flops, rank_bound
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A configuration, its score (higher is better, comparable within one ranking) and why it stands there.
+    """A configuration, its score (higher is better, comparable within one ranking) and the reason.
 
     ``rank_bound`` is the smallest generic rank of dW over the adapted layers (:func:`cdka.rank_bound`).
     """
@@ -22,7 +22,7 @@ class Prediction:
 
 
 def predicted(shapes: Sequence[ModuleShape], configuration: Configuration, score: float, reason: str) -> Prediction:
-    """A prediction for these layers."""
+    """The prediction, completed with the rank bound over these layers."""
     bounds = {
         rank_bound(ModuleShape("", *size), *configuration.structure) for size in {(s.d_in, s.d_out) for s in shapes}
     }

@@ -258,7 +258,7 @@ def predictions(
 ) -> PredictionsOut:
     """Get predictions for a model, a task and a budget. Stores nothing."""
     if body.task.kind not in METRICS:
-        fault = Fault("#/task/kind", f"unknown task {body.task.kind!r}; there are: {', '.join(METRICS)}")
+        fault = Fault("#/task/kind", f"unknown task {body.task.kind!r}; available: {', '.join(METRICS)}")
         raise InvalidRequest("no prediction can be made", [fault])
     if predicting.MEASURED in body.predictors:
         message = "measured needs a study: a runner looks at the model's gradients; name it in compare.predictors"

@@ -1,1 +1,1 @@
-"""All SQL: engine, tables and repositories. Repositories return domain records; nothing here decides."""
+"""All SQL: engine, tables and repositories. Repositories return domain records and make no decisions."""

@@ -19,7 +19,7 @@ from .checks import check as find_faults
 from .engine import Database
 
 program = typer.Typer(
-    help="Look after the database.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    help="Maintain the database.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
 )
 File = Annotated[Path, typer.Argument(metavar="FILE")]
 
@@ -29,7 +29,7 @@ def _opened() -> Iterator[Database]:
     """The database of the environment's settings.
 
     Raises:
-        SystemExit: the settings or the database are not right; the message says what.
+        SystemExit: the settings are invalid or the database cannot be used; the message says why.
     """
     try:
         database = Database(Settings().database_url)
@@ -71,11 +71,11 @@ def restore(file: File) -> None:
 
 @program.command()
 def check() -> None:
-    """Check schema, references and counts; lists what is wrong and exits 1."""
+    """Check schema, references and counts. Lists the problems and exits with 1."""
     with _opened() as database:
         if faults := find_faults(database):
             raise SystemExit("\n".join(faults))
-        print(f"in order, at revision {database.revision()}")
+        print(f"no problems found, at revision {database.revision()}")
 
 
 if __name__ == "__main__":

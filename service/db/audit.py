@@ -38,7 +38,7 @@ class Audit:
         )
 
     def page(self, team_id: str | None, limit: int, before: str | None, target: str | None) -> list[AuditEntry]:
-        """Entries of a team (of all for ``None``), newest first, older than the one named."""
+        """Entries of a team (of all teams for ``None``), newest first; only those older than ``before``, if given."""
         query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
         if team_id is not None:
             query = query.where(AuditRow.team_id == team_id)

@@ -1,7 +1,7 @@
 """Back up a database to one file and restore it, on SQLite and PostgreSQL and from any schema revision.
 
-The file is gzipped JSON, a line each: a header (format, schema revision), then for every table a line that names it and
-its columns followed by its rows, then a closing line with the number of rows. Tables are reflected, so a backup made
+The file is gzipped JSON lines: a header (format, schema revision), then for every table a line with its name and
+columns, followed by its rows, and a closing line with the number of rows. Tables are reflected, so a backup made
 by an older release restores into its own revision and is then migrated like any other database.
 """
 
@@ -28,9 +28,9 @@ _VERSION_TABLE = "alembic_version"
 
 
 def back_up(database: Database, file: Path) -> int:
-    """Write all rows to ``file`` as of one moment, while the service runs; returns the number of rows.
+    """Write a snapshot of all rows to ``file`` while the service runs; returns the number of rows.
 
-    The file appears under its name when it is complete, and only its owner can read it.
+    The file gets its name only when it is complete, and only its owner can read it.
 
     Raises:
         Conflict: the database has no schema.
@@ -78,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 def restore(database: Database, file: Path) -> int:
-    """Fill an empty database from ``file`` in one transaction and migrate it to this release; returns the rows.
+    """Fill an empty database from ``file`` in one transaction and migrate it to this release; returns the row count.
 
     Raises:
         Conflict: the database is not empty; nothing was changed.
@@ -90,12 +90,12 @@ def restore(database: Database, file: Path) -> int:
         with gzip.open(file, "rt", encoding="utf-8") as stream:
             header = json.loads(next(stream))
             if header.get("format") != FORMAT or header.get("version") != VERSION:
-                raise InvalidRequest(f"{file} is no backup of this service")
+                raise InvalidRequest(f"{file} is not a backup of this service")
             command.upgrade(alembic_config(database.url), header["revision"])
             with database.engine.begin() as connection:
                 rows = _load(connection, (json.loads(line) for line in stream))
     except (OSError, EOFError, ValueError, StopIteration) as error:
-        raise InvalidRequest(f"{file} is no complete backup: {error or 'it is empty'}") from error
+        raise InvalidRequest(f"{file} is not a complete backup: {error or 'it is empty'}") from error
     database.upgrade()
     return rows
 
@@ -122,11 +122,11 @@ def _load(connection: Connection, lines: Iterator[Any]) -> int:
         flush()
         if "rows" in line:
             if line["rows"] != rows:
-                raise ValueError(f"it says {line['rows']} rows and holds {rows}")
+                raise ValueError(f"it declares {line['rows']} rows but has {rows}")
             return rows
         table = tables[line["table"]]
         columns = [table.columns[name] for name in line["columns"]]
-    raise ValueError("its end is missing")
+    raise ValueError("the closing line is missing")
 
 
 def _typed(kind: Any, value: Any) -> Any:

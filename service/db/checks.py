@@ -10,14 +10,14 @@ from .models import EventRow, LeaseRow, StudyCountRow, StudyRow, TrialRow
 
 
 def check(database: Database) -> list[str]:
-    """Every problem in words; empty if there is none.
+    """A description of every problem; empty if there is none.
 
     Raises:
         Unavailable: the database does not answer.
     """
     if not database.is_current():
         at = database.revision() or "none"
-        return [f"the schema is at revision {at}, this release's is {database.newest()}; run: cdka db upgrade"]
+        return [f"the schema is at revision {at}, but this release needs {database.newest()}; run: cdka db upgrade"]
     with database.engine.connect() as connection:
         faults = _integrity(connection) if database.is_sqlite else []
         return faults + _counts(connection) + _leases(connection) + _events(connection)
@@ -26,7 +26,7 @@ def check(database: Database) -> list[str]:
 def _integrity(connection: Connection) -> list[str]:
     found = [str(row[0]) for row in connection.execute(text("PRAGMA integrity_check")) if row[0] != "ok"]
     broken = connection.execute(text("PRAGMA foreign_key_check")).all()
-    return found + [f"a row of {row[0]} refers to a row of {row[2]} that is not there" for row in broken]
+    return found + [f"a row of {row[0]} refers to a row of {row[2]} that does not exist" for row in broken]
 
 
 def _counts(connection: Connection) -> list[str]:
@@ -45,7 +45,7 @@ def _counts(connection: Connection) -> list[str]:
         )
     }
     return [
-        f"study {key[0]} counts {kept.get(key, 0)} trials {key[1]}/{key[2]} and has {true.get(key, 0)}"
+        f"study {key[0]} counts {kept.get(key, 0)} trials in {key[1]}/{key[2]} but has {true.get(key, 0)}"
         for key in sorted(true.keys() | kept.keys())
         if true.get(key, 0) != kept.get(key, 0)
     ]
@@ -58,7 +58,7 @@ def _leases(connection: Connection) -> list[str]:
         .where(TrialRow.state == TrialState.RUNNING)
     )
     return [
-        f"trial {row[1]} of study {row[2]} runs without a lease that is held"
+        f"trial {row[1]} of study {row[2]} is running without a held lease"
         for row in connection.execute(holders)
         if row[3] != LeaseState.HELD
     ]

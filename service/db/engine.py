@@ -1,4 +1,4 @@
-"""The engine, the one commit, and the schema's version."""
+"""The engine, transactions and schema migrations."""
 
 from __future__ import annotations
 
@@ -90,15 +90,15 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer takes the lock at once: upgrading a read to a write could only fail.
+    # A writer takes the lock at once, because upgrading a read to a write may fail.
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get(_BEGIN, 'DEFERRED')}")
 
 
 class _WriterTurns:
-    """Orders the writers of one SQLite file: threads of this process wait here, without a connection.
+    """Orders the writers of one SQLite file: threads of this process wait here without holding a connection.
 
-    SQLite's own waiting polls with a connection in hand and in no order, so under load some writer waits until it
-    fails. Writers of other processes still wait that way (``busy_timeout``).
+    SQLite itself makes writers poll, each holding a connection and in no order, so under load some of them time out.
+    Writers of other processes still wait that way (``busy_timeout``).
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class _WriterTurns:
         """Wait for the turn.
 
         Raises:
-            Contention: other writers took ``BUSY_TIMEOUT_MS``.
+            Contention: other writers took longer than ``BUSY_TIMEOUT_MS``.
         """
         if not self._lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
             raise Contention("another writer was in the way; nothing was changed, try again")
@@ -179,7 +179,7 @@ class Database:
 
     @contextmanager
     def look(self) -> Iterator[Session]:
-        """A session for a single statement that reads: without the round trips of a transaction.
+        """A session for a single read statement, without the round trips of a transaction.
 
         Raises:
             Unavailable: the database does not answer.
@@ -277,7 +277,7 @@ class Database:
             raise
 
     def ping(self) -> None:
-        """One statement.
+        """Check the connection with one statement.
 
         Raises:
             Unavailable: the database does not answer.
@@ -299,7 +299,7 @@ class Database:
         return self.revision() == self.newest()
 
     def newest(self) -> str | None:
-        """The revision that this release's migrations end at."""
+        """The newest revision among this release's migrations."""
         return ScriptDirectory.from_config(alembic_config(self.url)).get_current_head()
 
 
@@ -308,7 +308,7 @@ def _explain(error: OperationalError) -> Unavailable:
     if state in _CONTENTION or code in _SQLITE_CONTENTION:
         return Contention("another writer was in the way; nothing was changed, try again")
     if state == _DISK_FULL or code in _SQLITE_FULL:
-        return Unavailable("the database's disk is full; nothing was changed: make room, then try again")
+        return Unavailable("the database's disk is full; nothing was changed; free some space, then try again")
     return Unavailable("the database does not answer; nothing was changed, try again")
 
 

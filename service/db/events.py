@@ -70,6 +70,6 @@ class Events:
         return [Event(r.study_id, r.number, r.kind, r.at, r.data) for r in self._session.scalars(query)]
 
     def forget_before(self, moment: datetime) -> int:
-        """Remove events older than that; returns how many."""
+        """Remove events older than ``moment``; returns how many."""
         gone = self._session.scalars(delete(EventRow).where(EventRow.at < moment).returning(EventRow.number))
         return len(gone.all())

@@ -20,7 +20,7 @@ class Hosts:
         self._session = session
 
     def get(self, team_id: str | None, name: str, *, lock: bool = False) -> Host | None:
-        """A team's host of that name (``None``: that of workers who serve all teams)."""
+        """A team's host with that name (``None``: a host of workers that serve all teams)."""
         query = select(HostRow).where(*_of(team_id, name)).execution_options(populate_existing=True)
         row = self._session.scalars(query.with_for_update() if lock else query).one_or_none()
         return None if row is None else _record(row)
@@ -30,7 +30,7 @@ class Hosts:
         return [_record(row) for row in self._session.scalars(select(HostRow).order_by(HostRow.name, HostRow.team_id))]
 
     def know(self, team_id: str | None, name: str) -> None:
-        """Have a row for a host."""
+        """Add a row for a host, if it has none."""
         values = {"team_id": team_id or "", "name": name, "failures": 0}
         self._session.execute(insert_ignoring(self._session, HostRow).values(**values))
 
@@ -39,7 +39,7 @@ class Hosts:
         self._session.execute(update(HostRow).where(*_of(team_id, name)).values(**values))
 
     def is_last(self, team_id: str | None, name: str, since: datetime) -> bool:
-        """Whether no runner on another usable host was seen since then."""
+        """Whether no runner of these workers was seen since ``since`` on another host that is not quarantined."""
         theirs = func.coalesce(RunnerRow.team_id, "")
         other = (
             select(RunnerRow.name)

@@ -13,7 +13,7 @@ from .models import IdempotencyRow
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """The answer that a key got, encrypted, and the digest of the request that got it."""
+    """The encrypted answer to a request with an idempotency key, and the digest of that request."""
 
     request: str
     status: int
@@ -27,12 +27,12 @@ class KeptAnswers:
         self._session = session
 
     def find(self, scope: str, key: str) -> KeptAnswer | None:
-        """The answer that this caller's key got."""
+        """The answer kept for this caller's key."""
         row = self._session.get(IdempotencyRow, (scope, key))
         return None if row is None else KeptAnswer(row.request, row.status, row.content)
 
     def add(self, scope: str, key: str, answer: KeptAnswer, now: datetime) -> None:
-        """Keep an answer. The pair (scope, key) is unique: one that is taken fails the flush."""
+        """Keep an answer. The pair (scope, key) is unique: a taken pair fails the flush."""
         self._session.add(
             IdempotencyRow(
                 scope=scope,
@@ -46,5 +46,5 @@ class KeptAnswers:
         self._session.flush()
 
     def forget_before(self, moment: datetime) -> None:
-        """Remove answers older than that."""
+        """Remove answers older than ``moment``."""
         self._session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < moment))

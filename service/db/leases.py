@@ -82,7 +82,7 @@ class Leases:
         )
 
     def place(self, lease_id: str) -> tuple[str, str]:
-        """The trial of a lease and its study.
+        """The ids of a lease's trial and of its study.
 
         Raises:
             NotFound: there was never such a lease, or its study is deleted.
@@ -124,7 +124,7 @@ class Leases:
         return [(study_id, _record(row)) for study_id, row in self._session.execute(query)]
 
     def shorten(self, latest: datetime) -> int:
-        """Cut expiries back to ``latest``, after the clock was set back; returns how many."""
+        """Limit expiries to ``latest`` after the clock was set back; returns how many were changed."""
         query = (
             update(LeaseRow)
             .where(LeaseRow.state == LeaseState.HELD, LeaseRow.expires_at > latest)
@@ -141,7 +141,7 @@ class Leases:
         self._write(lease_id, **values)
 
     def end(self, lease_id: str, state: LeaseState, now: datetime, result: dict[str, Any] | None = None) -> None:
-        """The attempt is over."""
+        """End a lease with its final ``state`` and the attempt's ``result``."""
         self._write(lease_id, state=state, ended_at=now, result=result)
 
     def _write(self, lease_id: str, **values: Any) -> None:
@@ -158,7 +158,7 @@ class Leases:
         self._session.connection().execute(_IDLE, {"runner": name, "now": now})
 
     def hear_of(self, name: str, now: datetime, resolution: timedelta) -> None:
-        """Record when a runner was last seen, to within ``resolution``."""
+        """Record that a runner was seen now, unless it was seen less than ``resolution`` ago."""
         self._session.connection().execute(_HEAR, {"runner": name, "now": now, "since": now - resolution})
 
     def runner(self, name: str) -> RunnerSeen | None:
@@ -174,7 +174,7 @@ class Leases:
         return [_seen(row) for row in self._session.scalars(query)]
 
     def forget_runners(self, moment: datetime) -> None:
-        """Remove runners that were last seen before then."""
+        """Remove runners that were last seen before ``moment``."""
         self._session.execute(delete(RunnerRow).where(RunnerRow.last_seen_at < moment))
 
 

@@ -21,7 +21,7 @@ class Metrics:
         self._session = session
 
     def add(self, trial_id: str, points: Sequence[MetricPoint]) -> list[tuple[str, int]]:
-        """Record metric values. Existing ones (of a repeated report) stay. Returns name and step of the new ones."""
+        """Record metric values. Keeps existing ones (of a repeated report). Returns name and step of the new ones."""
         if not points:
             return []
         rows = [
@@ -29,7 +29,7 @@ class Metrics:
             for p in points
         ]
         added: list[tuple[str, int]] = []
-        # A statement takes a bounded number of values.
+        # Databases limit the number of values in one statement.
         for start in range(0, len(rows), _ROWS_A_STATEMENT):
             query = insert_ignoring(self._session, MetricRow).values(rows[start : start + _ROWS_A_STATEMENT])
             found = self._session.execute(query.returning(MetricRow.name, MetricRow.step))

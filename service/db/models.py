@@ -1,4 +1,4 @@
-"""The tables. Names come from one convention; the schema itself exists only through the migrations."""
+"""The tables. Constraint names follow one convention. Only the migrations create the schema."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONVENTION = {
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time in UTC, with its zone also on databases that store none."""
+    """A point in time in UTC; read with its zone even from databases that store none."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -42,7 +42,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a time without a zone is not a point in time")
+            raise ValueError("a datetime needs a time zone")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -86,7 +86,7 @@ class TokenRow(Base):
 
 
 class SessionRow(Base):
-    """A browser's login: the digest of its cookie, and the token it stands for."""
+    """A browser's login: the digest of its cookie, and the token it logged in with."""
 
     __tablename__ = "sessions"
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -128,7 +128,7 @@ class StudyRow(Base):
 
 
 class StudyCountRow(Base):
-    """Trials by phase and state, counted as they change: reading them costs the same at ten trials and at 100,000."""
+    """Numbers of trials by phase and state, updated with every change, so that reads need not scan the trials."""
 
     __tablename__ = "study_counts"
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
@@ -138,7 +138,7 @@ class StudyCountRow(Base):
 
 
 class EventRow(Base):
-    """Numbered by the study's version, under the lock of its row: no gap, and committed in order."""
+    """An event, numbered by the study's version under the lock of its row: without gaps and committed in order."""
 
     __tablename__ = "events"
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
@@ -210,7 +210,7 @@ class LeaseRow(Base):
     expires_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     result: Mapped[dict[str, Any] | None]
-    # When the trial last made progress, which is not when its runner was last seen.
+    # When the trial last made progress; its runner may have been seen later.
     progress_at: Mapped[datetime | None]
     progress_step: Mapped[int] = mapped_column(default=-1)
     __table_args__ = (UniqueConstraint("trial_id", "attempt"), Index(None, "state", "expires_at"))
@@ -226,7 +226,7 @@ class MetricRow(Base):
 
 
 class LogRow(Base):
-    """A piece of what an attempt printed, at its place (in characters) in the whole."""
+    """A piece of an attempt's output; ``start`` is its position in the whole output, in characters."""
 
     __tablename__ = "trial_logs"
     trial_id: Mapped[str] = mapped_column(ForeignKey("trials.id", ondelete="CASCADE"), primary_key=True)
@@ -253,7 +253,7 @@ class HostRow(Base):
     """A machine with runners, and its failures."""
 
     __tablename__ = "hosts"
-    # The team of its workers, so that one team's workers cannot blame another's machines. Empty: all teams.
+    # The team of its workers, so that one team's workers cannot blame another team's machines. Empty: all teams.
     team_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     failures: Mapped[int] = mapped_column(default=0)
@@ -263,9 +263,9 @@ class HostRow(Base):
 
 
 class IdempotencyRow(Base):
-    """The answer to a POST, kept so that its repetition gets the same.
+    """The answer to a POST, kept so that a repeated request gets the same answer.
 
-    The content is encrypted with the caller's token, which is not stored: it may hold a secret that is shown once.
+    The content may hold a secret that is shown once, so it is encrypted with the caller's token, which is not stored.
     """
 
     __tablename__ = "idempotency_keys"
@@ -278,7 +278,7 @@ class IdempotencyRow(Base):
 
 
 class AuditRow(Base):
-    """Who changed what. Rows outlive the tokens and studies they tell of, so nothing here is a foreign key."""
+    """Who changed what. Rows outlive the tokens and studies they name, so no column is a foreign key."""
 
     __tablename__ = "audit_log"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)

@@ -17,7 +17,7 @@ class Observations:
         self._session = session
 
     def of_study(self, study_id: str, after_version: int = -1) -> list[Observation]:
-        """The search trials that changed after that version of the study, by number."""
+        """The search trials that changed after ``after_version`` of the study, by number."""
         query = (
             select(
                 TrialRow.number,

@@ -19,7 +19,7 @@ LONGEST_WAIT = 1.0
 def retried(use_case: Callable[P, R]) -> Callable[P, R]:
     """Retry a use case after ``Contention`` (serialization failures, deadlocks, lock timeouts), with full jitter.
 
-    Only for use cases of one transaction, which was rolled back.
+    Only for use cases of a single transaction: it was rolled back, so a retry is safe.
 
     Raises:
         Contention: after the last attempt.

@@ -111,7 +111,7 @@ class Studies:
         """The study, locked for this transaction if ``lock``; ``team_id`` restricts it to one team.
 
         Raises:
-            NotFound: there is none, or it belongs to another team (which are not told apart).
+            NotFound: there is none, or it belongs to another team.
         """
         query = select(StudyRow).where(StudyRow.id == study_id, StudyRow.deleted_at.is_(None), *_of(team_id))
         if lock:
@@ -124,7 +124,7 @@ class Studies:
     def page(
         self, team_id: str | None, limit: int, after: str | None, where: Sequence[ColumnElement[bool]], ascending: bool
     ) -> list[Study]:
-        """Studies of a team (of all teams for ``None``) by age, after the one named."""
+        """Studies of a team (of all teams for ``None``) by age; only those after the study ``after``, if given."""
         order = StudyRow.id.asc() if ascending else StudyRow.id.desc()
         query = (
             select(StudyRow).where(StudyRow.deleted_at.is_(None), *_of(team_id), *where).order_by(order).limit(limit)
@@ -175,7 +175,7 @@ class Studies:
         ]
 
     def open_with_limits(self) -> list[Study]:
-        """Studies that run and so may reach a limit, oldest first."""
+        """Running studies with limits, oldest first."""
         query = select(StudyRow).where(StudyRow.state == StudyState.RUNNING, StudyRow.deleted_at.is_(None))
         found = [_record(row) for row in self._session.scalars(query.order_by(StudyRow.id))]
         return [s for s in found if any(v is not None for v in s.spec.limits.model_dump().values())]
@@ -193,7 +193,7 @@ class Studies:
         return int(self._session.scalar(query) or 0)
 
     def set_state(self, study: Study, state: StudyState, now: datetime, reason: str | None = None) -> Study:
-        """Move a locked study to another state; returns it as it is then.
+        """Move a locked study to another state; returns the updated study.
 
         Raises:
             Conflict: the table of transitions does not allow it.
@@ -209,13 +209,13 @@ class Studies:
         return replace(study, version=version, **values)
 
     def set_phase(self, study: Study, phase: StudyPhase, now: datetime) -> Study:
-        """Move a locked study to another phase; returns it as it is then."""
+        """Move a locked study to another phase; returns the updated study."""
         self._write(study.id, phase=phase)
         version = self.touch(study.id, EventKind.STUDY_PHASE, now, {"phase": phase})
         return replace(study, version=version, phase=phase)
 
     def set_spec(self, study: Study, spec: StudySpec, now: datetime, changed: Mapping[str, Any]) -> Study:
-        """Record the user's changes of a locked study; returns it as it is then."""
+        """Record a user's changes to a locked study; returns the updated study."""
         # Fewer trials may be planned than the spec asks for, if the space is smaller.
         planned = spec.search.trials if "trials" in changed else study.planned
         revision = study.revision + 1
@@ -246,11 +246,11 @@ class Studies:
         self._write(study_id, deleted_at=now)
 
     def deleted_before(self, moment: datetime) -> list[str]:
-        """Studies that were deleted before then."""
+        """The ids of studies that were deleted before ``moment``."""
         return list(self._session.scalars(select(StudyRow.id).where(StudyRow.deleted_at < moment)))
 
     def purge(self, study_id: str) -> None:
-        """Remove a deleted study with all that belongs to it."""
+        """Remove a deleted study and everything that belongs to it."""
         self._session.execute(delete(StudyRow).where(StudyRow.id == study_id, StudyRow.deleted_at.is_not(None)))
 
     def _write(self, study_id: str, **values: Any) -> None:
@@ -272,7 +272,7 @@ class Studies:
     def add_predictions(
         self, study_id: str, rankings: Mapping[str, Sequence[StoredPrediction]], order: Sequence[str]
     ) -> None:
-        """Record the rankings by predictor, each best first; ``order`` is that of all the study's predictors."""
+        """Record the rankings by predictor, each best first; ``order`` lists all the study's predictors."""
         for predictor, ranking in rankings.items():
             entries = [asdict(p) for p in ranking]
             position = order.index(predictor)
@@ -292,7 +292,7 @@ def _of(team_id: str | None) -> list[ColumnElement[bool]]:
 
 
 def with_text(text: str | None, states: Sequence[StudyState]) -> list[ColumnElement[bool]]:
-    """Conditions for a list of studies: a part of the name, whatever its case, and states."""
+    """Query conditions for studies whose name contains ``text`` (ignoring case) and whose state is in ``states``."""
     conditions: list[ColumnElement[bool]] = []
     if text:
         conditions.append(StudyRow.name.icontains(text, autoescape=True))

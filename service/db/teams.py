@@ -34,7 +34,7 @@ class Teams:
         self._session = session
 
     def add(self, team: Team) -> None:
-        """Record a new team. Names are unique: one that is taken fails the flush."""
+        """Record a new team. Names are unique: a taken name fails the flush."""
         self._session.add(TeamRow(id=team.id, name=team.name, created_at=team.created_at, weight=team.weight))
         self._session.flush()
 
@@ -75,7 +75,7 @@ class Teams:
         self._session.execute(update(TeamRow).where(TeamRow.id == team_id).values(**values))
 
     def usage(self, team_ids: Sequence[str]) -> dict[str, Usage]:
-        """What teams hold right now."""
+        """The trials, CPUs and GPUs that teams use now."""
         running = (
             select(
                 StudyRow.team_id,

@@ -47,13 +47,13 @@ class Tokens:
         )
 
     def by_digest(self, digest: str) -> Token | None:
-        """The token with this digest, whatever its state."""
+        """The token with this digest, even if it is expired or revoked."""
         query = select(TokenRow, TeamRow.name).join(TeamRow, TeamRow.id == TokenRow.team_id)
         found = self._session.execute(query.where(TokenRow.digest == digest)).one_or_none()
         return None if found is None else _record(found[0], found[1])
 
     def by_session(self, digest: str, now: datetime) -> Token | None:
-        """The token that a browser session stands for, unless the session is over."""
+        """The token of a browser session; ``None`` if the session has expired."""
         query = (
             select(TokenRow, TeamRow.name)
             .join(TeamRow, TeamRow.id == TokenRow.team_id)
@@ -86,20 +86,20 @@ class Tokens:
         return _record(found[0], found[1])
 
     def revoke(self, token_id: str, now: datetime) -> None:
-        """Make a token invalid from now on, and end the sessions that stand on it."""
+        """Revoke a token and end its browser sessions."""
         self._session.execute(update(TokenRow).where(TokenRow.id == token_id).values(revoked_at=now))
         self._session.execute(delete(SessionRow).where(SessionRow.token_id == token_id))
 
     def expire(self, token_id: str, at: datetime) -> None:
-        """Have a token end at a time."""
+        """Set the time at which a token expires."""
         self._session.execute(update(TokenRow).where(TokenRow.id == token_id).values(expires_at=at))
 
     def forget_sessions(self, moment: datetime) -> None:
-        """Remove sessions that were over before then."""
+        """Remove sessions that expired before ``moment``."""
         self._session.execute(delete(SessionRow).where(SessionRow.expires_at < moment))
 
     def used(self, token_id: str, now: datetime) -> None:
-        """Remember when a token was last used."""
+        """Record when a token was last used."""
         self._session.execute(update(TokenRow).where(TokenRow.id == token_id).values(last_used_at=now))
 
     def add_session(self, digest: str, token_id: str, now: datetime, expires_at: datetime) -> None:

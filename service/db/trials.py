@@ -83,9 +83,9 @@ class Trials:
         self._session = session
 
     def add(self, study_id: str, trials: Iterable[NewTrial], now: datetime) -> list[Trial]:
-        """Record new trials of a locked study, queued; returns them.
+        """Record new trials of a locked study as queued; returns them.
 
-        The pair (study, number) is unique: a number taken meanwhile fails the flush.
+        The pair (study, number) is unique: a taken number fails the flush.
         """
         new = list(trials)
         if not new:
@@ -169,7 +169,7 @@ class Trials:
         *,
         descending: bool = False,
     ) -> list[Trial]:
-        """Trials of a study by number, after the one named."""
+        """Trials of a study by number; only those after the number ``after``, if given."""
         order = TrialRow.number.desc() if descending else TrialRow.number.asc()
         query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(order).limit(limit)
         if after is not None:
@@ -203,7 +203,7 @@ class Trials:
         return [(row.id, row.study_id, str(row.checkpoint)) for row in self._session.execute(query)]
 
     def scores(self, study_id: str) -> dict[str, list[float]]:
-        """The objective's value on every example of the test split, by confirmation trial that sent them."""
+        """The objective's value on every test example, by id of the confirmation trial that sent them."""
         query = select(TrialRow.id, TrialRow.scores).where(
             TrialRow.study_id == study_id, TrialRow.phase == TrialPhase.CONFIRMATION
         )
@@ -244,7 +244,7 @@ class Trials:
         return None if row is None else _record(row)
 
     def running(self, study_id: str | None = None) -> list[Trial]:
-        """Trials that run now (of one study, or of all)."""
+        """Running trials (of one study, or of all)."""
         query = select(TrialRow).where(TrialRow.state == TrialState.RUNNING).order_by(TrialRow.id)
         if study_id is not None:
             query = query.where(TrialRow.study_id == study_id)
@@ -253,9 +253,9 @@ class Trials:
     def set_state(
         self, trial: Trial, state: TrialState, now: datetime, kind: EventKind = EventKind.TRIAL_ENDED, **values: Any
     ) -> Trial:
-        """Move a locked trial of a locked study to another state, with other ``values`` of the record.
+        """Move a locked trial of a locked study to another state, and write other ``values`` with it.
 
-        Returns the trial as it is then. ``scores``, which the record leaves out, may be among the values.
+        Returns the updated trial. ``values`` may include ``scores``, which is not part of the record.
 
         Raises:
             Conflict: the table of transitions does not allow it.
@@ -283,7 +283,7 @@ class Trials:
         self._session.execute(update(TrialRow).where(TrialRow.id == trial_id).values(**values))
 
     def stop(self, trial: Trial, reason: StopReason, now: datetime) -> Trial:
-        """Tell the runner of a locked trial to stop at its next report; returns the trial as it is then."""
+        """Tell the runner of a locked trial to stop at its next report; returns the updated trial."""
         self.write(trial.id, stop_reason=reason)
         data = {"trial_id": trial.id, "number": trial.number, "reason": reason}
         Studies(self._session).touch(trial.study_id, EventKind.TRIAL_STOPPING, now, data)
@@ -300,7 +300,7 @@ class Trials:
         return list(self._session.scalars(query))
 
     def go_on(self, study_id: str) -> None:
-        """Cancel a stop for a pause that no runner has received yet."""
+        """Withdraw pauses that no runner has received yet."""
         self._session.execute(
             update(TrialRow)
             .where(
@@ -312,14 +312,14 @@ class Trials:
         )
 
     def cancel_queued(self, study_id: str, now: datetime) -> int:
-        """Cancel the trials of a locked study that wait in the queue; returns how many."""
+        """Cancel the queued trials of a locked study; returns how many."""
         queued = self.page(study_id, 1_000_000, None, [TrialState.QUEUED])
         for trial in queued:
             self.set_state(trial, TrialState.CANCELLED, now)
         return len(queued)
 
     def supersede(self, study_id: str, now: datetime) -> None:
-        """Detach the confirmation of a resumed search: its trials stay, without a candidate."""
+        """Detach the confirmation's trials when a search resumes: they stay, but without a candidate."""
         rows = self._session.scalars(
             select(TrialRow).where(
                 TrialRow.study_id == study_id,

@@ -12,11 +12,11 @@ _BUILDERS: dict[str, Callable[[Any], Any]] = {"sqlite": sqlite.insert, "postgres
 
 
 class Upsert:
-    """A statement for the database of whichever session it runs in.
+    """An insert-or-update statement, built for each supported database.
 
     Args:
         table: the mapped class.
-        finish: turns the database's own insert into the whole statement.
+        finish: builds the full statement from the database's own insert.
     """
 
     def __init__(self, table: Any, finish: Callable[[Any], Any]) -> None:
@@ -28,5 +28,5 @@ class Upsert:
 
 
 def insert_ignoring(session: Session, table: Any) -> Any:
-    """An insert that leaves rows alone that are there already."""
+    """An insert that leaves existing rows unchanged."""
     return _BUILDERS[session.get_bind().dialect.name](table).on_conflict_do_nothing()

@@ -85,7 +85,7 @@ class Webhooks:
         self._session.execute(delete(WebhookRow).where(WebhookRow.id == webhook_id))
 
     def deliveries(self, webhook_id: str, limit: int, before: str | None) -> builtins.list[Delivery]:
-        """The delivery log, newest first, older than the one named."""
+        """A webhook's deliveries, newest first; only those older than ``before``, if given."""
         query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id)
         if before is not None:
             query = query.where(DeliveryRow.id < before)
@@ -111,9 +111,9 @@ class Webhooks:
         return found
 
     def settle(self, delivery_id: str, **values: Any) -> None:
-        """Record how an attempt to deliver went."""
+        """Record the outcome of a delivery attempt."""
         self._session.execute(update(DeliveryRow).where(DeliveryRow.id == delivery_id).values(**values))
 
     def forget_before(self, moment: datetime) -> None:
-        """Remove deliveries that were settled and made before then."""
+        """Remove settled deliveries that were created before ``moment``."""
         self._session.execute(delete(DeliveryRow).where(DeliveryRow.created_at < moment, DeliveryRow.state != PENDING))

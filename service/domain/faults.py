@@ -1,4 +1,4 @@
-"""Faults of a document's form, with their places."""
+"""Errors in the form of a document, with their locations."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pydantic import ValidationError
 from ..errors import Fault
 
 
-def schema_faults(error: ValidationError) -> list[Fault]:
-    """Pydantic's findings as faults with JSON pointers."""
+def schema_faults(
+    error: ValidationError, unknown_key: str = "unknown key; GET /docs lists the valid keys"
+) -> list[Fault]:
+    """Convert Pydantic's errors to faults with JSON pointers; ``unknown_key`` is the message for one."""
     faults = []
     for found in error.errors(include_url=False, include_context=False):
-        # The form of a space (as "<range>") and the alternatives of a plain union are no places in the document.
+        # Tags of a space's form (such as "<range>") and branches of a plain union are not locations in the document.
         parts = [str(part) for part in found["loc"] if not _is_union_branch(part)]
         message = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
-            message = "unknown key; see GET /docs for the keys there are"
+            message = unknown_key
         faults.append(Fault("#" + "".join(f"/{part}" for part in parts), message))
     return faults
 

@@ -21,7 +21,7 @@ METRICS: dict[str, dict[str, Direction]] = {
     },
     TaskKind.IMAGE_CLASSIFICATION: _CLASSIFICATION,
 }
-# Metrics in [0, 1] are read in points (hundredths).
+# Metrics that are reported in points (hundredths).
 IN_POINTS = frozenset({"accuracy", "f1", "f1_positive", "matthews_correlation", "exact_match", "pearson", "spearman"})
 # Objectives that the server computes, besides the task's metrics.
 PARAMETERS = "parameters"

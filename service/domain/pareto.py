@@ -9,12 +9,12 @@ from collections.abc import Sequence
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     """Indices of the points that no other point dominates, ascending; less is better in every coordinate.
 
-    One point dominates another if it is nowhere worse and somewhere better; equal points stand side by side. Points are
-    swept in lexicographic order, so that only an earlier one can dominate a later one; of what was swept, a staircase
-    over the remaining coordinates answers whether one does (Kung, Luccio, Preparata 1975). One to three coordinates.
+    One point dominates another if it is nowhere worse and somewhere better; equal points do not dominate each other.
+    Points are visited in lexicographic order, so only an earlier point can dominate a later one. A staircase over the
+    other coordinates of the visited points tells whether one does (Kung, Luccio, Preparata 1975).
 
     Raises:
-        ValueError: for more than three.
+        ValueError: the points have more than three coordinates.
     """
     if not points:
         return []

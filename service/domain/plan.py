@@ -30,7 +30,7 @@ class MemoryNeed(BaseModel):
     training: int
     activations: int
 
-    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not support decorated properties
     @property
     def peak(self) -> int:
         """The sum."""
@@ -38,7 +38,7 @@ class MemoryNeed(BaseModel):
 
 
 class Plan(BaseModel):
-    """The resolved side of a study."""
+    """A study resolved on its model."""
 
     model_config = ConfigDict(frozen=True)
     shapes: tuple[LayerShape, ...]
@@ -46,7 +46,7 @@ class Plan(BaseModel):
     min_fill: float
     base_parameters: int
     structures: tuple[Pair, ...] = Field(description="The admitted pairs, in the order of ``Pair.order``.")
-    memory: MemoryNeed | None = Field(default=None, description="Null where the model cannot be estimated.")
+    memory: MemoryNeed | None = Field(default=None, description="Null if the memory cannot be estimated.")
 
     def pair(self, r1: int, r2: int) -> Pair | None:
         """The admitted pair with these sizes, if there is one."""

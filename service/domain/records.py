@@ -15,7 +15,7 @@ from .study_spec import StudySpec
 
 
 class Role(StrEnum):
-    """What a token may do. An admin may do all; a worker only leases, reports and reads demand."""
+    """What a token may do. An admin may do everything; a worker only leases, reports and reads demand."""
 
     ADMIN = "admin"
     MEMBER = "member"
@@ -161,8 +161,8 @@ UNRECORDED = -1
 class Observation:
     """A trial as the search sees it.
 
-    ``version`` is the study's when the trial last changed: equal versions of one trial are equal observations, except
-    for ``UNRECORDED``.
+    ``version`` is the study's version when the trial last changed. Observations of a trial with the same version are
+    equal, except for ``UNRECORDED``.
     """
 
     number: int

@@ -55,7 +55,7 @@ class FloatRange(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> FloatRange:
         if self.low >= self.high:
-            raise ValueError(f"low={self.low} is not below high={self.high}; a single value is written as a number")
+            raise ValueError(f"low={self.low} is not below high={self.high}; write a single value as a number")
         return self
 
     def grid(self, count: int) -> list[float]:
@@ -125,7 +125,7 @@ class SearchSpace(BaseModel):
 
 
 class Pair(BaseModel):
-    """A pair (r1, r2) that divides every adapted layer, with the r that the budget (and ``min_fill``) admit."""
+    """A pair (r1, r2) that divides every adapted layer, with the r that the budget and ``min_fill`` admit."""
 
     model_config = STRICT
     r1: int

@@ -13,8 +13,8 @@ GIB = 2**30
 class Shape:
     """The resources of all processes of one trial.
 
-    ``memory_gib`` is of the host, ``accelerator_type`` a Ray name such as ``H100`` (empty: any), ``custom`` are
-    resources that a cluster's administrators have named, and ``processes`` share the trial's batches.
+    ``memory_gib`` is host memory. ``accelerator_type`` is a Ray name such as ``H100`` (empty: any). ``custom`` are
+    resources named by the cluster's administrators. ``processes`` is how many processes share the trial's batches.
     """
 
     cpus: float = 1.0
@@ -48,11 +48,11 @@ class Shape:
         return ", ".join(words)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The shape as JSON data."""
         return {**asdict(self), "custom": dict(self.custom)}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Shape:
-        """From what :meth:`as_dict` made."""
+        """The shape from what :meth:`as_dict` returned."""
         custom = tuple(sorted((values.get("custom") or {}).items()))
         return cls(**{**values, "custom": custom})

@@ -46,7 +46,7 @@ class TrialPhase(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Why an attempt ended without a result. Each kind has its own rule (see ``service.leases.results``)."""
+    """Why an attempt ended without a result. ``service.leases.outcomes`` has the rule for each kind."""
 
     PREEMPTED = "preempted"
     OUT_OF_MEMORY = "out_of_memory"
@@ -126,7 +126,7 @@ def check_study_transition(current: StudyState, wanted: StudyState) -> None:
     """Reject a transition that is not in the table.
 
     Raises:
-        Conflict: naming the states that could follow.
+        Conflict: the message names the states that could follow.
     """
     if wanted not in STUDY_TRANSITIONS[current]:
         raise Conflict(f"a {current} study cannot become {wanted}; {_possible(STUDY_TRANSITIONS[current])}")
@@ -136,11 +136,11 @@ def check_trial_transition(current: TrialState, wanted: TrialState) -> None:
     """Reject a transition that is not in the table.
 
     Raises:
-        Conflict: naming the states that could follow.
+        Conflict: the message names the states that could follow.
     """
     if wanted not in TRIAL_TRANSITIONS[current]:
         raise Conflict(f"a {current} trial cannot become {wanted}; {_possible(TRIAL_TRANSITIONS[current])}")
 
 
 def _possible(states: frozenset[StudyState] | frozenset[TrialState]) -> str:
-    return f"it could become {', '.join(sorted(states))}" if states else "that state is final"
+    return f"it can become {', '.join(sorted(states))}" if states else "that state is final"

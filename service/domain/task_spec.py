@@ -75,14 +75,14 @@ class DataSource(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> DataSource:
         if self.splits is not None and self.data_files is not None:
-            raise ValueError("give data_files or splits, not both: files name their splits themselves")
+            raise ValueError("give data_files or splits, not both: data_files already names the splits")
         if self.streaming:
             named = self.splits or self.data_files or {"train": "train"}
             unbounded = [split for split in named if split not in (self.sample or {})]
             if unbounded:
                 raise ValueError(f"streaming needs sample to say how many examples of {', '.join(unbounded)} to take")
             if any("[" in source for source in (self.splits or {}).values()):
-                raise ValueError("streaming takes whole splits in splits; sample says how much of them is read")
+                raise ValueError("streaming takes whole splits; set sample, not splits, to limit what is read")
         return self
 
 
@@ -144,11 +144,11 @@ class GenerationSpec(BaseModel):
     @model_validator(mode="after")
     def _pattern_for_regex(self) -> GenerationSpec:
         if (self.extractor == "regex") != (self.pattern is not None):
-            raise ValueError("extractor: regex takes a pattern (its first group is the answer), and only it does")
+            raise ValueError("extractor: regex needs a pattern (its first group is the answer); others take none")
         try:
             re.compile(self.pattern or "")
         except re.error as error:
-            raise ValueError(f"pattern is no regular expression: {error}") from None
+            raise ValueError(f"pattern is not a regular expression: {error}") from None
         return self
 
 
@@ -162,7 +162,7 @@ class EvaluationSpec(BaseModel):
 
 
 class CustomSpec(BaseModel):
-    """A custom task as the server sees it; ``CDKA_TASKS`` names its code to the runners."""
+    """A custom task as the server sees it; ``CDKA_TASKS`` tells the runners where its code is."""
 
     model_config = STRICT
     name: Name
@@ -210,7 +210,7 @@ class TaskSpec(BaseModel):
         if self.label_words is not None and self.kind is not TaskKind.SEQ2SEQ_LM:
             raise ValueError("label_words are for seq2seq_lm")
         if (self.kind is TaskKind.CUSTOM) != (self.custom is not None):
-            raise ValueError("kind: custom goes with a custom section, and only it")
+            raise ValueError("kind: custom needs a custom section; other kinds take none")
         return self
 
     @property

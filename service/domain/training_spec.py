@@ -14,7 +14,7 @@ from .vocabulary import Name
 class TrainingSpec(BaseModel):
     """The training that all trials share.
 
-    ``max_steps`` may end a training before ``epochs`` does. Trials are evaluated after each epoch, or every
+    ``max_steps`` may end training before ``epochs`` does. Trials are evaluated after each epoch, or every
     ``eval_steps`` optimizer steps, and then write a checkpoint, unless ``checkpoint_steps`` is given.
     ``lora_plus_ratio`` is the learning rate of B over that of A (LoRA+, arXiv 2402.12354). ``batching: length``
     batches texts of similar length.
@@ -71,12 +71,12 @@ class ResourcesSpec(BaseModel):
             if self.gpu_memory_gib is None:
                 raise ValueError("gpus: fit needs gpu_memory_gib, the memory of one GPU")
             if self.processes not in (None, 1):
-                raise ValueError("gpus: fit is a share of one GPU; several processes hold whole ones")
+                raise ValueError("gpus: fit takes a share of one GPU; several processes need whole GPUs")
         elif self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"more than one GPU are whole ones; got {self.gpus:g}")
+            raise ValueError(f"gpus above 1 must be a whole number; got {self.gpus:g}")
         elif self.gpus > 0 and self.processes is not None and self.processes != max(1, self.gpus):
             raise ValueError(
-                f"{self.gpus:g} GPUs are {max(1, int(self.gpus))} processes, one for each; got {self.processes}"
+                f"{self.gpus:g} GPUs need {max(1, int(self.gpus))} processes, one per GPU; got {self.processes}"
             )
         return self
 

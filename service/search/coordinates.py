@@ -1,10 +1,10 @@
-"""Between parameters as users see them and the rectangular space in which samplers work.
+"""Convert between parameters as users see them and the rectangular space in which samplers work.
 
-The pair (r1, r2) is one number: its place among the admitted structures, ordered by r2/r1 and then by size. So
-divisibility and budget need no rejection, and samplers (which know distances between numbers, not between
-categories) see near structures as near: r2/r1 decides alignment and, on square layers, cost. r is a position in
-``[0, 1]`` within the range that the structure admits: the range differs from structure to structure, a position
-means the same in all of them (its share of what the budget leaves open).
+The pair (r1, r2) is one integer: its index among the admitted pairs, ordered by r2/r1 and then by size. So no proposal
+has to be rejected for divisibility or budget. Samplers know distances between numbers but not between categories; in
+this order, pairs that are close behave alike, because r2/r1 determines alignment and, on square layers, cost. r is a
+position in ``[0, 1]`` within the range that the pair admits. Ranges differ between pairs, but a position means the same
+in all of them: the share of the range that the budget leaves open.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..domain.plan import Plan
 from ..domain.search_space import FloatChoices, FloatRange, Pair
 from ..domain.study_spec import StudySpec
 
-# Stored points call the pair by this name.
+# The name of the pair in stored points.
 PAIR = "structure"
 R_POSITION = "r_position"
-# More points than this are not enumerated.
+# Larger grids are not enumerated.
 LARGEST_GRID = 100_000
 
 
@@ -55,7 +55,7 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
 
 
 def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any] | None:
-    """The point whose parameters are these; ``None`` where the space holds none."""
+    """The point with these parameters; ``None`` if the space does not contain it."""
     pair = plan.pair(params["r1"], params["r2"])
     if pair is None or not pair.r_low <= params["r"] <= pair.r_high:
         return None

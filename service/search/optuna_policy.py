@@ -30,24 +30,24 @@ from .storage import HistoryStorage, frozen
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Once for the process: catching warnings around each call is not safe between threads.
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-# A proposal that was tried before is asked for again with another seed, so often; then whatever is left is enumerated.
+# If a proposal was tried before, ask again with another seed, up to this many times; then enumerate what is left.
 REPEATED_ASKS = 8
 
 
 def derive_seed(study_seed: int, number: int, repeated: int = 0) -> int:
-    """The sampler's seed for one ask: fixed by (study seed, trial number, repetition), different for every one."""
+    """The sampler's seed for one ask, derived from (study seed, trial number, repetition)."""
     entropy = (study_seed, number, repeated) if repeated else (study_seed, number)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _direction(spec: StudySpec, metric: str) -> Direction:
-    """Which way the pruning metric is better: as an objective says, else by its nature."""
+    """The direction of the pruning metric: as in the objectives, else the metric's natural direction."""
     named = {o.metric: o.direction for o in spec.all_objectives}
     return named.get(metric) or metrics_of(spec.task).get(metric, spec.objective.direction)
 
 
 class _Curves:
-    """Trials as a pruner sees them: by their evaluations, with the rung marks that it left on them."""
+    """Trials as a pruner sees them: their evaluations, and the rung marks that it left on them."""
 
     def __init__(self, kind: PrunerKind, options: Any, pruner: BasePruner, study: optuna.Study, metric: str) -> None:
         self._kind = kind
@@ -57,7 +57,7 @@ class _Curves:
         self._metric = metric
 
     def frozen(self, seen: Observation, before: int | None = None) -> FrozenTrial:
-        """The trial, with rung marks ``before`` an evaluation (of all its evaluations for ``None``)."""
+        """The trial, with the rung marks of the evaluations before ``before`` (``None``: of all)."""
         bare = replace(seen, attrs=None)
         value = seen.metrics.get(self._metric, seen.curve[-1] if seen.curve else None)
         marks: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class _Curves:
 
 
 class OptunaPolicy:
-    """A ``SearchPolicy`` and ``StopRule``. Holds nothing that the history does not: only conversions are cached."""
+    """A ``SearchPolicy`` and ``StopRule``. Its only state is a cache of converted trials."""
 
     def __init__(self, cache_size: int = 20_000) -> None:
         self._converted: LRUCache[tuple[Any, ...], FrozenTrial] = LRUCache(cache_size)
@@ -112,7 +112,7 @@ class OptunaPolicy:
         return replace(proposal, replicate=tried)
 
     def _enumerated(self, problem: Problem, history: History, number: int) -> Proposal | None:
-        """Whatever of the grid is yet to be tried, drawn with the seed; the least tried first."""
+        """A seeded random choice among the least tried grid points that are allowed; ``None`` if there are none."""
         search = problem.spec.search
         steps = SAMPLERS[GRID].options.model_validate(search.sampler_options if search.sampler == GRID else {})
         points = grid(problem.spec, problem.plan, getattr(steps, "steps", 1))
@@ -164,7 +164,7 @@ class OptunaPolicy:
     def _frozen(
         self, problem: Problem, space: dict[str, BaseDistribution], history: History, seen: Observation
     ) -> FrozenTrial:
-        # A pruned trial has one value, its last evaluation; Optuna's multi-objective samplers take none.
+        # A pruned trial has one value, its last evaluation; Optuna's multi-objective samplers do not accept it.
         several = len(problem.spec.all_objectives) > 1
         key = (problem.study_id, seen.number, seen.version, seen.state, len(seen.curve), several)
         plain = replace(seen, curve=()) if several else seen

@@ -1,4 +1,4 @@
-"""What a search policy and a stop rule promise."""
+"""The interfaces of a search policy and a stop rule."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class NoOptions(BaseModel):
 class Proposal:
     """A configuration to try.
 
-    The parameters as users see them, the sampler's own coordinates of them, what the sampler wants to find on the trial
-    later, and which replicate of the configuration it is.
+    ``params`` are the parameters as users see them, ``point`` their coordinates in the sampler's space. ``attrs`` is
+    what the sampler stores on the trial for later asks. ``replicate`` counts earlier trials of the configuration.
     """
 
     params: dict[str, Any]
@@ -35,7 +35,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A search problem: what is asked, and what the budget admits."""
+    """A search problem: the study's spec, and the plan with the structures that the budget admits."""
 
     study_id: str
     spec: StudySpec
@@ -46,7 +46,7 @@ class SearchPolicy(Protocol):
     """A pure function of the history: the same history and number always give the same proposal."""
 
     def propose(self, problem: Problem, history: History, number: int) -> Proposal | None:
-        """The configuration for trial ``number``; ``None`` when the space holds nothing that is yet to be tried."""
+        """The configuration for trial ``number``; ``None`` if nothing in the space is left to try."""
         ...
 
 
@@ -54,5 +54,5 @@ class StopRule(Protocol):
     """Says whether a running trial should end early; a pure function of the history."""
 
     def should_stop(self, problem: Problem, history: History, number: int, evaluations: int) -> bool:
-        """Whether trial ``number`` of the history should stop after its first so many evaluations."""
+        """Whether trial ``number`` of the history should stop after its first ``evaluations`` evaluations."""
         ...

@@ -1,6 +1,6 @@
-"""The stop rules by name, with their options, and what each needs to find in a trial to decide from the history alone.
+"""The pruners by name, with their options and the rung marks that they need to decide from the history alone.
 
-One evaluation is one unit of resource: trials of a study share their training, so evaluations line up.
+One evaluation is one unit of resource. All trials of a study share their training, so their evaluations line up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PercentileOptions(MedianOptions):
 
 
 class AshaOptions(BaseModel):
-    """Asynchronous successive halving: of ``reduction_factor`` trials that reach a rung, one goes on."""
+    """Asynchronous successive halving: of ``reduction_factor`` trials that reach a rung, one continues."""
 
     model_config = STRICT
     min_resource: Resource = 1
@@ -46,7 +46,7 @@ class AshaOptions(BaseModel):
 
 
 class HyperbandOptions(BaseModel):
-    """Several brackets of successive halving; ``max_resource`` is the evaluations of a whole trial (its epochs)."""
+    """Several brackets of successive halving; ``max_resource`` is the evaluations of a full trial (default: epochs)."""
 
     model_config = STRICT
     min_resource: Resource = 1
@@ -55,7 +55,7 @@ class HyperbandOptions(BaseModel):
 
 
 class PatientOptions(BaseModel):
-    """Stops a trial that has not got better by ``min_delta`` over ``patience`` evaluations."""
+    """Stops a trial that has not improved by ``min_delta`` over ``patience`` evaluations."""
 
     model_config = STRICT
     patience: Count = 2
@@ -70,13 +70,13 @@ class WilcoxonOptions(BaseModel):
     n_startup_steps: Count = 2
 
 
-# The trial's number and the evaluations of a whole trial, to the rungs' spacing: (min resource, factor).
+# Takes options, pruner, study and trial; returns the trial's rungs: (evaluation of rung 0, factor).
 Rungs = Callable[[Any, BasePruner, optuna.Study, optuna.trial.FrozenTrial], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class PrunerKind:
-    """A pruner as the catalog lists it. ``rungs`` says where a trial leaves rung marks, for those that do."""
+    """A pruner as the catalog lists it. ``rungs`` gives the rungs of a trial, for pruners that leave rung marks."""
 
     name: str
     summary: str
@@ -131,12 +131,12 @@ def _wilcoxon(options: WilcoxonOptions, evaluations: int) -> BasePruner:
 PRUNERS: dict[str, PrunerKind] = {
     kind.name: kind
     for kind in (
-        PrunerKind("asha", "successive halving without waiting; the default", AshaOptions, _asha, _asha_rungs),
-        PrunerKind("hyperband", "several brackets of it", HyperbandOptions, _hyperband, _hyperband_rungs),
-        PrunerKind("median", "against the others' median", MedianOptions, _median),
-        PrunerKind("percentile", "against a percentile of the others", PercentileOptions, _percentile),
-        PrunerKind("patient", "against the trial's own progress", PatientOptions, _patient),
-        PrunerKind("wilcoxon", "by a test against the best", WilcoxonOptions, _wilcoxon),
+        PrunerKind("asha", "asynchronous successive halving; the default", AshaOptions, _asha, _asha_rungs),
+        PrunerKind("hyperband", "several brackets of asha", HyperbandOptions, _hyperband, _hyperband_rungs),
+        PrunerKind("median", "stops trials worse than the median", MedianOptions, _median),
+        PrunerKind("percentile", "stops trials worse than a percentile", PercentileOptions, _percentile),
+        PrunerKind("patient", "stops trials that no longer improve", PatientOptions, _patient),
+        PrunerKind("wilcoxon", "stops trials that a test finds worse than the best", WilcoxonOptions, _wilcoxon),
         PrunerKind("none", "every trial runs to its end", NoOptions, None),
     )
 }
@@ -151,7 +151,7 @@ def rung_marks(curve: Sequence[float], first: int, factor: int, before: int | No
     Args:
         curve: a value per evaluation; the first is evaluation 1.
         first: the evaluation of rung 0.
-        factor: each rung is so many times the one before.
+        factor: the ratio of a rung to the one before.
         before: leave out this evaluation and later ones (the decision on it has yet to be made).
     """
     last = len(curve) if before is None else min(len(curve), before - 1)

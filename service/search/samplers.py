@@ -1,6 +1,6 @@
 """The samplers by name, with their options.
 
-Each is made anew for every ask, seeded by (study seed, trial number), and finds all that it knows in the history.
+A new sampler is created for every ask, seeded by (study seed, trial number). All it knows is the history.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ..domain.search_space import STRICT
 from .policy import NoOptions
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# The sampler sees at most so many finished trials: the best quarter of that number, and the most recent.
+# A sampler sees at most this many finished trials: the best (a quarter of this number) and the most recent.
 HISTORY_LIMIT = 2_000
 
 
 class TpeOptions(BaseModel):
-    """Tree-structured Parzen estimator (multivariate, with constant liar for trials that run)."""
+    """Tree-structured Parzen estimator (multivariate, with constant liar for running trials)."""
 
     model_config = STRICT
-    # Few start-up trials: studies of adapters are short, and 10 (Optuna's default) would be half of one.
+    # Few start-up trials: adapter studies are short, and Optuna's default of 10 would be half of one.
     n_startup_trials: Annotated[int, Field(ge=0, le=1000)] = 5
     n_ei_candidates: Annotated[int, Field(ge=1, le=1000)] = 24
 
@@ -59,7 +59,7 @@ class GpOptions(BaseModel):
 
 
 class CmaesOptions(BaseModel):
-    """Covariance matrix adaptation; ``sigma0`` is the first step as a share of the space."""
+    """Covariance matrix adaptation; ``sigma0`` is the initial step size as a share of the space."""
 
     model_config = STRICT
     population_size: Annotated[int, Field(ge=3, le=1000)] | None = None
@@ -124,7 +124,7 @@ def _qmc(options: QmcOptions, study_seed: int, seed: int, number: int, space: Sp
 
 
 class _SequenceSampler(optuna.samplers.QMCSampler):
-    """Optuna's sampler at the place in the sequence that the trial's number says, instead of a count of its own."""
+    """Optuna's sampler, but the trial's number is its position in the sequence, instead of a counter of its own."""
 
     def __init__(self, sequence: str, seed: int, number: int, space: Space) -> None:
         super().__init__(qmc_type=sequence, scramble=True, seed=seed, warn_asynchronous_seeding=False)
@@ -140,10 +140,10 @@ class _SequenceSampler(optuna.samplers.QMCSampler):
 
 
 class _CmaSampler(BaseSampler):
-    """CMA-ES on the unit cube, replayed from the generations that the finished trials say they are of.
+    """CMA-ES on the unit cube, replayed from the finished trials, each marked with its generation.
 
-    Optuna's own keeps its optimizer as a pickle in the storage; here it is what the history makes of it. Categories
-    (numbers written as choices) take part as ordered steps.
+    Optuna's own sampler keeps a pickled optimizer in the storage; here it is rebuilt from the history. Categories
+    (numbers written as choices) are treated as ordered steps.
     """
 
     GENERATION = "cmaes:generation"
@@ -162,8 +162,8 @@ class _CmaSampler(BaseSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        width = max(2, len(search_space))  # the library wants two dimensions; a second one is ignored
-        # The bounds are a little inside, so that no value falls off its range.
+        width = max(2, len(search_space))  # the library needs two dimensions; a padded one is ignored
+        # Samples stay within the unit cube; _at maps them to values.
         optimizer = cmaes.CMA(
             mean=np.full(width, 0.5),
             sigma=self._options.sigma0,
@@ -197,7 +197,7 @@ class _CmaSampler(BaseSampler):
 
 
 def _place(distribution: BaseDistribution, value: Any) -> float:
-    """Where a value lies in its range, from 0 to 1; a step at its middle."""
+    """The position of a value in its range, from 0 to 1; the middle of its step for a discrete value."""
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         return float((distribution.choices.index(value) + 0.5) / len(distribution.choices))
     if isinstance(distribution, optuna.distributions.IntDistribution):
@@ -228,18 +228,18 @@ def _cmaes(options: CmaesOptions, study_seed: int, seed: int, number: int, space
     return _CmaSampler(options, study_seed, seed, space)
 
 
-# The grid is walked by the policy itself: it needs no model of the history but what was tried.
+# The policy itself walks the grid: all it needs from the history is what was tried.
 GRID = "grid"
 SAMPLERS: dict[str, SamplerKind] = {
     kind.name: kind
     for kind in (
         SamplerKind("tpe", "learns from every result; the default", TpeOptions, _tpe),
         SamplerKind("random", "uniform draws", NoOptions, _random, history_limit=0),
-        SamplerKind(GRID, "every point of a grid once, in a random order, then the study is done", GridOptions, None),
+        SamplerKind(GRID, "every point of a grid once, in random order; then the search ends", GridOptions, None),
         SamplerKind("qmc", "a low-discrepancy sequence: random, but evenly spread", QmcOptions, _qmc, history_limit=0),
         # Fitting is cubic in the history.
-        SamplerKind("gp", "a Gaussian process: few, expensive trials", GpOptions, _gp, history_limit=200),
-        SamplerKind("cmaes", "evolution strategy: many trials over real numbers", CmaesOptions, _cmaes, False),
-        SamplerKind("nsga2", "genetic search, made for several objectives", Nsga2Options, _nsga2),
+        SamplerKind("gp", "a Gaussian process, for few, expensive trials", GpOptions, _gp, history_limit=200),
+        SamplerKind("cmaes", "evolution strategy, for many trials over real numbers", CmaesOptions, _cmaes, False),
+        SamplerKind("nsga2", "genetic search, for several objectives", Nsga2Options, _nsga2),
     )
 }

@@ -1,9 +1,8 @@
-"""Lays recorded trials into Optuna, read-only, without copying what has not changed.
+"""Present recorded trials to Optuna as a read-only storage. Converted trials are cached.
 
-Optuna's samplers and pruners ask a storage for the trials so far. This one holds exactly the trials it is given, at
-their own numbers, plus the one that is being asked. Nothing is remembered from one ask to the next but the
-conversion of each trial, keyed by what it was made from: a history that is kept and one that is rebuilt from the
-database are the same history.
+Optuna's samplers and pruners ask a storage for the trials so far. This one holds exactly the trials it is given, under
+their own numbers, plus the one that is being asked for. Between asks, only the conversion of each trial is cached,
+keyed by everything it depends on. So a cached history and one rebuilt from the database give the same answers.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def frozen(
 ) -> FrozenTrial:
     """One recorded trial as Optuna sees it.
 
-    A queued trial counts as running: it will be run, so samplers should keep away from it. A pruned trial's value is
-    its last evaluation. Trials whose configuration is no point of the space have no parameters and inform no sampler.
+    A queued trial counts as running, so that samplers avoid its configuration. A pruned trial's value is its last
+    evaluation. A trial whose configuration is not in the space has no parameters, so samplers ignore it.
     """
     state = _OPTUNA_STATES[trial.state]
     if trial.state is State.COMPLETED and values is None:
@@ -70,7 +69,7 @@ def frozen(
 
 
 class HistoryStorage(BaseStorage):
-    """A storage of one study whose trials are given; only the trial that is being asked can be written."""
+    """A storage of one study with fixed trials; only the trial that is being asked for can be written."""
 
     def __init__(self, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial], next_number: int) -> None:
         self._directions = list(directions)
@@ -99,7 +98,7 @@ class HistoryStorage(BaseStorage):
         trial.user_attrs = {**trial.user_attrs, key: value}
 
     def _replaced(self, trial_id: int) -> FrozenTrial:
-        """A copy put in the trial's place: what a caller has read must not change under it."""
+        """Replace the trial by a copy, so that a trial that a caller has read does not change."""
         self._trials[trial_id] = copy(self._trials[trial_id])
         return self._trials[trial_id]
 
@@ -152,4 +151,4 @@ class HistoryStorage(BaseStorage):
         self._read_only()
 
     def _read_only(self) -> Any:
-        raise TypeError("a history is a record of what happened; it cannot be written")
+        raise TypeError("a history is read-only")

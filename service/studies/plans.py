@@ -147,7 +147,7 @@ def _check_task(draft: _Draft) -> list[Fault]:
     named = metrics_of(task)
     if task.metric not in named:
         there = ", ".join(named)
-        faults.append(Fault("#/task/metric", f"unknown metric {task.metric!r} for {task.kind}; there are: {there}"))
+        faults.append(Fault("#/task/metric", f"unknown metric {task.metric!r} for {task.kind}; available: {there}"))
     return faults + _objective_faults(task, draft.section("objectives", list) or [])
 
 
@@ -158,7 +158,7 @@ def _objective_faults(task: TaskSpec, objectives: Sequence[Objective]) -> list[F
     for k, objective in enumerate(objectives):
         place, metric = f"#/objectives/{k}/metric", objective.metric
         if metric not in known:
-            faults.append(Fault(place, f"unknown metric {metric!r} for {task.kind}; there are: {', '.join(known)}"))
+            faults.append(Fault(place, f"unknown metric {metric!r} for {task.kind}; available: {', '.join(known)}"))
         if metric in [o.metric for o in objectives[:k]]:
             faults.append(Fault(place, f"{metric!r} is an objective already"))
     if objectives and objectives[0].metric in COMPUTED:

@@ -44,10 +44,10 @@ def search_faults(search: SearchSpec, objectives: int, metrics: Mapping[str, Dir
     sampler = SAMPLERS.get(search.sampler)
     if sampler is not None and objectives > 1 and not sampler.multi_objective:
         able = ", ".join(s.name for s in SAMPLERS.values() if s.multi_objective)
-        message = f"{search.sampler} searches for one objective; for several there are: {able}"
+        message = f"{search.sampler} searches for one objective; for several use one of: {able}"
         faults.append(Fault("#/search/sampler", message))
     if search.pruning_metric is not None and metrics is not None and search.pruning_metric not in metrics:
-        message = f"no metric {search.pruning_metric!r} is reported while a trial runs; there are: {', '.join(metrics)}"
+        message = f"no metric {search.pruning_metric!r} is reported while a trial runs; available: {', '.join(metrics)}"
         faults.append(Fault("#/search/pruning_metric", message))
     return faults
 
@@ -57,18 +57,13 @@ def _named(
 ) -> list[Fault]:
     kind = known.get(given)
     if kind is None:
-        return [Fault(f"#/search/{field}", f"unknown {field} {given!r}; there are: {', '.join(known)}")]
+        return [Fault(f"#/search/{field}", f"unknown {field} {given!r}; available: {', '.join(known)}")]
     try:
         kind.options.model_validate(dict(options))
     except ValidationError as error:
         names = ", ".join(kind.options.model_fields) or "none"
-        return [
-            Fault(
-                f"#/search/{field}_options" + fault.pointer.removeprefix("#"),
-                f"unknown option of {given}; there are: {names}" if "unknown key" in fault.detail else fault.detail,
-            )
-            for fault in schema_faults(error)
-        ]
+        faults = schema_faults(error, unknown_key=f"unknown option of {given}; available: {names}")
+        return [Fault(f"#/search/{field}_options{f.pointer.removeprefix('#')}", f.detail) for f in faults]
     return []
 
 

@@ -48,7 +48,7 @@ def test_every_row_of_a_mixed_batch_gets_its_own_adapter() -> None:
     ("names", "message"),
     [
         (["default"] * 4, "4 names for a batch of 5"),
-        (["defualt"] * 5, "no adapter named defualt; there are: default, other"),
+        (["defualt"] * 5, "no adapter named defualt; available: default, other"),
     ],
 )
 def test_a_mixed_batch_with_wrong_names_is_refused(names: list[str], message: str) -> None:
@@ -100,7 +100,7 @@ def test_svd_keeps_the_nearest_components() -> None:
         ((["default", "nope"], [1, 1], "new"), "no adapter named nope"),
         ((["default"], [1, 1], "new"), "2 weights for 1 adapters"),
         ((["default"], [1], "other"), "'other' already"),
-        ((["default"], [1], "new", "linear"), "there are: cat, svd"),
+        ((["default"], [1], "new", "linear"), "available: cat, svd"),
     ],
 )
 def test_wrong_combinations_are_refused(arguments: Any, message: str) -> None:
@@ -152,9 +152,9 @@ def test_scales_by_name(rule: str, scale: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"init_weights": "pissa"}, "there are: kaiming, gaussian, orthogonal, gradient, weight"),
-        ({"scaling": "lora"}, "there are: cdka, rslora, constant"),
-        ({"fit": "loose"}, "there are: strict, nearest"),
+        ({"init_weights": "pissa"}, "available: kaiming, gaussian, orthogonal, gradient, weight"),
+        ({"scaling": "lora"}, "available: cdka, rslora, constant"),
+        ({"fit": "loose"}, "available: strict, nearest"),
     ],
 )
 def test_unknown_names_are_refused_with_those_there_are(arguments: dict[str, str], message: str) -> None:

@@ -76,7 +76,7 @@ def test_the_guideline_says_when_it_must_do_without_r1_of_2() -> None:
     shapes = [cdka.ModuleShape("odd", 64, 63)]
     best = cdka.predict(shapes, 5_000)[0]
     assert best.configuration.r1 == 1
-    assert "r1 = 1 takes its place" in best.reason
+    assert "r1 = 1 is preferred" in best.reason
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_counts_name_the_layer_that_does_not_divide() -> None:
         cdka.feasible(shapes, 10**6, r1=5)
     with pytest.raises(cdka.CdkaError, match="at least one ModuleShape"):
         cdka.feasible([], 100)
-    with pytest.raises(cdka.CdkaError, match="there are: guideline, alignment"):
+    with pytest.raises(cdka.CdkaError, match="available: guideline, alignment"):
         cdka.predict(shapes, 10**6, "oracle")
 
 

@@ -65,7 +65,7 @@ def test_an_input_that_is_not_contiguous_is_taken() -> None:
 @pytest.mark.parametrize(
     ("shape_a", "shape_b", "features", "message"),
     [
-        ((2, 2, 3), (3, 4, 2), 6, "with one r"),
+        ((2, 2, 3), (3, 4, 2), 6, "with the same r"),
         ((2, 6), (2, 4, 2), 6, "must be A of shape"),
         ((2, 2, 3), (2, 4, 2), 7, "d_in = r2 \\* d_in/r2 = 6"),
     ],

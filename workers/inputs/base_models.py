@@ -62,7 +62,7 @@ class WarmModel:
     def _draw(self, module: nn.Module) -> None:
         for child in module.modules():
             for parameter in child.parameters(recurse=False):
-                # transformers does not initialise modules with this mark.
+                # transformers skips parameters that are marked as initialised.
                 parameter._is_hf_initialized = False  # type: ignore[attr-defined]
             self.model._init_weights(child)
 
@@ -156,6 +156,6 @@ def new_modules(model: nn.Module, missing: Collection[str]) -> tuple[str, ...]:
 
 def _four_bits(study: StudySpec) -> BitsAndBytesConfig:
     if not torch.cuda.is_available() or not is_bitsandbytes_available():
-        raise Rejected("training.quantization: 4bit needs CUDA and bitsandbytes on the runners; say none")
+        raise Rejected("training.quantization: 4bit needs CUDA and bitsandbytes on the runners; set it to none")
     compute = torch.bfloat16 if study.training.precision == "bf16" else torch.float32
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)

@@ -70,14 +70,14 @@ def load_splits(task: TaskSpec, roots: Sequence[Path]) -> Splits:
 
 
 def _read(source: DataSource, roots: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The splits of a source, sampled as it asks."""
+    """The splits of a source, sampled as it specifies."""
     loaded = _load(source, roots)
     sample: dict[str, int] = dict((source.sample or {}).items())
     found, origins = {}, {}
     for name in SPLITS:
         if name not in loaded:
             if name in sample:
-                raise Rejected(f"there is no {name} split to sample from; there are: {', '.join(map(str, loaded))}")
+                raise Rejected(f"there is no {name} split to sample from; available: {', '.join(map(str, loaded))}")
             continue
         split, wanted = loaded[name], sample.get(name)
         try:

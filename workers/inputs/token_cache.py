@@ -72,7 +72,7 @@ class TokenisedCache:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _drop(self, folder: Path) -> None:
-        """Remove a folder by renaming it first, so that a crash leaves none that looks complete."""
+        """Remove a folder by renaming it first, so that a crash leaves no folder that looks complete."""
         gone = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._root))
         with contextlib.suppress(OSError):
             os.rename(folder, gone / "data")

@@ -34,11 +34,11 @@ def find_task(spec: TaskSpec, own: Mapping[str, str]) -> Task:
         return TASKS[spec.kind]
     name = spec.custom.name
     if name not in own:
-        raise Rejected(f"this runner has no task {name!r} (CDKA_TASKS); it has: {', '.join(own) or 'none of its own'}")
+        raise Rejected(f"this runner has no task {name!r} (CDKA_TASKS); it has: {', '.join(own) or 'no custom tasks'}")
     try:
         made: Task = pkgutil.resolve_name(own[name])()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise Rejected(f"the task {name!r} cannot be made of {own[name]!r}: {error}") from error
+        raise Rejected(f"the task {name!r} cannot be created from {own[name]!r}: {error}") from error
     return made
 
 

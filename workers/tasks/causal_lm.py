@@ -31,14 +31,14 @@ class CausalLM:
     """See :class:`~workers.tasks.task.Task`.
 
     ``loss`` is the mean over all completion tokens of a split, ``perplexity`` its exponential; ``exact_match`` compares
-    the extracted answers of the greedily generated and of the given completion.
+    the answers extracted from the greedily generated completion and from the reference.
     """
 
     task_type: TaskType | None = TaskType.CAUSAL_LM
     heads: tuple[str, ...] = ()
 
     def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
-        """Tokenise prompt and completion; leave out examples whose completion lies beyond ``max_length``."""
+        """Tokenise prompt and completion; leave out examples whose prompt has ``max_length`` tokens or more."""
         tokenizer = load_tokenizer(study, model_path)
         task, most = study.task, study.training.max_length
         shared = tokenizer_parts(study, model_path, tokenizer)
@@ -156,11 +156,11 @@ def _texts(
         if tokenizer.chat_template is None:
             raise Rejected("the model's tokenizer has no chat template; give prompt and completion columns instead")
         if not messages or messages[-1].get("role") != "assistant":
-            raise Rejected("a conversation ends with the assistant's message, which is what is learned")
+            raise Rejected("a conversation must end with the assistant's message, which is the training target")
         before = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
         if not whole.startswith(before):
-            raise Rejected("the chat template changes what came before the last message; it cannot be trained on alone")
+            raise Rejected("the chat template alters earlier messages, so the last one cannot be trained on alone")
         prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
         completion = tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"]
         return prompt, completion, str(messages[-1]["content"])
@@ -175,8 +175,8 @@ def _texts(
 def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:
     """Pack whole examples into rows of ``most`` tokens, in order.
 
-    Positions restart with each example, by which attention separates them. The rest of a row is padding, which counts
-    as an example of its own.
+    Positions restart with each example, and attention separates examples by them. The rest of a row is padding, which
+    counts as an example of its own.
     """
 
     def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -210,7 +210,7 @@ def _require_separation(model: Any) -> None:
     """Check that packed examples do not attend to each other: not every model separates them by positions.
 
     Raises:
-        Rejected: the second example's logits move when the first one changes.
+        Rejected: the second example's logits change when the first example does.
     """
     rows = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [4, 3, 2, 1, 5, 6, 7, 8]], device=device_of(model))
     positions = torch.arange(4, device=rows.device).repeat(2, 2)
@@ -228,8 +228,8 @@ def _require_separation(model: Any) -> None:
         model.train(training)
     if not torch.allclose(seen[0].float(), seen[1].float(), rtol=1e-3, atol=1e-3):
         raise Rejected(
-            f"training.packing: examples in one row would see each other in {type(model).__name__}, which does not "
-            "tell them apart by their positions; leave packing out"
+            f"training.packing: packed examples would see each other in {type(model).__name__}, which does not "
+            "separate them by their positions; turn packing off"
         )
 
 

@@ -13,7 +13,7 @@ from .task import Scores
 
 
 def label_reader(split: Any, column: str) -> Callable[[Any], Any]:
-    """A function that reads a split's labels: by name if the column declares names, whose numbers differ per split.
+    """A function that reads a split's labels: as names if the column has them, because numbers may differ per split.
 
     The reader raises :class:`~workers.failures.Rejected` for a number without a name: the row has no label.
     """
@@ -40,7 +40,7 @@ def classes_of(train: Any, column: str) -> list[Any]:
         return list(feature.names)
     classes = sorted(set(train[column]), key=str)
     if len(classes) < 2:
-        raise Rejected(f"the training split's column {column!r} holds {len(classes)} class; it takes two or more")
+        raise Rejected(f"the training split's column {column!r} has {len(classes)} class; at least two are needed")
     return classes
 
 

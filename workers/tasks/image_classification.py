@@ -104,4 +104,4 @@ def _image(value: Any) -> Image.Image:
             raise ValueError
         return Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB")
     except (TypeError, ValueError):
-        raise Rejected("an image is a file that datasets decodes, or rows of values from 0 to 255") from None
+        raise Rejected("an image must be a file that datasets can decode, or rows of values from 0 to 255") from None

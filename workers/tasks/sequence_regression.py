@@ -63,4 +63,4 @@ def _number(label: Any) -> float:
     try:
         return float(label)
     except (TypeError, ValueError):
-        raise Rejected(f"label {label!r} is no number; sequence_regression takes numbers") from None
+        raise Rejected(f"label {label!r} is not a number; sequence_regression needs numbers") from None

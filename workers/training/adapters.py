@@ -46,4 +46,4 @@ def adapter_config(
             use_rslora=method == "rslora",
             **common,
         )
-    raise ValueError(f"unknown method {method!r}; there are: cdka, krona, lora, rslora")
+    raise ValueError(f"unknown method {method!r}; available: cdka, krona, lora, rslora")

@@ -108,7 +108,7 @@ def update_team(
 ) -> None:
     """Change a team's share and quotas. Does not affect running trials."""
     if unknown := set(lift or ()) - set(QUOTAS):
-        raise typer.BadParameter(f"no such quota: {', '.join(sorted(unknown))}; there are: {', '.join(QUOTAS)}")
+        raise typer.BadParameter(f"no such quota: {', '.join(sorted(unknown))}; available: {', '.join(QUOTAS)}")
     given = _given(weight, max_running_trials, max_gpus, max_studies, max_storage_bytes)
     with session.connect() as client:
         session.print_json(client.update_team(team_id, **given, **dict.fromkeys(lift or ())))

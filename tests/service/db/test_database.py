@@ -163,8 +163,8 @@ def test_db_check_finds_every_kind_of_fault(api: Api) -> None:
         session.execute(text("UPDATE leases SET state = 'finished'"))
         session.execute(text("DELETE FROM events WHERE number = 2"))
     faults = check(api.ctx.db)
-    assert any("counts 2 trials search/running and has 1" in f for f in faults)
-    assert any("runs without a lease" in f for f in faults)
+    assert any("counts 2 trials in search/running but has 1" in f for f in faults)
+    assert any("running without a held lease" in f for f in faults)
     assert any(f"events of study {study['id']} have gaps" in f for f in faults)
 
 
@@ -179,7 +179,7 @@ def test_the_db_commands(blank_url: str, tmp_path: Path) -> None:
     assert behind.returncode == 3
     assert "cdka db upgrade" in behind.stderr
     assert "was: none" in run(blank_url, tmp_path, "upgrade").stdout
-    assert "in order" in run(blank_url, tmp_path, "check").stdout
+    assert "no problems found" in run(blank_url, tmp_path, "check").stdout
     assert "rows written" in run(blank_url, tmp_path, "backup", str(tmp_path / "b.cdka")).stdout
     refused = run(blank_url, tmp_path, "restore", str(tmp_path / "b.cdka"))
     assert refused.returncode == 3

@@ -57,7 +57,7 @@ def test_the_share_of_a_gpu_follows_from_the_estimate(api: Api) -> None:
     [
         ({"gpus": "fit"}, "needs gpu_memory_gib"),
         ({"gpus": "fit", "gpu_memory_gib": 8, "processes": 2}, "a share of one GPU"),
-        ({"gpus": 1.5}, "whole ones"),
+        ({"gpus": 1.5}, "whole number"),
         ({"gpus": 2, "processes": 3}, "2 processes"),
         ({"custom": {"nvme": 0}}, "greater than 0"),
     ],

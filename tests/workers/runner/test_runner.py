@@ -233,7 +233,7 @@ def test_changed_base_weights_are_noticed(api: Api, runner: Runner) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "a", "label": "x"}] * 20, "holds 1 class"),
+        ([{"text": "a", "label": "x"}] * 20, "has 1 class"),
         (sentences(4), "too few to carve out"),
     ],
 )

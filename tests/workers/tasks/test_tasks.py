@@ -317,7 +317,7 @@ def test_patterns_find_the_answer_or_nothing(pattern: str, text: str, answer: st
 
 
 def test_an_invalid_pattern_is_rejected_at_submit() -> None:
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         GenerationSpec(extractor="regex", pattern="(")
 
 
