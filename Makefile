@@ -54,7 +54,8 @@ check-tools:
 	  echo "  sudo apt-get update && sudo apt-get install -y --no-install-recommends$$missing" >&2; exit 1; }
 
 test: check-tools lint
-	$(PARALLEL) -m "not slow" $(ARGS)
+	$(PARALLEL) -m "not slow" --cov --cov-report= $(ARGS)
+	@echo "lines covered: $$($(BIN)/coverage report --format=total) % (without what tests run in processes of their own)"
 
 test-slow: check-tools $(VENV)/.dev test-slow-system test-slow-others
 
