@@ -78,7 +78,7 @@ def test_every_link_leads_to_a_file_and_a_section_that_exist(page: Path) -> None
 def test_lines_of_prose_fit_a_screen(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     unbreakable = re.compile(r"\||- \[[^\]]*\]\([^)]*\)$")
-    long = [line for line in text.splitlines() if len(line) > 135 and not unbreakable.match(line)]
+    long = [line for line in text.splitlines() if len(line) > 120 and not unbreakable.match(line)]
     assert not long
 
 

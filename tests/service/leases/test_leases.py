@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.context.context import Context
+from service.db.trials import Trials
 from service.leases.outcomes import MOST_LOSSES
 from tests.conftest import Api, FakeClock
 
@@ -102,6 +103,21 @@ def test_the_same_result_twice_is_one_result(api: Api) -> None:
     assert api.finish(lease, value=0.7).status_code == 200
     assert api.finish(lease, value=0.8).status_code == 409
     assert trial(api, lease)["metrics"] == {"accuracy": 0.7}
+
+
+def test_the_curve_of_the_pruner_holds_the_values_that_are_stored(api: Api) -> None:
+    """Two values of one step in one request: the first counts, for the metric and for the curve."""
+    study = api.create()
+    lease = api.lease()
+    assert lease is not None
+    reports = [{"step": 1, "metrics": {"accuracy": value}} for value in (0.3, 0.9)]
+    assert api.call("POST", f"/leases/{lease['id']}/reports", "worker", json={"reports": reports}).status_code == 200
+    trial = lease["trial"]["id"]
+    stored = api.call("GET", f"/trials/{trial}/metrics").json()["items"]
+    with api.ctx.db.read() as session:
+        curve = Trials(session).get(trial).curve
+    assert [m["value"] for m in stored] == curve == [0.3]
+    assert study["state"] == "queued"
 
 
 def test_reports_repeated_by_a_retry_change_nothing(api: Api) -> None:
