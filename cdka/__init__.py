@@ -16,9 +16,8 @@ from .counts import (
 )
 from .errors import AdapterError, BudgetError, CdkaError, IndivisibleError, TargetError
 from .exchange import from_reference, read_adapter, to_lokr, to_lora
-from .gradients import Spectra, collect_spectra
+from .gradients import Spectra, collect_spectra, initialize_from_gradients
 from .hotswap import hotswap_adapter
-from .initializers import initialize_from_gradients
 from .kronecker import kron_delta, kron_linear
 from .layer import CdkaLayer
 from .memory import MemoryEstimate, TrainingStep, estimate_memory

@@ -11,7 +11,7 @@ from peft.config import PeftConfig
 
 from .errors import CdkaError
 from .initializers import NAMES
-from .registration import cdka_peft_type
+from .peft_type import cdka_peft_type
 
 
 @dataclass

@@ -2,19 +2,18 @@
 
 Those in :data:`INITIALIZERS` draw A and set B to zero, so dW = 0. Two initialisations need more than the shapes:
 ``weight`` (the base weight, see :meth:`cdka.CdkaLayer.start_from_weight`) and ``gradient``
-(:func:`initialize_from_gradients`).
+(:func:`cdka.initialize_from_gradients`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .errors import AdapterError, CdkaError
-from .rearrangement import nearest_factors
+from .errors import CdkaError
 
 
 def kaiming_(A: Tensor) -> None:
@@ -68,48 +67,3 @@ def initialize_(A: Tensor, B: Tensor, init_weights: bool | str) -> None:
         nn.init.normal_(B, std=0.02)
     else:
         nn.init.zeros_(B)
-
-
-@torch.no_grad()
-def initialize_from_gradients(
-    model: nn.Module, gradients: Mapping[str, Tensor], adapter_name: str = "default", size: float = 0.01
-) -> None:
-    """Set the factors so that dW points along the negative gradient of full fine-tuning.
-
-    ``dW`` becomes the sum of r Kronecker products nearest to ``-G`` (from the singular vectors of the rearranged
-    negative gradient, as in the paper's public code), scaled to ``|dW|_F = size * |W|_F``. So the adapter starts one
-    small step of full fine-tuning away from the base model. The size of that step is our choice.
-
-    Args:
-        model: a PEFT model with the adapter, or its base model.
-        gradients: ``dL/dW`` of shape ``(d_out, d_in)`` by layer name (a suffix of the module's name in ``model``).
-        adapter_name: the adapter to fill.
-        size: relative size of the first step.
-
-    Raises:
-        AdapterError: a layer of the adapter has no gradient, or one that is zero or not finite.
-    """
-    from .layer import CdkaLayer
-
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, CdkaLayer) and adapter_name in m.cdka_A]
-    if not layers:
-        raise AdapterError(f"the model has no CDKA adapter named {adapter_name!r}")
-    found = [(layer, _gradient_of(name, gradients)) for name, layer in layers]
-    for layer, gradient in found:
-        A, B = layer.cdka_A[adapter_name], layer.cdka_B[adapter_name]
-        new_A, new_B = nearest_factors(-gradient, A.shape[1], B.shape[2], A.shape[0])
-        # |sum_i B_i (x) A_i|_F^2 is the sum of squared singular values; each is the product of its factors' sizes.
-        norm = (new_A.flatten(1).norm(dim=1) * new_B.flatten(1).norm(dim=1)).norm()
-        weight = layer.get_base_weight().detach().float()
-        step = (size * weight.norm() / (norm * layer.scaling[adapter_name])).sqrt()
-        A.copy_(new_A * step)
-        B.copy_(new_B * step)
-
-
-def _gradient_of(name: str, gradients: Mapping[str, Tensor]) -> Tensor:
-    for key, gradient in gradients.items():
-        if name == key or name.endswith(f".{key}"):
-            if not torch.isfinite(gradient).all() or not gradient.any():
-                raise AdapterError(f"the gradient of {key} is zero or not finite")
-            return gradient
-    raise AdapterError(f"no gradient for adapted layer {name}; there are gradients for: {', '.join(gradients)}")

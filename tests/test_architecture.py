@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import cdka
 
@@ -34,6 +38,32 @@ def test_the_top_level_is_the_agreed_one() -> None:
     assert tracked() <= TOP | TOOLS
     assert TOP - {"docker"} <= tracked()
     assert not (ROOT / "alembic" / "__init__.py").exists()  # it would shadow the library
+
+
+def imports_of(package: str) -> dict[str, set[str]]:
+    """The modules of a package that each of its modules imports, also within functions."""
+    files = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in (ROOT / package).rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    graph: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        own = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        graph[name] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            parts = own.split(".")[: len(own.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*parts, *([node.module] if node.module else [])])
+            for imported in node.names:
+                whole = f"{source}.{imported.name}"
+                graph[name].add(whole if whole in modules else source)
+        graph[name] = {m for m in graph[name] if m in modules and m != name}
+    return graph
+
+
+@pytest.mark.parametrize("package", ["cdka", "service", "workers"])
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    sorter = TopologicalSorter(imports_of(package))
+    sorter.prepare()  # raises CycleError and names the circle
 
 
 def test_no_folder_or_module_without_a_subject() -> None:
