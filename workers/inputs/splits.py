@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,8 @@ def _load(source: DataSource, roots: Sequence[Path]) -> Any:
             file = resolve_inside(name, roots)
             if file is None:
                 raise Rejected(f"there is no file {name!r} in this runner's data directories (CDKA_DATA_DIRS)")
-            files[split] = str(file)
+            # datasets takes patterns; a file's own brackets and stars are meant literally.
+            files[split] = glob.escape(str(file))
         return datasets.load_dataset(source.path, data_files=files, streaming=source.streaming)
     except InvalidRequest as error:
         raise Rejected(error.detail) from error
