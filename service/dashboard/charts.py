@@ -33,12 +33,12 @@ def _label(trial: Observation) -> str:
     return f"trial {trial.number}: {params}"
 
 
-# More points than this are thinned out: a browser draws no more in reasonable time, and nobody sees more.
+# Longer searches are thinned to this many points: a browser draws no more in reasonable time.
 MOST_POINTS = 2_000
 
 
 def history(study: Study, searched: Sequence[Observation]) -> Figure:
-    """Every search trial's value, with the best so far. Of a long search, evenly chosen ones and every new best."""
+    """The value of each search trial and the best so far. A long search is thinned evenly; every new best is kept."""
     metric = study.spec.objective.metric
     better = max if study.spec.objective.direction is Direction.MAXIMIZE else min
     seen = [t for t in searched if metric in t.metrics and t.state in (TrialState.COMPLETED, TrialState.PRUNED)]
@@ -88,7 +88,7 @@ def _points(name: str, trials: Sequence[Observation], metric: str, marker: dict[
 
 
 def comparison(found: Comparison) -> Figure:
-    """Candidates on the test split: every seed, the mean, and its interval where there is one."""
+    """Candidates on the test split: each seed's value, the mean, and its interval if there is one."""
     shown = [c for c in reversed(found.candidates) if c.estimate is not None]
     names = [c.title for c in shown]
     estimates = [c.estimate for c in shown if c.estimate is not None]

@@ -16,7 +16,7 @@ router = APIRouter(tags=["studies"])
 
 
 class ChartKind(StrEnum):
-    """The charts that a study has."""
+    """The charts of a study."""
 
     HISTORY = "history"
     COMPARISON = "comparison"

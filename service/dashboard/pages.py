@@ -1,4 +1,4 @@
-"""The pages: login, studies, one study."""
+"""The pages: login, list of studies, one study, operation."""
 
 from __future__ import annotations
 
@@ -119,19 +119,19 @@ def _require_same_origin(request: Request) -> None:
 
 @router.get("/docs")
 def docs_page(request: Request) -> HTMLResponse:
-    """The API's description, to read and to try."""
+    """The API's interactive documentation."""
     return templates.TemplateResponse(request, "docs.html")
 
 
 @router.get("/login")
 def login_page(request: Request) -> HTMLResponse:
-    """Asks for a token; one in the address' fragment is taken at once and never reaches a log."""
+    """Ask for a token. A token in the URL's fragment logs in at once; fragments never reach a server's log."""
     return templates.TemplateResponse(request, "login.html", {"error": None})
 
 
 @router.post("/login")
 def log_in(request: Request, ctx: ContextDep, token: Annotated[str, Form(max_length=200)]) -> Response:
-    """Trade a token for a session cookie."""
+    """Exchange a token for a session cookie."""
     _require_same_origin(request)
     try:
         cookie = tokens.log_in(ctx, token.strip())
@@ -163,7 +163,7 @@ def log_out(request: Request, ctx: ContextDep) -> Response:
 
 @router.get("/")
 def studies_page(request: Request, ctx: ContextDep, cursor: str | None = None) -> Response:
-    """Studies, newest first."""
+    """List studies, newest first."""
     principal = _principal(request, ctx)
     if principal is None:
         return _to_login()
@@ -199,7 +199,7 @@ def _view(ctx: Context, principal: Principal, study_id: str) -> StudyView:
 
 @router.get("/studies/{study_id}")
 def study_page(request: Request, ctx: ContextDep, study_id: str) -> Response:
-    """One study: state, charts, trials, predictions, comparison."""
+    """Show a study: state, charts, trials, predictions, comparison."""
     principal = _principal(request, ctx)
     if principal is None:
         return _to_login()
@@ -214,7 +214,7 @@ def study_page(request: Request, ctx: ContextDep, study_id: str) -> Response:
 
 @router.get("/studies/{study_id}/body")
 def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = -1) -> Response:
-    """What changes on the study page; 204 while it is as the page already shows it."""
+    """The parts of a study's page that change; 204 if the page is up to date."""
     principal = _principal(request, ctx)
     if principal is None:
         raise Unauthorized("log in again")
@@ -225,7 +225,7 @@ def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = 
 
 
 class Verb(StrEnum):
-    """What the buttons of a study's page do."""
+    """The actions of a study's buttons."""
 
     PAUSE = "pause"
     RESUME = "resume"
@@ -234,7 +234,7 @@ class Verb(StrEnum):
 
 @router.post("/studies/{study_id}/{verb}")
 def steer(request: Request, ctx: ContextDep, study_id: str, verb: Verb) -> Response:
-    """The page's buttons."""
+    """Run a button's action and return to the page."""
     _require_same_origin(request)
     cookie = request.cookies.get(SESSION_COOKIE)
     principal = tokens.authenticate_session(ctx, cookie) if cookie else None
@@ -255,7 +255,7 @@ def steer(request: Request, ctx: ContextDep, study_id: str, verb: Verb) -> Respo
 
 @router.get("/operation")
 def operation_page(request: Request, ctx: ContextDep) -> Response:
-    """Teams with their quotas, the runners, and who changed what."""
+    """Show teams with their quotas, runners, and the audit log."""
     principal = _principal(request, ctx)
     if principal is None:
         return _to_login()
