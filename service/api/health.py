@@ -40,6 +40,6 @@ def metrics(request: Request, ctx: ContextDep) -> Response:
     if not local or "x-forwarded-for" in request.headers or bearer_token(request) is not None:
         caller = identify(request, ctx)
         if caller.role not in (Role.ADMIN, Role.VIEWER):
-            raise Forbidden("metrics tell of all teams: they take an admin's token, or a viewer's of any team")
+            raise Forbidden("metrics cover all teams: use an admin's token, or a viewer's token of any team")
     text = request.app.state.metrics.text()
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -48,4 +48,4 @@ class RateLimits:
     def _too_many(self, limit: RateLimitItem, *key: str) -> TooMany:
         reset = self._windows.get_window_stats(limit, *key).reset_time
         wait = max(1, int(reset - time.time()) + 1)
-        return TooMany(f"more than {limit.amount} of these a minute; come back in {wait} s", retry_after=wait)
+        return TooMany(f"more than {limit.amount} requests of this kind a minute; retry in {wait} s", retry_after=wait)

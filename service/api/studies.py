@@ -261,7 +261,9 @@ def predictions(
         fault = Fault("#/task/kind", f"unknown task {body.task.kind!r}; available: {', '.join(METRICS)}")
         raise InvalidRequest("no prediction can be made", [fault])
     if predicting.MEASURED in body.predictors:
-        message = "measured needs a study: a runner looks at the model's gradients; name it in compare.predictors"
+        message = (
+            "'measured' needs a study, because a runner computes the model's gradients: name it in compare.predictors"
+        )
         fault = Fault(f"#/predictors/{body.predictors.index(predicting.MEASURED)}", message)
         raise InvalidRequest("no prediction can be made", [fault])
     plan, ranked = plan_prediction(body.model, body.task.kind, body.adapter, body.budget, ctx.settings.data_dirs)

@@ -96,7 +96,7 @@ def _principal(request: Request, ctx: Context) -> Principal | None:
     except Unauthorized:
         return None
     if principal.role is Role.WORKER:
-        raise Forbidden("a worker's token opens no dashboard")
+        raise Forbidden("a worker's token cannot open the dashboard")
     return principal
 
 

@@ -92,7 +92,7 @@ def release_host(ctx: Context, caller: Principal, name: str) -> Host:
         hosts = Hosts(session)
         known = [h for h in hosts.list() if h.name == name]
         if not known:
-            raise NotFound(f"nothing is known against a host {name}")
+            raise NotFound(f"host {name} has no recorded failures")
         for host in known:
             hosts.write(host.team_id, name, failures=0, failed_at=None, quarantined_at=None)
         Audit(session).record(caller, now, "host.release", name)

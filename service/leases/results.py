@@ -114,11 +114,11 @@ def _check(study: Study, trial: Trial, result: Result) -> None:
     for metric in () if measurement else (o.metric for o in study.spec.all_objectives if o.metric not in COMPUTED):
         if result.state == "completed" and not math.isfinite(result.metrics.get(metric, math.nan)):
             raise InvalidRequest(
-                f"a completed trial reports the study's objective {metric!r}",
+                f"a completed trial must report the study's objective {metric!r}",
                 [Fault("#/metrics", f"{metric!r} is missing; got: {', '.join(result.metrics) or 'nothing'}")],
             )
     if result.state in ("failed", "infeasible") and result.failure is None:
-        raise InvalidRequest(f"a {result.state} trial says why", [Fault("#/failure", "give kind and message")])
+        raise InvalidRequest(f"a {result.state} trial needs a reason", [Fault("#/failure", "give kind and message")])
 
 
 def _values(study: Study, trial: Trial, result: Result) -> dict[str, Any]:

@@ -87,18 +87,18 @@ def adapter_archive(ctx: Context, trial_id: str, team_id: str | None) -> tuple[P
     with ctx.db.read() as session:
         trial = Trials(session).get(trial_id, team_id)
     if trial.artifact is None:
-        raise NotFound(f"trial {trial.number} has no adapter: only trials that ran to their end leave one")
+        raise NotFound(f"trial {trial.number} has no adapter: only completed trials have one")
     root = f"{ctx.settings.artifacts_url.rstrip('/')}/studies/{trial.study_id}"
     if not is_inside(trial.artifact, root):
         # A worker's URL must not open anything outside of the artifact store.
-        raise NotFound(f"trial {trial.number}'s adapter does not lie where artifacts are kept")
+        raise NotFound(f"trial {trial.number}'s adapter is outside the artifact store")
     handle = tempfile.NamedTemporaryFile(prefix="cdka-adapter-", suffix=".zip", delete=False)  # noqa: SIM115
     try:
         with handle, zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
             files, folder = fsspec.url_to_fs(trial.artifact)
             names = [name for name in files.find(folder) if is_inside(name, folder)]
             if not names:
-                raise NotFound(f"trial {trial.number}'s adapter is not there any more")
+                raise NotFound(f"trial {trial.number}'s adapter no longer exists")
             if sum(files.size(name) or 0 for name in names) > LARGEST_ADAPTER:
                 raise NotFound(f"trial {trial.number}'s folder is too large to be an adapter")
             for name in sorted(names):
@@ -108,6 +108,6 @@ def adapter_archive(ctx: Context, trial_id: str, team_id: str | None) -> tuple[P
     except BaseException as error:
         Path(handle.name).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise Unavailable(f"the store of artifacts does not answer: {type(error).__name__}") from error
+            raise Unavailable(f"the artifact store does not answer: {type(error).__name__}") from error
         raise
     return Path(handle.name), f"trial-{trial.number:05d}-adapter.zip"

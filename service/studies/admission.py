@@ -72,7 +72,7 @@ def _too_large(field: str, need: MemoryNeed, wanted: float, there: float) -> Fau
     parts += f"activations {_gib(need.activations)}"
     return Fault(
         f"#/resources/{field}",
-        f"a trial is estimated to need {wanted:.2f} GiB ({parts} and head-room) and would have {there:.2f}: lower "
+        f"a trial is estimated to need {wanted:.2f} GiB ({parts} and headroom) but would get {there:.2f}: lower "
         "training.batch_size (with gradient_accumulation) or max_length, or set gradient_checkpointing",
     )
 

@@ -133,7 +133,7 @@ def _check_training(draft: _Draft) -> list[Fault]:
     if task is None or training is None:
         return []
     if training.batching == "length" and task.kind is TaskKind.IMAGE_CLASSIFICATION:
-        return [Fault("#/training/batching", "images are all of one size; 'length' is for texts")]
+        return [Fault("#/training/batching", "images all have the same size; 'length' is for texts")]
     if training.packing and task.kind is not TaskKind.CAUSAL_LM and task.kind is not TaskKind.CUSTOM:
         return [Fault("#/training/packing", f"packing is for causal_lm; {task.kind} pads its batches")]
     return []
@@ -162,7 +162,7 @@ def _objective_faults(task: TaskSpec, objectives: Sequence[Objective]) -> list[F
         if metric in [o.metric for o in objectives[:k]]:
             faults.append(Fault(place, f"{metric!r} is an objective already"))
     if objectives and objectives[0].metric in COMPUTED:
-        message = f"the first objective is what the confirmation judges by: one of {', '.join(named)}"
+        message = f"the confirmation uses the first objective, which must be one of: {', '.join(named)}"
         faults.append(Fault("#/objectives/0/metric", message))
     for k, objective in enumerate(objectives):
         natural = known.get(objective.metric)

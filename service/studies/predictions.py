@@ -74,7 +74,9 @@ def measured_ranking(study: Study, trial: Trial, entries: Sequence[Mapping[str, 
     """
     asked = {tuple(sizes) for sizes in trial.params["candidates"]}
     if {(e["r1"], e["r2"], e["r"]) for e in entries} != asked or len(entries) != len(asked):
-        fault = Fault("#/predictions", f"give one for each of the {len(asked)} configurations in the trial's params")
-        raise InvalidRequest("a completed measurement holds the score of every configuration", [fault])
+        fault = Fault(
+            "#/predictions", f"give one score for each of the {len(asked)} configurations in the trial's params"
+        )
+        raise InvalidRequest("a completed measurement must contain the score of every configuration", [fault])
     shapes = module_shapes(study.plan)
     return [StoredPrediction(**e, parameters=cdka.count_parameters(shapes, e["r1"], e["r2"], e["r"])) for e in entries]

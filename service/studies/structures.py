@@ -93,7 +93,7 @@ def _empty_space(shapes: Sequence[cdka.ModuleShape], limit: int, min_fill: float
     share = limit // units[closest] * units[closest] / limit
     return Fault(
         "#/search_space",
-        f"no (r1, r2, r) uses at least {min_fill:.0%} of the budget of {limit} parameters within it; "
+        f"no (r1, r2, r) uses at least {min_fill:.0%} of the budget of {limit} parameters in this space; "
         f"the closest pair, r1={closest[0]} r2={closest[1]}, can use {share:.0%}: "
         "widen r1, r2 or r, or lower budget.min_fill",
     )

@@ -190,7 +190,7 @@ def update_study(
         there = search_trials(Trials(session).counts([study_id])[study_id])
         if changes.trials is not None and changes.trials < there:
             fault = Fault("#/trials", f"{there} trials exist already; give {there} to ask for no more")
-            raise InvalidRequest("the study cannot be changed so", [fault])
+            raise InvalidRequest("the study cannot be changed like this", [fault])
         if study.state in (StudyState.CANCELLED, StudyState.FAILED) and given.keys() - {"name"}:
             raise Conflict(f"a {study.state} study can only be renamed; that state is final")
         study = studies.set_spec(study, changes.applied_to(study.spec), now, given)

@@ -78,9 +78,11 @@ def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[s
     with ctx.db.write() as session:
         study = Studies(session).get(study_id, caller.scope, lock=True)
         if study.state in STUDY_ENDED or study.phase is StudyPhase.CONFIRMATION:
-            raise Conflict(f"the study is {study.state} in its {study.phase}; extend it (PATCH trials), then enqueue")
+            raise Conflict(f"the study is {study.state} (phase {study.phase}); extend it (PATCH trials), then enqueue")
         if search_trials(Trials(session).counts([study_id])[study_id]) >= study.planned:
-            raise Conflict(f"all {study.planned} trials of the study are taken; extend it (PATCH trials), then enqueue")
+            raise Conflict(
+                f"all {study.planned} trials of the study exist already; extend it (PATCH trials), then enqueue"
+            )
         parameters = _parameters(study, params)
         new = NewTrial(
             number=Trials(session).next_number(study_id),

@@ -29,7 +29,7 @@ def create_team(ctx: Context, caller: Principal, name: str, values: Mapping[str,
     try:
         return _make(ctx, caller, name, values)
     except IntegrityError as error:
-        raise Conflict(f"there is a team {name!r} already") from error
+        raise Conflict(f"a team named {name!r} exists already") from error
 
 
 @retried
@@ -37,7 +37,7 @@ def _make(ctx: Context, caller: Principal, name: str, values: Mapping[str, Any])
     now = ctx.clock()
     with ctx.db.write() as session:
         if Teams(session).find(name) is not None:
-            raise Conflict(f"there is a team {name!r} already")
+            raise Conflict(f"a team named {name!r} exists already")
         team = Team(new_id(now), name, now)
         Teams(session).add(team)
         if values:

@@ -53,7 +53,9 @@ def create_token(
         InvalidRequest: it would have expired already.
     """
     if expires_at is not None and expires_at <= ctx.clock():
-        raise InvalidRequest("the token would be expired", [Fault("#/expires_at", "give a time that is yet to come")])
+        raise InvalidRequest(
+            "the token would have expired already", [Fault("#/expires_at", "give a time in the future")]
+        )
     return _make_token(ctx, team, name, role, expires_at, caller, "token.create")
 
 
@@ -69,7 +71,8 @@ def adopt_token(ctx: Context, team: str, name: str, role: Role, secret: str) -> 
     """
     if not secret.startswith(TOKEN_PREFIX) or len(secret) < SHORTEST_SECRET:
         raise InvalidRequest(
-            f"the {role} token is no secret of ours: {TOKEN_PREFIX} and 32 random bytes in base64 (docker/make-secrets)"
+            f"the {role} token has the wrong form; it must be {TOKEN_PREFIX} and 32 random bytes in base64 "
+            "(docker/make-secrets)"
         )
     now = ctx.clock()
     with ctx.db.write() as session:
@@ -77,7 +80,7 @@ def adopt_token(ctx: Context, team: str, name: str, role: Role, secret: str) -> 
         found = tokens.by_digest(digest(secret))
         if found is not None:
             if found.revoked_at is not None or found.role is not role:
-                raise InvalidRequest(f"the {role} token was revoked, or is another role's; draw a new one")
+                raise InvalidRequest(f"the {role} token was revoked or belongs to another role; create a new one")
             return False
         for old in tokens.list(None):
             if (old.name, old.role, old.team) == (name, role, team) and old.revoked_at is None:
@@ -192,7 +195,7 @@ def log_in(ctx: Context, secret: str) -> str:
     """
     principal = authenticate(ctx, secret)
     if principal.role is Role.WORKER:
-        raise Forbidden("a worker's token opens no dashboard; use a viewer's, member's or admin's")
+        raise Forbidden("a worker's token cannot open the dashboard; use a viewer's, member's or admin's")
     cookie = secrets.token_urlsafe(32)
     now = ctx.clock()
     with ctx.db.write() as session:

@@ -84,7 +84,7 @@ class _Evaluations:
         for objective in self._study.all_objectives:
             if objective.metric != PARAMETERS and objective.metric not in metrics:
                 there = ", ".join(metrics)
-                raise Rejected(f"this data gives no {objective.metric!r} to judge by; it gives: {there}")
+                raise Rejected(f"this data yields no metric {objective.metric!r}; available: {there}")
         self.metrics, self.step = metrics, step
         _log.info("step %d: %s", step, ", ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
         self._reports.report(step, metrics)

@@ -102,7 +102,7 @@ def update(
             raise typer.BadParameter(f"--limits is not JSON: {error}") from None
     given = {k: v for k, v in changes.items() if v is not None}
     if not given:
-        raise typer.BadParameter("say what is to change; see: cdka update --help")
+        raise typer.BadParameter("name at least one change; see: cdka update --help")
     with session.connect() as client:
         print(client.update_study(study_id, **given).state)
 

@@ -95,7 +95,7 @@ def test_deployment_tokens_follow_their_files(tmp_path: Path) -> None:
     assert authenticate(made, "cdka_" + "b" * 43).role == "worker"
     with pytest.raises(Unauthorized):
         authenticate(made, "cdka_" + "a" * 43)
-    for wrong, words in (("short", "no secret of ours"), ("cdka_" + "a" * 43, "was revoked")):
+    for wrong, words in (("short", "has the wrong form"), ("cdka_" + "a" * 43, "was revoked")):
         file.write_text(wrong)
         with pytest.raises(SystemExit, match=words):
             app_main(["prepare", "--token", f"worker={file}"], tmp_path)

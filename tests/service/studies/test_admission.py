@@ -30,10 +30,10 @@ def test_a_study_shows_the_memory_estimate(api: Api) -> None:
 def test_a_study_that_does_not_fit_is_rejected_with_a_remedy(api: Api) -> None:
     (fault,) = refused(api, resources={"gpus": 1, "gpu_memory_gib": 0.5})
     assert fault["pointer"] == "#/resources/gpu_memory_gib"
-    assert "would have 0.50" in fault["detail"]
+    assert "would get 0.50" in fault["detail"]
     assert "batch_size" in fault["detail"]
     (fault,) = refused(api, resources={"gpus": 0.25, "gpu_memory_gib": 2})
-    assert "would have 0.50" in fault["detail"]
+    assert "would get 0.50" in fault["detail"]
     (fault,) = refused(api, resources={"memory_gib": 0.5})
     assert fault["pointer"] == "#/resources/memory_gib"
     assert api.create(resources={"gpus": 1, "gpu_memory_gib": 80})["spec"]["resources"]["gpus"] == 1

@@ -319,16 +319,16 @@ def test_results_and_last_reports_survive_an_outage(api: Api, runner: Runner, mo
     assert {m["step"] for m in reported} == {5, 10}
 
 
-@pytest.mark.parametrize("missing", ["gone.jsonl", "gone-bert"])
+@pytest.mark.parametrize("missing", ["leaving.jsonl", "leaving-bert"])
 def test_missing_models_or_data_fail_the_study_and_are_named(
     api: Api, runner: Runner, data_root: Path, missing: str
 ) -> None:
     """The server saw it; the runner's machine does not have it."""
-    shutil.copy(data_root / "train.jsonl", data_root / "gone.jsonl")
-    shutil.copytree(data_root / "tiny-bert", data_root / "gone-bert", dirs_exist_ok=True)
-    data = {"path": "json", "data_files": {"train": "gone.jsonl"}}
+    shutil.copy(data_root / "train.jsonl", data_root / "leaving.jsonl")
+    shutil.copytree(data_root / "tiny-bert", data_root / "leaving-bert", dirs_exist_ok=True)
+    data = {"path": "json", "data_files": {"train": "leaving.jsonl"}}
     task = {"kind": "sequence_classification", "dataset": data}
-    study = api.create(search={"trials": 3}, task=task, model={"path": "gone-bert"})
+    study = api.create(search={"trials": 3}, task=task, model={"path": "leaving-bert"})
     path = data_root / missing
     path.unlink() if path.is_file() else shutil.rmtree(path)
     step(runner)

@@ -351,7 +351,7 @@ def test_an_objective_that_the_data_does_not_give_ends_the_study_with_words(api:
     rows = [{"text": "goal match", "label": f"c{k % 3}"} for k in range(60)]
     write_lines(runner.settings.data_dirs[0] / "three.jsonl", rows)
     task["dataset"] = {"path": "json", "data_files": {"train": "three.jsonl"}}
-    with pytest.raises(AssertionError, match=r"'rejected'.*'f1_positive' to judge by"):
+    with pytest.raises(AssertionError, match=r"'rejected'.*yields no metric 'f1_positive'"):
         run_one(api, runner, "tiny-bert", task, training={"epochs": 3})
 
 
