@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -35,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 DOCKER = HERE.parent
 ROOT = DOCKER.parent
 BASE = "cdka-test-base:bookworm"
-SIZES = Sizes(trials=8, seeds=2, train=96, validation=96, test=96, epochs=12, batch_size=8, max_length=64)
+SIZES = Sizes(trials=24, seeds=2, train=96, validation=96, test=96, epochs=12, batch_size=8, max_length=64)
 LEASE_SECONDS = 20
 # A migration that a next release might bring.
 MIGRATION = """
@@ -338,8 +339,10 @@ def told_to_end(stack: Stack, study_id: str) -> None:
             name = run("docker", "inspect", "-f", "{{.Config.Hostname}}", container).strip()
             on = [w for w in stack.client.workers() if w.host == name and w.busy]
             for trial in running.values():
-                # One that is under way, so that there is something to keep.
-                if on and stack.client.metrics(trial.id):
+                # One that is under way, so that there is something to keep. Confirmations report nothing before they
+                # end, so the time since the start decides.
+                started = trial.started_at
+                if on and started is not None and (datetime.now(UTC) - started).total_seconds() > 5:
                     return container
         return None
 
