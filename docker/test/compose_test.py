@@ -337,12 +337,17 @@ def told_to_end(stack: Stack, study_id: str) -> None:
         running = {t.id: t for t in stack.client.trials(study_id, state=["running"])}
         for container in stack.containers("ray-worker"):
             name = run("docker", "inspect", "-f", "{{.Config.Hostname}}", container).strip()
-            on = [w for w in stack.client.workers() if w.host == name and w.busy]
+            # A runner that was killed looks busy until its lease expires.
+            now = datetime.now(UTC)
+            heard = [
+                w for w in stack.client.workers() if w.host == name and (now - w.last_seen_at).total_seconds() < 10
+            ]
+            on = [w for w in heard if w.busy]
             for trial in running.values():
                 # One that is under way, so that there is something to keep. Confirmations report nothing before they
                 # end, so the time since the start decides.
                 started = trial.started_at
-                if on and started is not None and (datetime.now(UTC) - started).total_seconds() > 5:
+                if on and started is not None and (now - started).total_seconds() > 5:
                     return container
         return None
 
