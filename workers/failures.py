@@ -30,11 +30,11 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
         return FailureKind.DIVERGED, str(error)
     if _is_out_of_memory(error):
         return FailureKind.OUT_OF_MEMORY, (
-            f"out of memory: {_first_line(error)}; lower training.batch_size or training.max_length"
+            f"out of memory: {first_line(error)}; lower training.batch_size or training.max_length"
         )
     frames = traceback.extract_tb(error.__traceback__)
     place = f" (in {frames[-1].filename.rsplit('/', 1)[-1]}, line {frames[-1].lineno})" if frames else ""
-    return FailureKind.ERROR, f"{type(error).__name__}: {_first_line(error)}{place}"
+    return FailureKind.ERROR, f"{type(error).__name__}: {first_line(error)}{place}"
 
 
 def failed(kind: FailureKind, message: str) -> ResultIn:
@@ -55,5 +55,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, else the name of its class."""
     return (str(error) or type(error).__name__).splitlines()[0][:2000]
+
+
+def root_cause(error: BaseException) -> str:
+    """What went wrong at the bottom, in one line: libraries wrap a file's fault in sentences about themselves."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)

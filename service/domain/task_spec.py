@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import string
 from enum import StrEnum
@@ -55,11 +56,60 @@ def _is_template(value: str) -> str:
 Template = Annotated[str, Field(min_length=1, max_length=20_000), AfterValidator(_is_template)]
 
 
+def _is_text_encoding(name: str) -> str:
+    try:
+        # Codecs such as "hex" turn bytes into bytes.
+        if codecs.lookup(name)._is_text_encoding:
+            return name
+    except LookupError:
+        pass
+    raise ValueError(f"{name!r} is not a text encoding that Python knows; examples: utf-8, utf-16, cp1252, latin-1")
+
+
+class FormatSpec(BaseModel):
+    """How CSV and JSON files are written.
+
+    ``delimiter`` is a tab for ``.tsv`` files and a comma for others, unless given. An empty ``quotechar`` reads
+    quotation marks literally. ``encoding`` is UTF-8, or what a byte order mark says. ``header`` says whether a CSV
+    file's first line names the columns (otherwise ``column_1``, ``column_2``, ...), or lists the names.
+    """
+
+    model_config = STRICT
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    quotechar: Annotated[str, Field(max_length=1)] | None = None
+    encoding: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_is_text_encoding)] | None = None
+    header: bool | Annotated[list[Name], Field(min_length=1, max_length=1000)] = True
+
+    @model_validator(mode="after")
+    def _distinct(self) -> FormatSpec:
+        for name in ("delimiter", "quotechar"):
+            value = getattr(self, name)
+            if value and (not value.isascii() or value in "\r\n\0"):
+                raise ValueError(f"{name} is one ASCII character, but not the end of a line")
+        if self.delimiter is not None and self.delimiter == self.quotechar:
+            raise ValueError("delimiter and quotechar must differ")
+        if isinstance(self.header, list) and len(set(self.header)) < len(self.header):
+            raise ValueError("header names a column twice")
+        return self
+
+
+class BadRows(StrEnum):
+    """What happens to rows that cannot be used: empty cells, wrong types, labels that train lacks."""
+
+    REJECT = "reject"
+    DROP = "drop"
+    COUNT_AS_WRONG = "count_as_wrong"
+
+
 class DataSource(BaseModel):
     """What ``datasets.load_dataset`` takes. Files are relative to ``CDKA_DATA_DIRS``.
 
     ``splits`` names each split in the dataset's notation (``train[:1000]``). ``sample`` keeps this many examples of a
     split, drawn by ``seed``. With ``streaming``, only the sample is downloaded.
+
+    ``on_bad_row`` says what happens to rows that cannot be used: ``reject`` ends the study before its first trial and
+    names the rows, ``drop`` leaves them out and counts them. ``count_as_wrong`` keeps rows of validation and test whose
+    label train lacks: every prediction for them is wrong.
     """
 
     model_config = STRICT
@@ -71,9 +121,17 @@ class DataSource(BaseModel):
     sample: dict[Split, Annotated[int, Field(ge=1)]] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     streaming: bool = False
+    format: FormatSpec | None = None
+    on_bad_row: BadRows = BadRows.REJECT
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSource:
+        if self.format is not None:
+            if self.data_files is None or self.path not in ("csv", "json"):
+                raise ValueError("format is for csv and json files, named in data_files")
+            csv_only = self.format.model_fields_set & {"delimiter", "quotechar", "header"}
+            if self.path == "json" and csv_only:
+                raise ValueError(f"format.{min(csv_only)} is for csv files; json files take encoding alone")
         if self.splits is not None and self.data_files is not None:
             raise ValueError("give data_files or splits, not both: data_files already names the splits")
         if self.streaming:
@@ -121,6 +179,7 @@ ROLES: dict[TaskKind, tuple[str, ...]] = {
     TaskKind.CUSTOM: tuple(Columns.model_fields),
 }
 _OPTIONAL = frozenset({"text_pair", "messages"})
+CLASSIFICATION = (TaskKind.SEQUENCE_CLASSIFICATION, TaskKind.IMAGE_CLASSIFICATION)
 # The role that a template fills.
 TEMPLATED: dict[TaskKind, str] = {TaskKind.CAUSAL_LM: "prompt", TaskKind.SEQ2SEQ_LM: "text"}
 DEFAULT_METRIC: dict[TaskKind, str] = {
@@ -172,13 +231,18 @@ class CustomSpec(BaseModel):
 
 
 class TaskSpec(BaseModel):
-    """The task: model kind, data, metric."""
+    """The task: model kind, data, metric.
+
+    ``labels`` declares the classes of a classification, in the order of the model's outputs. By default they are those
+    of the training data.
+    """
 
     model_config = STRICT
     kind: TaskKind
     dataset: DatasetSpec
     columns: Columns = Columns()
     template: Template | None = None
+    labels: Annotated[list[Text], Field(min_length=2, max_length=10_000)] | None = None
     label_words: Annotated[dict[Name, Text], Field(min_length=2, max_length=1000)] | None = None
     evaluation: EvaluationSpec | None = None
     generation: GenerationSpec = GenerationSpec()
@@ -209,6 +273,14 @@ class TaskSpec(BaseModel):
             raise ValueError(f"{self.kind} takes no template; {' and '.join(TEMPLATED)} do")
         if self.label_words is not None and self.kind is not TaskKind.SEQ2SEQ_LM:
             raise ValueError("label_words are for seq2seq_lm")
+        if self.labels is not None:
+            if self.kind not in CLASSIFICATION:
+                raise ValueError(f"labels are for {' and '.join(CLASSIFICATION)}")
+            if len(set(self.labels)) < len(self.labels):
+                raise ValueError("labels names a class twice")
+        for source in (self.dataset, *([self.evaluation.dataset] if self.evaluation else [])):
+            if source.on_bad_row is BadRows.COUNT_AS_WRONG and self.kind not in CLASSIFICATION:
+                raise ValueError(f"on_bad_row: count_as_wrong is for {' and '.join(CLASSIFICATION)}")
         if (self.kind is TaskKind.CUSTOM) != (self.custom is not None):
             raise ValueError("kind: custom needs a custom section; other kinds take none")
         return self

@@ -5,9 +5,12 @@ from ..domain.shape import GIB, Shape
 from ..domain.states import FailureKind, StopReason, TrialPhase
 from ..domain.study_spec import AdapterSpec, StudySpec
 from ..domain.task_spec import (
+    CLASSIFICATION,
+    BadRows,
     CustomSpec,
     DatasetSpec,
     DataSource,
+    FormatSpec,
     GenerationSpec,
     TaskKind,
     TaskSpec,
@@ -16,13 +19,16 @@ from ..domain.task_spec import (
 from ..domain.training_spec import TrainingSpec
 
 __all__ = [
+    "CLASSIFICATION",
     "GIB",
     "PARAMETERS",
     "AdapterSpec",
+    "BadRows",
     "CustomSpec",
     "DataSource",
     "DatasetSpec",
     "FailureKind",
+    "FormatSpec",
     "GenerationSpec",
     "Shape",
     "StopReason",

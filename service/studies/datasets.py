@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data_files import CsvFile, first_json_record
 from ..domain.task_spec import DataSource, TaskSpec
 from ..errors import Fault, InvalidRequest
 from ..paths import locate, resolve_inside
 
 FILE_BUILDERS = ("json", "csv", "parquet", "arrow")
-# A longer first record does not belong to a text dataset.
-_LONGEST_RECORD = 16 * 1024 * 1024
 
 
 def check_dataset(task: TaskSpec, roots: Sequence[Path], at: str) -> list[Fault]:
@@ -58,38 +55,35 @@ def _check_source(dataset: DataSource, columns: dict[str, str], roots: Sequence[
         if file is None or not file.is_file():
             faults.append(Fault(place, f"there is no file {name!r} in the allowed data directories (CDKA_DATA_DIRS)"))
             continue
-        faults += _check_columns(dataset.path, file, columns, place)
+        faults += _check_columns(dataset, file, columns, place)
     return faults
 
 
-def _check_columns(builder: str, file: Path, columns: dict[str, str], place: str) -> list[Fault]:
+def _check_columns(source: DataSource, file: Path, columns: dict[str, str], place: str) -> list[Fault]:
     try:
-        present = _columns(builder, file)
-    except (OSError, ValueError, csv.Error) as error:
-        return [Fault(place, f"cannot be read as {builder}: {error}")]
+        present, hint = _columns(source, file)
+    except (OSError, ValueError) as error:
+        return [Fault(place, f"{file.name} cannot be read as {source.path}: {error}")]
     if present is None:
         return []
     return [
-        Fault(at, f"{file.name} has no column {column!r}; it has: {', '.join(present)}")
+        Fault(at, f"{file.name} has no column {column!r}; it has: {', '.join(map(_shown, present))}{hint}")
         for column, at in columns.items()
         if column not in present
     ]
 
 
-def _columns(builder: str, file: Path) -> list[str] | None:
-    """Column names of the first record; ``None`` for formats that the server does not read."""
-    if builder not in ("json", "csv"):
-        return None
-    with file.open(encoding="utf-8", newline="") as stream:
-        first = stream.readline(_LONGEST_RECORD)
-    if not first.strip():
-        raise ValueError("the file is empty, or starts with an empty line")
-    if builder == "csv":
-        return next(csv.reader([first]))
-    try:
-        record = json.loads(first)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"its first line is not a JSON object (give json lines): {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError("its first line is not a JSON object (give json lines)")
-    return list(record)
+def _columns(source: DataSource, file: Path) -> tuple[list[str] | None, str]:
+    """Column names of the first record and a hint if they look wrong; ``None`` for formats that are not read here."""
+    if source.path == "csv":
+        csv = CsvFile(file, source.format)
+        return csv.columns, csv.hint()
+    if source.path != "json":
+        return None, ""
+    record = first_json_record(file, source.format.encoding if source.format else None)
+    return None if record is None else list(record), ""
+
+
+def _shown(name: str) -> str:
+    """A column's name, in quotation marks where spaces around it would not be seen."""
+    return repr(name) if name != name.strip() or not name else name

@@ -42,7 +42,7 @@ def test_a_task_prepares_loads_and_judges(kind: str, zoo: Path, tmp_path: Path) 
     write_lines(zoo / "squares.jsonl", rows)
     section = {"kind": kind, "dataset": {"path": "json", "data_files": {"train": "sums.jsonl"}}, **changes}
     study = StudySpec.model_validate({**make_study(model={"path": path}), "task": section})
-    task, splits = TASKS[kind], load_splits(study.task, [zoo])
+    task, splits = TASKS[kind], load_splits(study.task, [zoo], tmp_path)
     prepared = task.prepare(study, str(zoo / path), splits, TokenisedCache(tmp_path / "cache", 2**30))
     warm = task.load_model(study, str(zoo / path), prepared)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -329,9 +330,10 @@ class Runner:
         data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{training.max_length}\n{training.packing}"
         if self._warm.prepared is None or self._warm.data_key != data_key:
             self._warm = _Warm()
-            splits = load_splits(study.task, self.settings.data_dirs)
             cache = TokenisedCache(self.settings.home / "cache" / "tokenised", self.settings.cache_bytes)
-            self._warm.prepared = task.prepare(study, path, splits, cache)
+            with tempfile.TemporaryDirectory(prefix="cdka-data-") as scratch:
+                splits = load_splits(study.task, self.settings.data_dirs, Path(scratch))
+                self._warm.prepared = task.prepare(study, path, splits, cache)
             self._warm.data_key = data_key
         if self._warm.model is None:
             self._warm.model = task.load_model(study, path, self._warm.prepared)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 from service.schemas.specs import StudySpec
 
-from ..failures import Rejected
+from ..failures import Rejected, first_line
 from ..inputs.base_models import WarmModel, load_warm
-from ..inputs.splits import Splits
+from ..inputs.splits import FAULT, SPLITS, Splits, usable
 from ..inputs.token_cache import TokenisedCache, mapped
 from .answers import extract
 from .batches import batches, device_of, token_losses
@@ -43,46 +44,53 @@ class CausalLM:
         task, most = study.task, study.training.max_length
         shared = tokenizer_parts(study, model_path, tokenizer)
 
-        def tokenised(name: str, split: Any) -> Any:
+        generates = "exact_match" in study.metrics_wanted
+
+        def tokenised(name: str, split: Any) -> tuple[dict[str, Any], Any]:
             roles, template = reading_of(task, splits, name)
-            packed = study.training.packing and name == "train"
 
             def encode(row: dict[str, Any]) -> dict[str, Any]:
-                prompt, completion, reference = _texts(row, roles, template, tokenizer)
+                prompt, completion, reference, fault = _texts(row, roles, template, tokenizer)
                 ids = prompt + completion
                 labels = [IGNORED] * len(prompt) + completion
+                if fault is None and generates and not prompt:
+                    fault = "gives an empty prompt, from which nothing can be generated"
+                if fault is None and (not completion or len(ids) < 2):
+                    fault = "leaves no token to learn"
                 return {
                     "input_ids": ids[:most],
                     "attention_mask": [1] * len(ids[:most]),
                     "labels": labels[:most],
                     "prompt_length": len(prompt),
                     "reference": reference,
+                    FAULT: fault,
                 }
-
-            def make(folder: Path) -> Any:
-                encoded = mapped(split, encode, folder)
-                kept = encoded.filter(
-                    lambda row: row["prompt_length"] < most, cache_file_name=str(folder / "kept.arrow")
-                )
-                if len(kept) == 0:
-                    raise Rejected(f"every prompt of the {name} split has {most} tokens (training.max_length) or more")
-                return _packed(kept, most, tokenizer.pad_token_id, folder) if packed else kept
 
             parts = {
                 **shared,
-                "data": split._fingerprint,
+                "data": splits.parts[name].content(),
                 "roles": roles,
                 "template": template,
-                "packed": packed,
+                "generates": generates,
             }
-            return cache.get(parts, make)
+            return parts, cache.get(parts, lambda folder: mapped(split, encode, folder))
 
-        made = {name: tokenised(name, getattr(splits, name)) for name in ("train", "validation", "test")}
-        origins = dict(splits.origins)
-        for name, split in made.items():
-            left_out = len(getattr(splits, name)) - len(split)
-            if left_out > 0 and not (study.training.packing and name == "train"):
+        encoded = {name: tokenised(name, getattr(splits, name)) for name in SPLITS}
+        column = task.roles.get("messages") or task.roles["completion"]
+        made = usable({name: data for name, (_, data) in encoded.items()}, splits, column)
+        origins = splits.told()
+        for name, data in made.items():
+            places = [k for k, length in enumerate(data["prompt_length"]) if length < most]
+            left_out = len(data) - len(places)
+            if not places:
+                raise Rejected(f"every prompt of the {name} split has {most} tokens (training.max_length) or more")
+            if left_out:
+                made[name] = data.select(places)
                 origins[name] += f", {left_out} left out (prompt of {most} tokens or more)"
+        if study.training.packing:
+            kept, pad = made["train"], tokenizer.pad_token_id
+            parts = {**encoded["train"][0], "kept": splits.parts["train"].content(), "packed": True}
+            made["train"] = cache.get(parts, lambda folder: _packed(kept, most, pad, folder))
         collator: Any = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
         return Prepared(
             **made,
@@ -149,27 +157,31 @@ class CausalLM:
 
 def _texts(
     row: dict[str, Any], roles: dict[str, str], template: str | None, tokenizer: Any
-) -> tuple[list[int], list[int], str]:
-    """Tokens of prompt and completion, and the completion's text."""
+) -> tuple[list[int], list[int], str, str | None]:
+    """Tokens of prompt and completion, the completion's text, and what prevents them, if anything does."""
     if "messages" in roles:
-        messages = row[roles["messages"]]
         if tokenizer.chat_template is None:
             raise Rejected("the model's tokenizer has no chat template; give prompt and completion columns instead")
-        if not messages or messages[-1].get("role") != "assistant":
-            raise Rejected("a conversation must end with the assistant's message, which is the training target")
-        before = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        # Keys that other rows have are null here.
+        messages = [{k: v for k, v in m.items() if v is not None} for m in row[roles["messages"]]]
+        reference = str(messages[-1]["content"])
+        try:
+            before = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            return [], [], reference, f"is refused by the model's chat template: {first_line(error)}"
         if not whole.startswith(before):
-            raise Rejected("the chat template alters earlier messages, so the last one cannot be trained on alone")
+            fault = "cannot be trained on: the chat template alters earlier messages when the last one is added"
+            return [], [], reference, fault
         prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
         completion = tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"]
-        return prompt, completion, str(messages[-1]["content"])
+        return prompt, completion, reference, None
     reference = str(row[roles["completion"]])
     prompt = tokenizer(text_of(row, roles.get("prompt", "prompt"), template))["input_ids"]
     if prompt and prompt[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
         prompt = prompt[:-1]
     completion = tokenizer(reference, add_special_tokens=False)["input_ids"]
-    return prompt, [*completion, tokenizer.eos_token_id], reference
+    return prompt, [*completion, tokenizer.eos_token_id], reference, None
 
 
 def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:

@@ -1,71 +1,72 @@
-"""Classes of a training split, and classification metrics."""
+"""The classes of a classification, in the order of the model's outputs, and its metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn import metrics
+from transformers import AutoConfig
 
-from ..failures import Rejected
+from service.paths import gguf_file
+from service.schemas.specs import BadRows, StudySpec
+
+from ..inputs.bad_rows import BadRow, SplitFindings, refuse
+from ..inputs.labels import UNKNOWN, classes_of, in_order_of
+from ..inputs.splits import SPLITS, Splits
+from ..inputs.values import check_labels, check_values, label, names_in
 from .task import Scores
 
 
-def label_reader(split: Any, column: str) -> Callable[[Any], Any]:
-    """A function that reads a split's labels: as names if the column has them, because numbers may differ per split.
+def ordered_classes(study: StudySpec, model_path: str, splits: Splits) -> list[str]:
+    """The classes in the order of the model's head, if that names the same ones; else as declared, or in natural order.
 
-    The reader raises :class:`~workers.failures.Rejected` for a number without a name: the row has no label.
+    So a head that was trained on these classes keeps their meaning.
     """
-    names = getattr(split.features[column], "names", None)
-    if names is None:
-        return lambda value: value
+    classes = splits.classes or _classes_of_custom(study, splits)
+    if gguf_file(model_path) is not None:
+        return classes
+    try:
+        config = AutoConfig.from_pretrained(model_path, revision=study.model.revision, trust_remote_code=False)
+        outputs = [str(config.id2label[k]) for k in range(len(config.id2label))]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        # Loading the model says what is wrong with its config.
+        return classes
+    return in_order_of(classes, outputs) or classes
 
-    def named(value: Any) -> str:
-        if not isinstance(value, int) or not 0 <= value < len(names):
-            raise Rejected(f"label {value!r} of column {column!r} has no name: the split is not labelled")
-        return str(names[value])
 
-    return named
+def _classes_of_custom(study: StudySpec, splits: Splits) -> list[str]:
+    """The classes where a custom task prepares its data as a built-in one; its values have not been checked."""
+    column = study.task.roles["label"]
+    rows = {name: (getattr(splits, name), splits.parts[name].numbers) for name in SPLITS}
 
+    def refused(bad: dict[str, list[BadRow]]) -> None:
+        refuse(SplitFindings(name, len(rows[name][0]), BadRows.REJECT, found) for name, found in bad.items())
 
-def classes_of(train: Any, column: str) -> list[Any]:
-    """The classes of a column: its feature's names, else its sorted values.
-
-    Raises:
-        Rejected: there are fewer than two.
-    """
-    feature = train.features[column]
-    if hasattr(feature, "names"):
-        return list(feature.names)
-    classes = sorted(set(train[column]), key=str)
-    if len(classes) < 2:
-        raise Rejected(f"the training split's column {column!r} has {len(classes)} class; at least two are needed")
+    refused({name: list(check_values(*found, {column: label})) for name, found in rows.items()})
+    classes = classes_of(study.task, splits.train, column, names_in(splits.train, column))
+    refused({name: check_labels(*found, column, classes, declared=False) for name, found in rows.items()})
     return classes
-
-
-def class_index(index: dict[Any, int], label: Any) -> int:
-    """The index of a class.
-
-    Raises:
-        Rejected: the training split does not have it.
-    """
-    if label not in index:
-        raise Rejected(f"label {label!r} does not occur in the training split, which has: {', '.join(map(str, index))}")
-    return index[label]
 
 
 def classification_scores(
     chosen: np.ndarray, labels: np.ndarray, classes: int, losses: Sequence[float], objective: str
 ) -> Scores:
-    """Accuracy, macro F1, Matthews correlation and mean loss; with two classes also the F1 of the second (GLUE's)."""
+    """Accuracy, macro F1, Matthews correlation and mean loss; with two classes also the F1 of the second (GLUE's).
+
+    Labels of :data:`~workers.inputs.labels.UNKNOWN` are wrong whatever was chosen. They are no class of their own in
+    F1, and ``losses`` are those of the other rows.
+    """
+    known = labels != UNKNOWN
+    there = np.union1d(labels[known], chosen)
     values = {
         "loss": float(np.mean(losses)),
         "accuracy": float(metrics.accuracy_score(labels, chosen)),
-        "f1": float(metrics.f1_score(labels, chosen, average="macro")),
+        "f1": float(metrics.f1_score(labels, chosen, labels=there, average="macro", zero_division=0.0)),
         "matthews_correlation": float(metrics.matthews_corrcoef(labels, chosen)),
     }
     if classes == 2:
-        values["f1_positive"] = float(metrics.f1_score(labels, chosen, pos_label=1, zero_division=0.0))
+        f1 = metrics.f1_score(labels, chosen, labels=[1], average="macro", zero_division=0.0)
+        values["f1_positive"] = float(f1)
     per_example = {"accuracy": (chosen == labels).astype(float).tolist(), "loss": [float(x) for x in losses]}
     return Scores(values, per_example.get(objective))

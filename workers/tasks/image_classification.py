@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from peft import TaskType
@@ -15,9 +17,10 @@ from service.schemas.specs import StudySpec
 
 from ..failures import Rejected
 from ..inputs.base_models import WarmModel, load_warm
-from ..inputs.splits import Splits
+from ..inputs.labels import UNKNOWN, label_reader
+from ..inputs.splits import FAULT, SPLITS, Splits, usable
 from ..inputs.token_cache import TokenisedCache, mapped
-from .classification import class_index, classes_of, label_reader
+from .classification import ordered_classes
 from .sequence_classification import judge_logits
 from .task import Prepared, Scores
 from .texts import reading_of
@@ -39,22 +42,29 @@ class ImageClassification:
             )
         except (OSError, ValueError, ImportError) as error:
             raise Rejected(f"no image processor in {model_path!r}: {str(error).splitlines()[0]}") from error
-        classes = classes_of(splits.train, study.task.roles["label"])
+        classes = ordered_classes(study, model_path, splits)
         index = {label: k for k, label in enumerate(classes)}
 
         def made(name: str) -> Any:
             split = getattr(splits, name)
             roles, _ = reading_of(study.task, splits, name)
-            read = label_reader(split, roles["label"])
+            label_name = label_reader(split, roles["label"])
+            if isinstance(split.features[roles["image"]], datasets.Image):
+                # One that cannot be decoded is a bad row, not the end of the whole column.
+                split = split.cast_column(roles["image"], datasets.Image(decode=False))
 
             def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-                images = [_image(value) for value in batch[roles["image"]]]
+                read = [_image(value) for value in batch[roles["image"]]]
+                images = [found if isinstance(found, Image.Image) else _BLANK for found in read]
                 pixels = processor(images, return_tensors="np")["pixel_values"].astype(np.float32)
-                labels = [class_index(index, read(label)) for label in batch[roles["label"]]]
-                return {"pixel_values": list(pixels), "labels": labels}
+                return {
+                    "pixel_values": list(pixels),
+                    "labels": [index.get(label_name(label), UNKNOWN) for label in batch[roles["label"]]],
+                    FAULT: [found if isinstance(found, str) else None for found in read],
+                }
 
             parts = {
-                "data": split._fingerprint,
+                "data": splits.parts[name].content(),
                 "model": [study.model_key, model_path],
                 "processor": processor.to_json_string(),
                 "roles": roles,
@@ -63,14 +73,13 @@ class ImageClassification:
             }
             return cache.get(parts, lambda folder: mapped(split, encode, folder, batched=True))
 
+        encoded = usable({name: made(name) for name in SPLITS}, splits, study.task.roles["image"])
         return Prepared(
-            train=made("train"),
-            validation=made("validation"),
-            test=made("test"),
+            **encoded,
             collator=_collate,
             tokenizer=None,
-            origins=splits.origins,
-            facts={"classes": [str(label) for label in classes]},
+            origins=splits.told(),
+            facts={"classes": classes},
         )
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
@@ -95,13 +104,29 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def _image(value: Any) -> Image.Image:
+# Stands in for an image that cannot be read, so that its batch can be encoded.
+_BLANK = Image.new("RGB", (8, 8))
+
+
+def _image(value: Any) -> Image.Image | str:
+    """The image of a cell, or what is wrong with it."""
+    if isinstance(value, dict) and ("bytes" in value or "path" in value):
+        source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+        if source is None:
+            return "is an image without content"
+        try:
+            with Image.open(source) as found:
+                return found.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return "is no image that can be decoded"
     if isinstance(value, Image.Image):
         return value.convert("RGB")
     try:
         pixels = np.asarray(value, dtype=np.float32)
-        if pixels.ndim not in (2, 3) or pixels.min() < 0 or pixels.max() > 255:
-            raise ValueError
-        return Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB")
     except (TypeError, ValueError):
-        raise Rejected("an image must be a file that datasets can decode, or rows of values from 0 to 255") from None
+        return "is neither an image file nor rows of numbers"
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)):
+        return "is not of shape (height, width) or (height, width, 3)"
+    if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 255:
+        return "has values outside of 0 to 255"
+    return Image.fromarray(pixels.round().astype(np.uint8)).convert("RGB")

@@ -13,8 +13,9 @@ from service.schemas.specs import StudySpec
 
 from ..failures import Rejected
 from ..inputs.base_models import WarmModel, load_warm
-from ..inputs.splits import Splits
+from ..inputs.splits import FAULT, SPLITS, Splits, usable
 from ..inputs.token_cache import TokenisedCache, mapped
+from ..inputs.values import target_keys
 from .answers import extract
 from .batches import batches, token_losses
 from .classification import classification_scores
@@ -58,22 +59,24 @@ class Seq2SeqLM:
                     "attention_mask": encoded["attention_mask"],
                     "labels": labels["input_ids"],
                     "reference": target,
+                    FAULT: None if encoded["input_ids"] and labels["input_ids"] else "has no token",
                 }
 
             parts = {
                 **shared,
-                "data": split._fingerprint,
+                "data": splits.parts[name].content(),
                 "roles": roles,
                 "template": template,
                 "words": words,
             }
             return cache.get(parts, lambda folder: mapped(split, encode, folder))
 
+        encoded = {name: tokenised(name, getattr(splits, name)) for name in SPLITS}
         return Prepared(
-            **{name: tokenised(name, getattr(splits, name)) for name in ("train", "validation", "test")},
+            **usable(encoded, splits, task.roles["target"]),
             collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
             tokenizer=tokenizer,
-            origins=splits.origins,
+            origins=splits.told(),
             facts={"words": list(dict.fromkeys(words.values())) if words else None},
         )
 
@@ -118,12 +121,7 @@ class Seq2SeqLM:
 def _target(value: Any, words: dict[str, str] | None, feature: Any) -> str:
     if words is None:
         return str(value)
-    names = getattr(feature, "names", None)
-    keys = [str(value), *([names[value]] if names and isinstance(value, int) and value >= 0 else [])]
-    for key in keys:
-        if key in words:
-            return words[key]
-    raise Rejected(f"target {value!r} has no word in task.label_words, which has: {', '.join(words)}")
+    return next(words[key] for key in target_keys(value, getattr(feature, "names", None)) if key in words)
 
 
 def _word_scores(model: Any, batch: dict[str, Any], words: list[str], tokenizer: Any) -> np.ndarray:

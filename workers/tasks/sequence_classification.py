@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from service.schemas.specs import StudySpec
 
 from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.labels import UNKNOWN, label_reader
 from ..inputs.splits import Splits
 from ..inputs.token_cache import TokenisedCache, mapped
 from .batches import batches
-from .classification import class_index, classes_of, classification_scores, label_reader
+from .classification import classification_scores, ordered_classes
 from .task import Prepared, Scores
 from .texts import load_tokenizer, reading_of, tokenizer_parts
 
@@ -24,26 +25,34 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
 def prepare_texts(
-    study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache, label_of: Any, facts: dict[str, Any]
+    study: StudySpec,
+    model_path: str,
+    splits: Splits,
+    cache: TokenisedCache,
+    reader_of: Callable[[Any, str], Callable[[Any], float]],
+    facts: dict[str, Any],
 ) -> Prepared:
-    """Tokenise texts or pairs of texts to at most ``training.max_length`` tokens; batches are padded later."""
+    """Tokenise texts or pairs of texts to at most ``training.max_length`` tokens; batches are padded later.
+
+    ``reader_of`` makes a function that reads the labels of a split's column as the model's targets.
+    """
     tokenizer = load_tokenizer(study, model_path)
 
     shared = tokenizer_parts(study, model_path, tokenizer)
 
     def tokenised(name: str) -> Any:
         split, (roles, _) = getattr(splits, name), reading_of(study.task, splits, name)
-        read = label_reader(split, roles["label"])
+        read = reader_of(split, roles["label"])
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             pair = [batch[roles["text_pair"]]] if "text_pair" in roles else []
             encoded = tokenizer(batch[roles["text"]], *pair, truncation=True, max_length=study.training.max_length)
-            encoded["labels"] = [label_of(read(label)) for label in batch[roles["label"]]]
+            encoded["labels"] = [read(label) for label in batch[roles["label"]]]
             return dict(encoded)
 
         parts = {
             **shared,
-            "data": split._fingerprint,
+            "data": splits.parts[name].content(),
             "roles": roles,
             "facts": facts,
         }
@@ -55,23 +64,27 @@ def prepare_texts(
         test=tokenised("test"),
         collator=DataCollatorWithPadding(tokenizer),
         tokenizer=tokenizer,
-        origins=splits.origins,
+        origins=splits.told(),
         facts=facts,
     )
 
 
 class SequenceClassification:
-    """See :class:`~workers.tasks.task.Task`. Classes are those of the training split, sorted by name."""
+    """See :class:`~workers.tasks.task.Task` and, for its classes, :mod:`~workers.tasks.classification`."""
 
     task_type: TaskType | None = TaskType.SEQ_CLS
     heads: tuple[str, ...] = ()
 
     def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
         """See :func:`prepare_texts`."""
-        classes = classes_of(splits.train, study.task.roles["label"])
+        classes = ordered_classes(study, model_path, splits)
         index = {label: k for k, label in enumerate(classes)}
-        facts = {"classes": [str(label) for label in classes]}
-        return prepare_texts(study, model_path, splits, cache, lambda label: class_index(index, label), facts)
+
+        def reader_of(split: Any, column: str) -> Callable[[Any], int]:
+            name = label_reader(split, column)
+            return lambda label: index.get(name(label), UNKNOWN)
+
+        return prepare_texts(study, model_path, splits, cache, reader_of, {"classes": classes})
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The encoder or decoder with a classification head of one logit per class."""
@@ -99,5 +112,8 @@ def judge_logits(study: StudySpec, model: Any, split: Any, prepared: Prepared, i
     labels = np.asarray(split["labels"])
     for chosen, batch in batches(study, model, split, prepared.collator, inputs):
         logits[chosen] = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double().cpu().numpy()
-    losses = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels), reduction="none").tolist()
+    known = labels != UNKNOWN
+    losses = torch.nn.functional.cross_entropy(
+        torch.tensor(logits[known]), torch.tensor(labels[known]), reduction="none"
+    ).tolist()
     return classification_scores(logits.argmax(-1), labels, logits.shape[1], losses, study.objective.metric)

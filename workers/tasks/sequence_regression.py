@@ -12,7 +12,6 @@ from transformers import AutoModelForSequenceClassification
 
 from service.schemas.specs import StudySpec
 
-from ..failures import Rejected
 from ..inputs.base_models import WarmModel, load_warm
 from ..inputs.splits import Splits
 from ..inputs.token_cache import TokenisedCache
@@ -29,7 +28,7 @@ class SequenceRegression:
 
     def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
         """See :func:`~workers.tasks.sequence_classification.prepare_texts`."""
-        return prepare_texts(study, model_path, splits, cache, _number, {})
+        return prepare_texts(study, model_path, splits, cache, lambda split, column: float, {})
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The encoder or decoder with a head of one output."""
@@ -57,10 +56,3 @@ class SequenceRegression:
         means = {"loss": squares, "mse": squares, "mae": distances}
         per_example = means.get(study.objective.metric)
         return Scores(values, None if per_example is None else per_example.tolist())
-
-
-def _number(label: Any) -> float:
-    try:
-        return float(label)
-    except (TypeError, ValueError):
-        raise Rejected(f"label {label!r} is not a number; sequence_regression needs numbers") from None

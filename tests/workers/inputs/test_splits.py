@@ -28,5 +28,5 @@ def test_a_file_with_the_characters_of_a_pattern_is_that_file(tmp_path: Path, na
             },
         }
     )
-    splits = load_splits(task, [tmp_path])
+    splits = load_splits(task, [tmp_path], tmp_path / "scratch")
     assert {*splits.train["text"], *splits.validation["text"], *splits.test["text"]} == {"this one"}

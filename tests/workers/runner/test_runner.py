@@ -267,7 +267,8 @@ def test_an_unknown_label_outside_of_training_is_rejected(api: Api, runner: Runn
     files = {"train": "train.jsonl", "validation": "odd-validation.jsonl", "test": "test.jsonl"}
     study = api.create(task={"dataset": {"path": "json", "data_files": files}}, search={"trials": 1})
     step(runner)
-    assert "label 'weather' does not occur" in api.call("GET", f"/studies/{study['id']}").json()["reason"]
+    reason = api.call("GET", f"/studies/{study['id']}").json()["reason"]
+    assert "column 'label' has a label that train lacks in 1 row (1): 'weather'" in reason
 
 
 def test_a_lost_lease_ends_training_and_sends_no_result(api: Api, runner: Runner, clock: Any) -> None:

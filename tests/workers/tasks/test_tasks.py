@@ -14,10 +14,10 @@ import yaml
 
 from service.schemas.specs import GenerationSpec
 from tests.conftest import Api, write_lines
-from workers.failures import Rejected
+from workers.inputs.labels import label_reader
+from workers.inputs.values import check_values, label
 from workers.runner.runner import Runner
 from workers.tasks.answers import extract
-from workers.tasks.classification import class_index, classes_of, label_reader
 from workers.tasks.task import Scores
 
 from ..helpers import DIGITS, WORDS, run_one, tokenizer
@@ -283,12 +283,12 @@ def test_labels_are_matched_by_name_across_splits(zoo: Path) -> None:
         name: datasets.Dataset.from_dict({"label": [0, 1]}).cast_column("label", datasets.ClassLabel(names=given))
         for name, given in names.items()
     }
-    index = {label: k for k, label in enumerate(classes_of(splits["train"], "label"))}
     read = {name: label_reader(split, "label") for name, split in splits.items()}
-    assert [class_index(index, read["train"](v)) for v in splits["train"]["label"]] == [0, 1]
-    assert [class_index(index, read["test"](v)) for v in splits["test"]["label"]] == [1, 0]
-    with pytest.raises(Rejected, match="not labelled"):
-        read["test"](-1)
+    assert [read["train"](v) for v in splits["train"]["label"]] == ["sport", "business"]
+    assert [read["test"](v) for v in splits["test"]["label"]] == ["business", "sport"]
+    unlabelled = datasets.Dataset.from_dict({"label": [0, -1]}).cast(splits["test"].features)
+    (bad,) = check_values(unlabelled, [1, 2], {"label": label})
+    assert (bad.number, bad.problem) == (2, "is a number without a name: the split is not labelled")
 
 
 def test_labels_that_share_a_word_are_one_class(api: Api, runner: Runner) -> None:
