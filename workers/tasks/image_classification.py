@@ -49,12 +49,13 @@ class ImageClassification:
             split = getattr(splits, name)
             roles, _ = reading_of(study.task, splits, name)
             label_name = label_reader(split, roles["label"])
-            if isinstance(split.features[roles["image"]], datasets.Image):
+            files = isinstance(split.features[roles["image"]], datasets.Image)
+            if files:
                 # One that cannot be decoded is a bad row, not the end of the whole column.
                 split = split.cast_column(roles["image"], datasets.Image(decode=False))
 
             def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-                read = [_image(value) for value in batch[roles["image"]]]
+                read = [_decoded(value) if files else _image(value) for value in batch[roles["image"]]]
                 images = [found if isinstance(found, Image.Image) else _BLANK for found in read]
                 pixels = processor(images, return_tensors="np")["pixel_values"].astype(np.float32)
                 return {
@@ -108,19 +109,23 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 _BLANK = Image.new("RGB", (8, 8))
 
 
+def _decoded(value: dict[str, Any]) -> Image.Image | str:
+    """The image of a cell of an image column, or what is wrong with it."""
+    source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+    if source is None:
+        return "is an image without content"
+    try:
+        with Image.open(source) as found:
+            return found.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "is no image that can be decoded"
+
+
 def _image(value: Any) -> Image.Image | str:
-    """The image of a cell, or what is wrong with it."""
-    if isinstance(value, dict) and ("bytes" in value or "path" in value):
-        source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
-        if source is None:
-            return "is an image without content"
-        try:
-            with Image.open(source) as found:
-                return found.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return "is no image that can be decoded"
-    if isinstance(value, Image.Image):
-        return value.convert("RGB")
+    """The image of rows of values, or what is wrong with them.
+
+    A path in a cell of plain data is not followed: it could name any file of the runner.
+    """
     try:
         pixels = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError):

@@ -18,6 +18,7 @@ from workers.inputs.labels import label_reader
 from workers.inputs.values import check_values, label
 from workers.runner.runner import Runner
 from workers.tasks.answers import extract
+from workers.tasks.image_classification import _decoded, _image
 from workers.tasks.task import Scores
 
 from ..helpers import DIGITS, WORDS, run_one, tokenizer
@@ -367,3 +368,23 @@ def test_a_stream_says_which_of_its_splits_is_not_bounded(api: Api, runner: Runn
         },
     }
     assert run_one(api, runner, "tiny-bert", task)["state"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"path": "/etc/hostname", "bytes": None}, "neither an image file nor rows of numbers"),
+        ("/etc/hostname", "neither an image file nor rows of numbers"),
+        ([[1, 2], [3]], "neither an image file nor rows of numbers"),
+        ([1, 2, 3], "not of shape"),
+        ([[0, 256]], "values outside of 0 to 255"),
+        ([[0, float("nan")]], "values outside of 0 to 255"),
+    ],
+)
+def test_a_cell_that_is_no_image_is_named_and_no_path_in_it_is_followed(value: Any, said: str) -> None:
+    assert said in _image(value)
+
+
+def test_an_image_file_that_cannot_be_decoded_is_a_bad_row() -> None:
+    assert _decoded({"bytes": b"GIF89a...", "path": None}) == "is no image that can be decoded"
+    assert _decoded({"bytes": None, "path": None}) == "is an image without content"
