@@ -336,13 +336,10 @@ def told_to_end(stack: Stack, study_id: str) -> None:
     def busy() -> str | None:
         running = {t.id: t for t in stack.client.trials(study_id, state=["running"])}
         for container in stack.containers("ray-worker"):
-            name = run("docker", "inspect", "-f", "{{.Config.Hostname}}", container).strip()
-            # A runner that was killed looks busy until its lease expires.
-            now = datetime.now(UTC)
-            heard = [
-                w for w in stack.client.workers() if w.host == name and (now - w.last_seen_at).total_seconds() < 10
-            ]
-            on = [w for w in heard if w.busy]
+            name, begun = run("docker", "inspect", "-f", "{{.Config.Hostname}} {{.State.StartedAt}}", container).split()
+            # A runner that was killed with a former run of its container looks busy until its lease expires.
+            since, now = datetime.fromisoformat(begun[:19] + "+00:00"), datetime.now(UTC)
+            on = [w for w in stack.client.workers() if w.host == name and w.busy and w.last_seen_at > since]
             for trial in running.values():
                 # One that is under way, so that there is something to keep. Confirmations report nothing before they
                 # end, so the time since the start decides.
