@@ -3,6 +3,7 @@
 Importing this package registers the method ``cdka`` with PEFT. Import it before you load a CDKA adapter.
 """
 
+from .checkpoints import model_source, tensor_names, weight_files, weights_digest
 from .config import CdkaConfig
 from .counts import (
     Configuration,
@@ -14,19 +15,24 @@ from .counts import (
     rank_bound,
     require_divisible,
 )
-from .errors import AdapterError, BudgetError, CdkaError, IndivisibleError, TargetError
+from .errors import AdapterError, BudgetError, CdkaError, CheckpointError, IndivisibleError, TargetError
 from .exchange import from_reference, read_adapter, to_lokr, to_lora
 from .gradients import Spectra, collect_spectra, initialize_from_gradients
+from .heads import head_modules, is_in_heads
 from .hotswap import hotswap_adapter
 from .kronecker import kron_delta, kron_linear
-from .layer import CdkaLayer
-from .memory import MemoryEstimate, TrainingStep, estimate_memory
+from .layer import CdkaLayer, layer_dimensions
+from .memory import MemoryEstimate, estimate_memory
+from .merging import load_adapted, merge_adapter
 from .model import CdkaModel
 from .modules import CdkaConv2d, CdkaLinear
 from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
 from .rearrangement import nearest_factors, rearrange, truncate_factors
 from .registration import register
-from .shapes import meta_model, module_shapes
+from .shapes import listed, meta_model, module_shapes
+from .steps import TrainingStep
+from .task_file import TaskFile, read_task_file
+from .usage import expert_weights, unused_layers
 
 register()
 
@@ -41,6 +47,7 @@ __all__ = [
     "CdkaLayer",
     "CdkaLinear",
     "CdkaModel",
+    "CheckpointError",
     "Configuration",
     "IndivisibleError",
     "MemoryEstimate",
@@ -48,28 +55,42 @@ __all__ = [
     "Prediction",
     "Spectra",
     "TargetError",
+    "TaskFile",
     "TrainingStep",
     "collect_spectra",
     "count_lora_parameters",
     "count_parameters",
     "estimate_memory",
+    "expert_weights",
     "feasible",
     "from_reference",
+    "head_modules",
     "hotswap_adapter",
     "initialize_from_gradients",
+    "is_in_heads",
     "kron_delta",
     "kron_linear",
     "largest_r",
+    "layer_dimensions",
+    "listed",
+    "load_adapted",
+    "merge_adapter",
     "meta_model",
+    "model_source",
     "module_shapes",
     "nearest_factors",
     "predict",
     "rank_bound",
     "read_adapter",
+    "read_task_file",
     "rearrange",
     "register",
     "require_divisible",
+    "tensor_names",
     "to_lokr",
     "to_lora",
     "truncate_factors",
+    "unused_layers",
+    "weight_files",
+    "weights_digest",
 ]

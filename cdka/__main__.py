@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from peft import PeftModel
 
 from .counts import ModuleShape, rank_bound
 from .errors import CdkaError
-from .exchange import SavedAdapter, read_adapter, to_lokr, to_lora
+from .exchange import read_adapter, to_lokr, to_lora
+from .merging import merge_adapter
 
 adapter = typer.Typer(no_args_is_help=True, help="Inspect, convert and merge saved CDKA adapters.")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -86,28 +86,18 @@ def export(
 def merge(
     folder: Folder,
     out: Out,
-    base: Annotated[str, typer.Option("--base", help="Base model: a folder, or a name on the hub.")],
-    kind: Annotated[str, typer.Option("--kind", help="Task of the model, which decides its class.")] = "causal_lm",
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Base model: a folder, a GGUF file, or a name on the hub. Default: the adapter's."),
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Task of the model, for adapters that do not say.")] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Take a base model with other weights, if its layers fit.")
+    ] = False,
 ) -> None:
-    """Add an adapter to its base model's weights and write the whole model."""
-    from .shapes import AUTO_MODELS
-
-    if kind not in AUTO_MODELS:
-        raise CdkaError(f"unknown kind {kind!r}; available: {', '.join(AUTO_MODELS)}")
-    saved = read_adapter(folder)  # fail on a wrong folder before loading a large model
-    arguments: dict[str, Any] = {}
-    labels = _labels(saved)
-    if labels is not None and kind.endswith("classification"):
-        arguments["num_labels"] = labels
-    model = AUTO_MODELS[kind].from_pretrained(base, **arguments)
-    PeftModel.from_pretrained(model, str(folder)).merge_and_unload(safe_merge=True).save_pretrained(out)
-    typer.echo(f"wrote {out}: {base} with {folder} merged")
-
-
-def _labels(saved: SavedAdapter) -> int | None:
-    """Number of classes of a saved head: its last matrix has one row per class."""
-    heads = [t for k, t in saved.others.items() if t.dim() == 2 and k.endswith("weight")]
-    return heads[-1].shape[0] if heads else None
+    """Add an adapter to its base model's weights and write the whole model, its class names and its tokenizer."""
+    merge_adapter(folder, out, base, kind=kind, any_base=any_base)
+    typer.echo(f"wrote {out}: {base or 'its base model'} with {folder} merged")
 
 
 def main(arguments: list[str] | None = None) -> None:

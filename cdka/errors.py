@@ -4,6 +4,7 @@ CdkaError (ValueError)
 ├── IndivisibleError   r1 or r2 does not divide a layer
 ├── BudgetError        nothing fits the parameter budget
 ├── TargetError        no module that can be adapted is selected
+├── CheckpointError    a base model's files are missing, truncated or not in their format
 └── AdapterError       an adapter is missing or invalid, or cannot do this
 """
 
@@ -24,6 +25,10 @@ class BudgetError(CdkaError):
 
 class TargetError(CdkaError):
     """The target modules match nothing, or match a module that cannot carry an adapter."""
+
+
+class CheckpointError(CdkaError):
+    """A base model's files are missing, truncated or not in their format; the message names the file."""
 
 
 class AdapterError(CdkaError):

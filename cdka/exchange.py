@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .config import CdkaConfig
 from .errors import AdapterError
 from .rearrangement import truncate_factors
+from .task_file import copy_meaning
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -156,7 +157,7 @@ def to_lora(source: PeftModel | str | Path, directory: str | Path, adapter_name:
         ranks[name] = down.shape[0]
     rank = max(ranks.values())
     uneven = {name: r for name, r in ranks.items() if r != rank}
-    return _write(
+    _write(
         directory,
         adapter.config,
         state,
@@ -169,8 +170,9 @@ def to_lora(source: PeftModel | str | Path, directory: str | Path, adapter_name:
             "lora_dropout": adapter.config.dropout,
             "target_modules": sorted(adapter.layers),
         },
-        rank,
     )
+    _copy_meaning(source, directory)
+    return rank
 
 
 def to_lokr(source: PeftModel | str | Path, directory: str | Path, adapter_name: str = "default") -> dict[str, float]:
@@ -205,8 +207,8 @@ def to_lokr(source: PeftModel | str | Path, directory: str | Path, adapter_name:
         adapter.config,
         state,
         {"peft_type": "LOKR", "r": rank, "alpha": rank, "target_modules": sorted(adapter.layers)},
-        rank,
     )
+    _copy_meaning(source, directory)
     return errors
 
 
@@ -268,13 +270,16 @@ def _source(source: PeftModel | str | Path, adapter_name: str) -> SavedAdapter:
 SHARED_FIELDS = ("task_type", "base_model_name_or_path", "revision", "modules_to_save")
 
 
-def _write(
-    directory: str | Path, config: CdkaConfig, state: dict[str, Tensor], fields: dict[str, Any], rank: int
-) -> int:
+def _copy_meaning(source: PeftModel | str | Path, directory: str | Path) -> None:
+    """What a saved adapter is for, and its tokenizer, go with its exports."""
+    if isinstance(source, str | Path):
+        copy_meaning(Path(source), Path(directory))
+
+
+def _write(directory: str | Path, config: CdkaConfig, state: dict[str, Tensor], fields: dict[str, Any]) -> None:
     original = config.to_dict()
     shared = {name: original[name] for name in SHARED_FIELDS if original.get(name) is not None}
     _save(Path(directory), state, shared | fields | {"inference_mode": True})
-    return rank
 
 
 def _save(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:

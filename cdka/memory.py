@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +18,15 @@ from transformers import PretrainedConfig
 from .config import CdkaConfig
 from .counts import Configuration
 from .shapes import meta_model, module_shapes
+from .steps import TrainingStep, depth_of, fake_inputs, input_shapes, place, with_depth
 
 # Bytes per parameter in 4-bit NormalFloat, one fp32 constant per 64 (arXiv 2305.14314, without double quantisation).
 NF4_BYTES = 0.5 + 4 / 64
 # States that an optimizer keeps for every trained parameter, in fp32.
 OPTIMIZER_STATES = {"adamw": 2, "adamw_fused": 2, "adafactor": 0, "sgd": 1}
+
 # Layers are alike: the difference in memory between these depths is extrapolated to the model's depth.
 _SHALLOW, _DEEP = 2, 3
-_DEPTHS = (
-    "num_hidden_layers",
-    "num_layers",
-    "num_decoder_layers",
-    "n_layer",
-    "n_layers",
-    "decoder_layers",
-    "encoder_layers",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +47,6 @@ class MemoryEstimate:
         return self.weights + self.training + self.activations
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingStep:
-    """What a training step's memory depends on besides the model and its adapter.
-
-    Args:
-        batch_size: examples that pass through the model at once.
-        length: tokens of an example.
-        precision: ``fp32`` or ``bf16`` (autocast).
-        quantization: ``none`` or ``4bit``, of the base model's linear layers.
-        optimizer: one of :data:`OPTIMIZER_STATES`.
-        gradient_checkpointing: whether activations within a layer are recomputed instead of kept.
-    """
-
-    batch_size: int
-    length: int
-    precision: str = "fp32"
-    quantization: str = "none"
-    optimizer: str = "adamw_fused"
-    gradient_checkpointing: bool = False
-
-
 def estimate_memory(
     config: PretrainedConfig,
     task_kind: str,
@@ -83,6 +55,7 @@ def estimate_memory(
     *,
     target_modules: str | list[str],
     model: nn.Module | None = None,
+    heads: Collection[str] | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak memory of fine-tuning with a CDKA adapter.
 
@@ -97,37 +70,34 @@ def estimate_memory(
         step: batch, precision and optimizer.
         target_modules: where the adapter goes.
         model: ``meta_model(config, task_kind)``, if it is built already.
+        heads: see :func:`~cdka.module_shapes`.
 
     Raises:
         CdkaError: transformers has no model of this kind for the config, or there are no layers to adapt.
     """
     full = meta_model(config, task_kind) if model is None else model
-    shapes = module_shapes(full, target_modules, task_kind)
+    shapes = module_shapes(full, target_modules, task_kind, heads=heads)
     # fp32 training widens a 16-bit checkpoint; autocast keeps its precision.
     own = getattr(config, "dtype", None)
     dtype = own if step.precision == "bf16" and isinstance(own, torch.dtype) else torch.float32
     weights = _weight_bytes(full, dtype, {s.name for s in shapes} if step.quantization == "4bit" else set())
     trained = configuration.parameters * 4 * (2 + OPTIMIZER_STATES[step.optimizer])
-    deep = [name for name in _DEPTHS if isinstance(config.__dict__.get(name), int)]
-    depth = max((getattr(config, name) for name in deep), default=0)
+    depth = depth_of(config)
 
     def activations_of(config: PretrainedConfig) -> int:
         built: Any = meta_model(config, task_kind)
-        names = [s.name for s in module_shapes(built, target_modules, task_kind)]
+        names = [s.name for s in module_shapes(built, target_modules, task_kind, heads=heads)]
         sizes = CdkaConfig(r1=configuration.r1, r2=configuration.r2, r=configuration.r, target_modules=names)
         built.to(dtype).train()
         if step.gradient_checkpointing:
             built.activation_checkpointing_enable({"use_reentrant": False})
         adapted = get_peft_model(built, sizes, low_cpu_mem_usage=True)
-        return _step_bytes(adapted, _inputs(config, task_kind, step), step.precision)
+        return _step_bytes(adapted, input_shapes(config, task_kind, step), step.precision)
 
     if depth <= _DEEP:
         activations = activations_of(config)
     else:
-        first, second = (
-            activations_of(type(config).from_dict(config.to_dict() | dict.fromkeys(deep, layers)))
-            for layers in (_SHALLOW, _DEEP)
-        )
+        first, second = (activations_of(with_depth(config, layers)) for layers in (_SHALLOW, _DEEP))
         activations = first + max(0, second - first) * (depth - _SHALLOW)
     return MemoryEstimate(weights, trained, activations)
 
@@ -173,11 +143,8 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _step_bytes(adapted: nn.Module, shapes: Mapping[str, tuple[int, ...]], precision: str) -> int:
     """The peak of live bytes within one step, without the adapter's gradients."""
     with FakeTensorMode():
-        _place(adapted)
-        inputs = {
-            name: torch.empty(shape) if name == "pixel_values" else torch.zeros(shape, dtype=torch.long)
-            for name, shape in shapes.items()
-        }
+        place(adapted)
+        inputs = fake_inputs(shapes)
         with _LiveBytes([*adapted.parameters(), *adapted.buffers(), *inputs.values()]) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = adapted(**inputs).loss
@@ -186,30 +153,3 @@ def _step_bytes(adapted: nn.Module, shapes: Mapping[str, tuple[int, ...]], preci
     gradients = sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
     found: int = max(0, live.peak - gradients)
     return found
-
-
-def _place(model: nn.Module) -> None:
-    """Move parameters and buffers from the meta device to the (fake) CPU, so that operations run as on a CPU."""
-    moved: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in moved:
-                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                    moved[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                module._parameters[name] = moved[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _inputs(config: PretrainedConfig, task_kind: str, step: TrainingStep) -> dict[str, tuple[int, ...]]:
-    """The shapes of a step's inputs by name."""
-    tokens = (step.batch_size, step.length)
-    if task_kind == "image_classification":
-        size, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return {"pixel_values": (step.batch_size, channels, height, width), "labels": (step.batch_size,)}
-    if task_kind in ("causal_lm", "seq2seq_lm"):
-        return {"input_ids": tokens, "labels": tokens}
-    return {"input_ids": tokens, "labels": (step.batch_size,)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .counts import ModuleShape
 from .errors import TargetError
+from .heads import head_modules, is_in_heads
 from .layer import layer_dimensions
 
 AUTO_MODELS: dict[str, Any] = {
@@ -41,9 +43,6 @@ PEFT_TASKS: dict[str, TaskType] = {
     "causal_lm": TaskType.CAUSAL_LM,
     "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
 }
-# Heads that PEFT trains in full beside a sequence classifier's adapter; they never carry an adapter.
-CLASSIFIER_HEADS = ("classifier", "score")
-WITH_HEAD = ("sequence_classification", "sequence_regression", "image_classification")
 
 
 def meta_model(config: PreTrainedConfig, task_kind: str | None = None) -> nn.Module:
@@ -66,24 +65,26 @@ def module_shapes(
     target_modules: str | list[str] | None = None,
     task_kind: str | None = None,
     exclude_modules: str | list[str] | None = None,
+    heads: Collection[str] | None = None,
 ) -> list[ModuleShape]:
     """Shapes of the layers that an adapter with these ``target_modules`` would adapt, in module order.
 
     A config is built as the AutoModel class of ``task_kind`` on torch's meta device: nothing is loaded and no
     memory is used. Modules are selected by PEFT's own rules: a list matches names and suffixes, a string is a
-    regular expression or ``"all-linear"``, ``None`` is PEFT's mapping for LoRA. Heads are left out: budgets count
-    adapter parameters only.
+    regular expression or ``"all-linear"``, ``None`` is PEFT's mapping for LoRA. ``heads`` are left out, because
+    they are trained in full; ``None`` is :func:`~cdka.head_modules` of a complete checkpoint.
 
     Raises:
         TargetError: nothing is selected, or a selected module is not a linear layer.
     """
     model = model_or_config if isinstance(model_or_config, nn.Module) else meta_model(model_or_config, task_kind)
     selection = _selection(model, target_modules, task_kind, exclude_modules)
+    left_out = head_modules(model, task_kind) if heads is None else heads
     shapes = []
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) or ".base_layer" in name:
             continue
-        if not name or not check_target_module_exists(selection, name):
+        if not name or is_in_heads(name, left_out) or not check_target_module_exists(selection, name):
             continue
         if not isinstance(module, nn.Linear | Conv1D | nn.Conv2d):
             raise TargetError(
@@ -101,6 +102,12 @@ def module_shapes(
     return shapes
 
 
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message: the first ones, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _selection(
     model: nn.Module,
     target_modules: str | list[str] | None,
@@ -114,11 +121,9 @@ def _selection(
                 f"PEFT has no default target modules for model type {model_type!r}; name them, or use 'all-linear'"
             )
         target_modules = list(LORA_TARGETS[model_type])
-    heads = list(CLASSIFIER_HEADS) if task_kind in WITH_HEAD else None
     selection = LoraConfig(
         target_modules=target_modules,
         exclude_modules=exclude_modules,
         task_type=PEFT_TASKS.get(task_kind or ""),
-        modules_to_save=heads,
     )
     return _maybe_include_all_linear_layers(selection, model)
