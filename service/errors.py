@@ -6,6 +6,7 @@ ServiceError
 ├── NotFound             404  no such thing, or not in this team
 ├── Conflict             409  the state of the resource forbids the call
 │   ├── LeaseLost        409  the lease is no longer held; nothing was changed
+│   ├── InputsChanged    409  the study began with other data or another base model
 │   └── QuotaExceeded    409  the team's quota is used up
 ├── Changed              412  the resource is not what If-Match says
 ├── TooLarge             413  the body is larger than the server takes
@@ -83,6 +84,10 @@ class Conflict(ServiceError):
 
 class LeaseLost(Conflict):
     slug, title = "lease-lost", "The lease is no longer held"
+
+
+class InputsChanged(Conflict):
+    slug, title = "inputs-changed", "The study began with other data or another base model"
 
 
 class QuotaExceeded(Conflict):

@@ -55,15 +55,6 @@ def is_inside(path: str, root: str) -> bool:
     return normal == base or normal.startswith(base + "/")
 
 
-def gguf_file(path: str) -> str | None:
-    """The only GGUF file of a model's folder; ``None`` if the folder has hub layout or does not exist."""
-    folder = Path(path)
-    if not folder.is_dir() or (folder / "config.json").exists():
-        return None
-    files = sorted(folder.glob("*.gguf"))
-    return files[0].name if len(files) == 1 else None
-
-
 def write_secret(file: Path, secret: str) -> None:
     """Write a secret to a file that only its owner can read, in place of any former one."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,17 @@ from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 from fastapi import APIRouter
 
+from ..domain.inputs import Inputs
 from ..domain.records import Failure
 from ..leases import acquisition, results, trial_logs
 from ..leases import demand as demands
+from ..leases import inputs as recording
 from ..leases import reports as reporting
 from ..schemas.leases import (
     DemandItem,
     DemandOut,
     DirectiveOut,
+    InputsOut,
     LeasedTrial,
     LeaseOut,
     LeaseRequest,
@@ -78,6 +81,8 @@ def _lease(grant: acquisition.Grant, heartbeat_seconds: float) -> LeaseOut:
             study=grant.study.spec,
             checkpoint=trial.checkpoint,
             attempt=grant.lease.attempt,
+            layers=list(grant.study.plan.shapes),
+            inputs=grant.study.inputs,
         ),
     )
 
@@ -99,6 +104,12 @@ def append_log(
 ) -> LogTaken:
     """Append to the attempt's log. Repeated text is ignored; the newest million characters are kept."""
     return LogTaken(next=trial_logs.append_log(ctx, lease_id, principal.scope, body.start, body.text))
+
+
+@router.put("/leases/{lease_id}/inputs", responses=problems(404, 409))
+def record_inputs(ctx: ContextDep, principal: Worker, lease_id: Id, body: Inputs) -> InputsOut:
+    """Record the study's data and base model after the first step. 409 means that the study began with others."""
+    return InputsOut(inputs=recording.record_inputs(ctx, lease_id, principal.scope, body))
 
 
 @router.put("/leases/{lease_id}/result", responses=problems(404, 409))

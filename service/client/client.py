@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from ..errors import ServiceError
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
-from ..schemas.leases import DemandOut, DirectiveOut, LeasesOut, LogTaken, ResultIn, ResultOut
-from ..schemas.specs import Shape
+from ..schemas.leases import DemandOut, DirectiveOut, InputsOut, LeasesOut, LogTaken, ResultIn, ResultOut
+from ..schemas.specs import Inputs, Shape
 from ..schemas.studies import EventOut, ParetoOut, PredictionsOut, RankingOut, StrategyOut, StudyCreated, StudyOut
 from ..schemas.teams import AuditOut, HostOut, RunnerOut, TeamOut, TeamWithUsage
 from ..schemas.tokens import TokenCreated, TokenOut
@@ -264,6 +264,16 @@ class Client(Connection):
         """
         body = {"reports": [{"step": s, "metrics": dict(m)} for s, m in reports], "checkpoint": checkpoint}
         return DirectiveOut.model_validate(self._call("POST", f"{API}/leases/{lease_id}/reports", body=body))
+
+    def record_inputs(self, lease_id: str, inputs: Inputs) -> Inputs:
+        """Record what the study's trials are trained on, after the first step; returns what is recorded.
+
+        Raises:
+            InputsChanged: the study began with other data or another base model.
+            LeaseLost: the lease is no longer held.
+        """
+        body = inputs.model_dump(mode="json")
+        return InputsOut.model_validate(self._call("PUT", f"{API}/leases/{lease_id}/inputs", body=body)).inputs
 
     def append_log(self, lease_id: str, start: int, text: str) -> int:
         """Append to an attempt's log; returns its new end.

@@ -106,6 +106,8 @@ class StudyRow(Base):
     # Large and rarely changed: parsed once per revision and kept.
     spec: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     plan: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+    # Recorded once, by the first trial that makes a step.
+    inputs: Mapped[dict[str, Any] | None]
     candidates: Mapped[list[Any] | None]
     version: Mapped[int] = mapped_column(Integer, default=0)
     revision: Mapped[int] = mapped_column(Integer, default=0)

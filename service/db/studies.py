@@ -12,6 +12,7 @@ from cachetools import LRUCache, cached
 from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from ..domain.inputs import Inputs
 from ..domain.plan import Plan
 from ..domain.records import Candidate, StoredPrediction, Study, StudyLoad
 from ..domain.shape import Shape
@@ -61,6 +62,7 @@ def _record(row: StudyRow) -> Study:
         finished_at=row.finished_at,
         storage_bytes=row.storage_bytes,
         gpu_seconds=row.gpu_seconds,
+        inputs=None if row.inputs is None else Inputs.model_validate(row.inputs),
     )
 
 
@@ -120,6 +122,14 @@ class Studies:
         if row is None:
             raise NotFound(f"there is no study {study_id}")
         return _record(row)
+
+    def record_inputs(self, study: Study, inputs: Inputs, now: datetime) -> None:
+        """Record what a study's trials are trained on."""
+        self._session.execute(
+            update(StudyRow).where(StudyRow.id == study.id).values(inputs=inputs.model_dump(mode="json"))
+        )
+        used = {name: split.used for name, split in inputs.splits.items()}
+        self.touch(study.id, EventKind.STUDY_INPUTS, now, {"used": used, "notes": list(inputs.notes)})
 
     def page(
         self, team_id: str | None, limit: int, after: str | None, where: Sequence[ColumnElement[bool]], ascending: bool

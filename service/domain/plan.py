@@ -46,6 +46,7 @@ class Plan(BaseModel):
     min_fill: float
     base_parameters: int
     structures: tuple[Pair, ...] = Field(description="The admitted pairs, in the order of ``Pair.order``.")
+    notes: tuple[str, ...] = Field(default=(), description="Layers and weights that are not adapted, and why.")
     memory: MemoryNeed | None = Field(default=None, description="Null if the memory cannot be estimated.")
 
     def pair(self, r1: int, r2: int) -> Pair | None:

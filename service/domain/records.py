@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from .inputs import Inputs
 from .plan import Plan
 from .shape import Shape
 from .states import FailureKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
@@ -92,6 +93,8 @@ class Study:
     finished_at: datetime | None
     storage_bytes: int = 0
     gpu_seconds: float = 0.0
+    # Data and base model, known once a trial has made a step.
+    inputs: Inputs | None = None
 
 
 # Numbers of a study's trials.

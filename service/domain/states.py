@@ -84,6 +84,7 @@ class EventKind(StrEnum):
     STUDY_UPDATED = "study.updated"
     STUDY_STATE = "study.state"
     STUDY_PHASE = "study.phase"
+    STUDY_INPUTS = "study.inputs"
     TRIAL_QUEUED = "trial.queued"
     TRIAL_STARTED = "trial.started"
     TRIAL_REPORTED = "trial.reported"

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from ..domain.inputs import Inputs
+from ..domain.plan import LayerShape
 from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.study_spec import PLAIN, Name, StudySpec
 from .common import Sent, ShapeFields, Time, Wire, without_control
@@ -33,6 +35,10 @@ class LeasedTrial(Wire):
     study: StudySpec
     checkpoint: str | None
     attempt: int
+    layers: list[LayerShape] = Field(default=[], description="The layers that an adapter of the study adapts.")
+    inputs: Inputs | None = Field(
+        default=None, description="What the study's trials are trained on; null until one has made a step."
+    )
 
 
 class LeaseOut(Wire):
@@ -65,6 +71,10 @@ class DirectiveOut(Wire):
     directive: Literal["continue", "stop"]
     reason: str | None
     expires_at: Time
+
+
+class InputsOut(Wire):
+    inputs: Inputs
 
 
 class LogIn(Sent):

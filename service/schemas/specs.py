@@ -1,6 +1,8 @@
 """What a study says, for those who run it."""
 
+from ..domain.inputs import InputFile, Inputs, InputSplit, changes_told
 from ..domain.metrics import PARAMETERS
+from ..domain.plan import LayerShape
 from ..domain.shape import GIB, Shape
 from ..domain.states import FailureKind, StopReason, TrialPhase
 from ..domain.study_spec import AdapterSpec, StudySpec
@@ -30,6 +32,10 @@ __all__ = [
     "FailureKind",
     "FormatSpec",
     "GenerationSpec",
+    "InputFile",
+    "InputSplit",
+    "Inputs",
+    "LayerShape",
     "Shape",
     "StopReason",
     "StudySpec",
@@ -37,5 +43,6 @@ __all__ = [
     "TaskSpec",
     "TrainingSpec",
     "TrialPhase",
+    "changes_told",
     "template_fields",
 ]

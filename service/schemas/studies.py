@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ..domain.inputs import Inputs
 from ..domain.plan import LayerShape, MemoryNeed
 from ..domain.records import Ranking, RankingState, Study
 from ..domain.search_space import Pair
@@ -72,6 +73,10 @@ class StudyOut(Wire):
     gpu_seconds: float = Field(description="GPU time of attempts that are over.")
     storage_bytes: int = Field(description="Bytes of adapters that its trials have left.")
     memory: MemoryNeed | None = Field(default=None, description="Estimated peak of one process of a trial, in bytes.")
+    notes: list[str] = Field(default=[], description="Layers and weights that are not adapted, and why.")
+    inputs: Inputs | None = Field(
+        default=None, description="Data and base model of its trials; null until one has made a step."
+    )
 
     @classmethod
     def of(
@@ -103,6 +108,8 @@ class StudyOut(Wire):
             gpu_seconds=study.gpu_seconds,
             storage_bytes=study.storage_bytes,
             memory=plan.memory,
+            notes=list(plan.notes),
+            inputs=study.inputs,
         )
 
 

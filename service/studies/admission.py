@@ -103,7 +103,9 @@ def _estimate(spec: StudySpec, plan: Plan, model: MetaModel) -> MemoryNeed | Non
 
 
 @cached(
-    LRUCache(256), key=lambda model, *given: (type(model.config), model.config.to_json_string(), *given), lock=Lock()
+    LRUCache(256),
+    key=lambda model, *given: (type(model.config), model.config.to_json_string(), model.heads, *given),
+    lock=Lock(),
 )
 def _estimated(
     model: MetaModel,
@@ -120,6 +122,7 @@ def _estimated(
             step,
             target_modules=targets if isinstance(targets, str) else list(targets),
             model=model.module,
+            heads=model.heads,
         )
     except Exception as error:  # a model's forward pass may raise anything; a failed estimate must not block a study
         name = type(model.config).__name__

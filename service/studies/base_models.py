@@ -1,11 +1,13 @@
-"""Read base models by their configuration: shapes and parameter counts, never weights."""
+"""Read base models by their configuration and the names of their tensors, never their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import get_safetensors_metadata
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
@@ -13,15 +15,16 @@ import cdka
 
 from ..domain.study_spec import ModelSpec
 from ..errors import Fault, InvalidRequest
-from ..paths import gguf_file, locate
+from ..paths import locate
 
 
 @dataclass(frozen=True, slots=True)
 class MetaModel:
-    """A base model without weights: its configuration and its modules on the meta device."""
+    """A base model without weights: its configuration, its modules on the meta device, and which of them are heads."""
 
     config: PretrainedConfig
     module: nn.Module
+    heads: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -30,19 +33,31 @@ class MetaModel:
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that it takes, if it is limited."""
+        """The most tokens that it takes, if it is limited.
+
+        Models that number positions from behind the padding token, such as RoBERTa, take fewer than they have rows.
+        """
         found = getattr(self.config, "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+        if not isinstance(found, int):
+            return None
+        for name, module in self.module.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                offset = module.padding_idx
+                if offset is not None and module.num_embeddings == found:
+                    return found - offset - 1
+        return found
 
 
 def read_model(model: ModelSpec, kind: str | None, roots: Sequence[Path]) -> MetaModel | Fault:
     """The model of a study for a kind of task, or the fault that prevents reading it."""
     try:
-        where = locate(model.path, roots)
-        file = gguf_file(where)
+        where, file = cdka.model_source(locate(model.path, roots))
         form = {} if file is None else {"gguf_file": file}
         config = AutoConfig.from_pretrained(where, revision=model.revision, trust_remote_code=False, **form)
-        return MetaModel(config, cdka.meta_model(config, kind))
+        module: Any = cdka.meta_model(config, kind)
+        return MetaModel(
+            config, module, cdka.head_modules(module, kind, None if file else _tensor_names(where, model.revision))
+        )
     except InvalidRequest as error:
         return Fault("#/model/path", error.detail)
     except cdka.CdkaError as error:
@@ -50,3 +65,17 @@ def read_model(model: ModelSpec, kind: str | None, roots: Sequence[Path]) -> Met
     except Exception as error:  # transformers may raise anything for a config of a user
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return Fault("#/model/path", f"no model can be read from {model.path!r}: {reason}")
+
+
+def _tensor_names(where: str, revision: str | None) -> frozenset[str] | None:
+    """The names of a checkpoint's tensors; ``None`` if they are not known without loading it.
+
+    Raises:
+        cdka.CheckpointError: a local file is truncated or not in its format.
+    """
+    if Path(where).is_dir():
+        return cdka.tensor_names(Path(where))
+    try:
+        return frozenset(get_safetensors_metadata(where, revision=revision).weight_map)
+    except Exception:  # no network, or a checkpoint in another format: the runner compares its model with the plan
+        return None

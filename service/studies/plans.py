@@ -52,6 +52,7 @@ class _Draft:
     faults: list[Fault] = field(default_factory=list)
     model: MetaModel | None = None
     shapes: list[cdka.ModuleShape] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
     plan: Plan | None = None
 
     def section(self, name: str, kind: type[Section]) -> Section | None:
@@ -199,14 +200,63 @@ def _check_model(draft: _Draft) -> list[Fault]:
         return [found]
     draft.model, faults = found, []
     training = draft.section("training", TrainingSpec)
-    if training is not None and found.positions is not None and training.max_length > found.positions:
-        message = f"{training.max_length} tokens are more than the {found.positions} positions of {model.path!r}"
-        faults.append(Fault("#/training/max_length", message))
+    if training is not None and found.positions is not None:
+        faults += _length_faults(training, draft.section("task", TaskSpec), model.path, found.positions, draft)
     try:
-        draft.shapes = cdka.module_shapes(found.module, adapter.target_modules, draft.kind)
+        shapes = cdka.module_shapes(found.module, adapter.target_modules, draft.kind, heads=found.heads)
+        draft.shapes, draft.notes = _used(found, draft.kind, shapes)
     except cdka.CdkaError as error:
         faults.append(Fault("#/adapter/target_modules", str(error)))
     return faults
+
+
+def _length_faults(
+    training: TrainingSpec, task: TaskSpec | None, path: str, positions: int, draft: _Draft
+) -> list[Fault]:
+    """Faults of lengths that a model's positions do not admit."""
+    place = "#/training/max_length"
+    if training.max_length > positions:
+        return [Fault(place, f"{training.max_length} tokens are more than the {positions} positions of {path!r}")]
+    if task is None or draft.spec is None or "exact_match" not in draft.spec.metrics_wanted:
+        return []
+    new = task.generation.max_new_tokens
+    if task.architecture == "seq2seq_lm" and new > positions:
+        message = f"{new} new tokens are more than the {positions} positions of {path!r}"
+        return [Fault("#/task/generation/max_new_tokens", message)]
+    # The longest prompt has max_length - 1 tokens, and the last new token needs no position.
+    needed = training.max_length - 1 + new - 1
+    if task.architecture != "causal_lm" or needed <= positions:
+        return []
+    right = positions - new + 2
+    advice = f"lower it to {right}, or " if right > 1 else ""
+    message = (
+        f"a prompt of up to {training.max_length - 1} tokens and {new} new ones (task.generation.max_new_tokens) "
+        f"need {needed} positions; {path!r} has {positions}: {advice}lower max_new_tokens"
+    )
+    return [Fault(place, message)]
+
+
+def _used(
+    model: MetaModel, kind: str | None, shapes: list[cdka.ModuleShape]
+) -> tuple[list[cdka.ModuleShape], tuple[str, ...]]:
+    """The layers that a training step uses, and remarks on what is not adapted.
+
+    Raises:
+        cdka.TargetError: no layer is used.
+    """
+    unused = set() if kind is None else set(cdka.unused_layers(model.config, kind, shapes))
+    used = [shape for shape in shapes if shape.name not in unused]
+    notes = []
+    if unused:
+        named = cdka.listed(sorted(unused))
+        if not used:
+            raise cdka.TargetError(f"the model does not use the selected layers in training: {named}")
+        notes.append(f"{len(unused)} layers get no gradient in this task and are not adapted: {named}")
+    experts = cdka.expert_weights(model.module)
+    if experts:
+        total = sum(experts.values())
+        notes.append(f"{total} parameters of experts are not adapted: {cdka.listed(sorted(experts))}")
+    return used, tuple(notes)
 
 
 def _check_budget(draft: _Draft) -> list[Fault]:
@@ -215,6 +265,8 @@ def _check_budget(draft: _Draft) -> list[Fault]:
     if budget is None or draft.model is None or not draft.shapes:
         return []
     draft.plan, faults = resolve(draft.model, draft.shapes, budget, draft.section("search_space", SearchSpace))
+    if draft.plan is not None:
+        draft.plan = draft.plan.model_copy(update={"notes": draft.notes})
     return faults
 
 
