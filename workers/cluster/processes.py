@@ -18,7 +18,7 @@ from service.schemas.leases import LeaseOut, ResultIn
 from service.schemas.specs import GIB, FailureKind, Shape, StopReason
 from service.settings import Settings
 
-from ..failures import classify, failed
+from ..failures import Rejected, classify, failed
 from ..runner.checkpoints import StoredCheckpoints
 from ..runner.output import CapturedOutput
 from ..runner.reporter import Reporter
@@ -210,6 +210,8 @@ def train_process(config: dict[str, Any]) -> None:
             over.set()
             output.stop()
             undelivered = reporter.close()
+    if reporter.refusal is not None:
+        raise Rejected(reporter.refusal)
     stored.drop_old()
     result.resources = {"processes": shape.processes, **result.resources}
     for step, metrics in undelivered:

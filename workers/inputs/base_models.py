@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +17,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig, set_seed
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from service.paths import gguf_file
+import cdka
 from service.schemas.specs import StudySpec
 
-from ..failures import Rejected
+from ..failures import Rejected, is_of_host, root_cause
 
 
 class BaseWeightsChanged(RuntimeError):
@@ -28,12 +31,15 @@ class BaseWeightsChanged(RuntimeError):
 class WarmModel:
     """A base model that trials borrow.
 
-    ``new_modules`` have no pretrained weights (a classification head). They are initialised from the trial's seed
-    whenever the model is lent, so a warm runner trains exactly what a cold one would.
+    ``heads`` are trained in full beside an adapter (see :func:`cdka.head_modules`). ``new_modules`` have no pretrained
+    weights (a new head, or a part of one). They are initialised from the trial's seed whenever the model is lent, so a
+    warm runner trains exactly what a cold one would.
     """
 
     model: Any
     new_modules: tuple[str, ...]
+    heads: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     _fingerprint: int = field(init=False)
     _frozen: dict[str, bool] = field(init=False)
     _buffers: dict[str, torch.Tensor] = field(init=False)
@@ -102,13 +108,21 @@ class WarmModel:
         return value
 
 
-def load_warm(auto_class: Any, path: str, study: StudySpec, **kwargs: Any) -> WarmModel:
+def load_warm(
+    auto_class: Any, model_path: str, study: StudySpec, *, keep_head: bool = True, **kwargs: Any
+) -> WarmModel:
     """Load a study's base model and note which of its modules have no pretrained weights.
 
+    Only heads may lack weights or have them in another shape; they are then initialised anew. Without ``keep_head``
+    the parts of a head whose shape depends on the number of classes are, too.
+
     Raises:
-        Rejected: it cannot be loaded.
+        Rejected: it cannot be loaded, or its files do not fit its config.
     """
-    file = gguf_file(path)
+    try:
+        path, file = cdka.model_source(model_path)
+    except cdka.CheckpointError as error:
+        raise Rejected(str(error)) from error
     if file is not None:
         kwargs["gguf_file"] = file
     if study.training.quantization == "4bit":
@@ -116,6 +130,7 @@ def load_warm(auto_class: Any, path: str, study: StudySpec, **kwargs: Any) -> Wa
     elif study.training.precision == "fp32":
         kwargs["dtype"] = torch.float32
     try:
+        names = cdka.tensor_names(Path(path)) if Path(path).is_dir() and file is None else None
         model, info = auto_class.from_pretrained(
             path,
             revision=study.model.revision,
@@ -125,15 +140,81 @@ def load_warm(auto_class: Any, path: str, study: StudySpec, **kwargs: Any) -> Wa
             ignore_mismatched_sizes=True,
             **kwargs,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise Rejected(f"the model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # transformers and its readers raise anything for the files of users
+        if is_of_host(error):
+            raise
+        raise Rejected(f"the model {study.model.path!r} cannot be loaded: {root_cause(error)}") from error
     if file is not None:
         # Loading dequantised the weights; these attributes would mark the model as quantised.
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    return WarmModel(model, new_modules(model, set(info["missing_keys"]) | mismatched))
+    missing = set(info["missing_keys"]) | mismatched
+    heads = cdka.head_modules(model, study.task.architecture, _names_loaded(model, missing) if names is None else names)
+    require_fit(model, study.model.path, heads, missing, info["unexpected_keys"])
+    notes = []
+    own = set() if keep_head or not heads else _class_dependent(auto_class, model.config) - missing
+    if own:
+        missing |= own
+        notes.append("the checkpoint's head is for other classes and is initialised anew")
+    made = new_modules(model, missing)
+    if made:
+        notes.append(f"initialised anew in every trial: {cdka.listed(made)}")
+    return WarmModel(model, made, heads, tuple(notes))
+
+
+def _class_dependent(auto_class: Any, config: Any) -> set[str]:
+    """The parameters whose shape depends on the number of classes."""
+    other = copy.deepcopy(config)
+    other.num_labels = config.num_labels + 1
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in auto_class.from_config(config).named_parameters()}
+        more = {name: p.shape for name, p in auto_class.from_config(other).named_parameters()}
+    return {name for name, shape in shapes.items() if more.get(name) != shape}
+
+
+def _names_loaded(model: nn.Module, missing: Collection[str]) -> set[str]:
+    return {name for name, _ in model.named_parameters()} - set(missing)
+
+
+def require_fit(
+    model: nn.Module, path: str, heads: Collection[str], missing: Iterable[str], unexpected: Iterable[str]
+) -> None:
+    """Check that a checkpoint's tensors are those that the model's config asks for, heads aside.
+
+    Args:
+        model: the model as it was loaded.
+        path: its name in the study.
+        heads: see :func:`cdka.head_modules`.
+        missing: the parameters that the files lack or have in another shape.
+        unexpected: the tensors of the files that the model has no place for.
+
+    Raises:
+        Rejected: a weight outside of the heads is missing, or the files have layers that the config leaves out.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    lacking = sorted(parameters & set(missing))
+    outside = [name for name in lacking if not cdka.is_in_heads(name, heads)]
+    if outside and len(lacking) == len(parameters):
+        raise Rejected(f"no tensor in the files of {path!r} has the name of a weight of {type(model).__name__}")
+    if outside:
+        raise Rejected(
+            f"the files of {path!r} do not fit its config: they lack {len(outside)} weights of the pretrained model, "
+            f"or have them in another shape: {cdka.listed(outside)}. Only heads may be new"
+        )
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    known = {_pattern(name.removeprefix(prefix)) for name in parameters}
+    left_out = sorted(name for name in unexpected if _pattern(name.removeprefix(prefix)) in known)
+    if left_out:
+        raise Rejected(
+            f"the config of {path!r} leaves out layers that its files have: {cdka.listed(left_out)}. "
+            "Set its number of layers to that of the files"
+        )
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def new_modules(model: nn.Module, missing: Collection[str]) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class Split:
     policy: BadRows
     bad: list[BadRow] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -285,6 +286,7 @@ class _Loaded:
     key: str
     bad: list[BadRow] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
 
 
 def _sampled(name: str, loaded: _Loaded, source: DataSource, wanted: int | None) -> Split:
@@ -313,7 +315,7 @@ def _sampled(name: str, loaded: _Loaded, source: DataSource, wanted: int | None)
             split.origin = f"{wanted} of {len(data)} examples (seed {source.seed})"
     chosen_numbers = set(split.numbers)
     split.bad = [bad for bad in loaded.bad if bad.number in chosen_numbers]
-    split.files = loaded.files
+    split.files, split.paths = loaded.files, loaded.paths
     return split
 
 
@@ -325,7 +327,7 @@ def _load(
             return {split: _file(source, name, columns, roots) for split, name in source.data_files.items()}
         where = locate(source.path, roots)
         folder = Path(where)
-        files = [record_of(source.path, folder)] if folder.exists() else []
+        files, paths = ([record_of(source.path, folder)], [folder]) if folder.exists() else ([], [])
         if folder.is_dir() and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
             saved = _saved(source, folder)
         else:
@@ -335,7 +337,9 @@ def _load(
                 options["cache_dir"] = str(scratch / files[0].sha256)
             saved = _of_hub(source, where, options)
         return {
-            split: _Loaded(data, files[0].sha256 + split if files else getattr(data, "_fingerprint", ""), files=files)
+            split: _Loaded(
+                data, files[0].sha256 + split if files else getattr(data, "_fingerprint", ""), [], files, paths
+            )
             for split, data in saved.items()
         }
     except InvalidRequest as error:
@@ -354,7 +358,7 @@ def _file(source: DataSource, name: str, columns: Sequence[str] | None, roots: S
     except (UnreadableFile, OSError) as error:
         raise Rejected(f"{name} cannot be read as {source.path}: {error}") from error
     form = source.format.model_dump(mode="json") if source.format is not None else None
-    return _Loaded(data, json.dumps([record.sha256, source.path, form]), bad, [record])
+    return _Loaded(data, json.dumps([record.sha256, source.path, form]), bad, [record], [file])
 
 
 def _of_hub(source: DataSource, where: str, options: dict[str, Any]) -> dict[str, Any]:

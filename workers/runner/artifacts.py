@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from peft import PeftModel
 
+import cdka
 
-def store_adapter(model: PeftModel, artifacts_url: str, study_id: str, number: int, attempt: int) -> str:
-    """Save the adapter as PEFT does (safetensors) under the artifacts URL; returns its URL."""
+
+def store_adapter(
+    model: PeftModel,
+    artifacts_url: str,
+    study_id: str,
+    number: int,
+    attempt: int,
+    task: cdka.TaskFile | None = None,
+    processing: Any = None,
+) -> str:
+    """Save the adapter as PEFT does (safetensors) under the artifacts URL; returns its URL.
+
+    ``task`` says what it is for, ``processing`` is its tokenizer or image processor.
+    """
     target = f"{_trial_url(artifacts_url, study_id, number)}/attempt-{attempt}/adapter"
     with tempfile.TemporaryDirectory(prefix="cdka-adapter-") as scratch:
         # Embeddings are never resized here; PEFT would load the base model's config to check.
         model.save_pretrained(scratch, save_embedding_layers=False)
         # PEFT's model card is an empty template.
         (Path(scratch) / "README.md").unlink(missing_ok=True)
+        if task is not None:
+            task.write(Path(scratch))
+            _name_base(Path(scratch) / "adapter_config.json", task.base_model)
+        if processing is not None:
+            processing.save_pretrained(scratch)
         return _store(scratch, target)
+
+
+def _name_base(file: Path, name: str) -> None:
+    """Name the base model as its study does, not by the path on this machine."""
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "base_model_name_or_path": name}, indent=2, sort_keys=True) + "\n")
 
 
 def store_checkpoint(folder: str, artifacts_url: str, study_id: str, number: int, attempt: int, step: int) -> str:

@@ -7,9 +7,9 @@ import threading
 import time
 from typing import Protocol
 
-from service.errors import LeaseLost, NotFound, ServiceError
+from service.errors import InputsChanged, LeaseLost, NotFound, ServiceError
 from service.schemas.leases import DirectiveOut
-from service.schemas.specs import StopReason
+from service.schemas.specs import Inputs, StopReason
 
 _log = logging.getLogger(__name__)
 # Most reports kept while the server is away; the oldest are dropped first.
@@ -22,6 +22,10 @@ LONGEST_WAIT = 5.0
 
 class LeaseCalls(Protocol):
     """The calls of the SDK that a reporter uses."""
+
+    def record_inputs(self, lease_id: str, inputs: Inputs) -> Inputs:
+        """Record what the study's trials are trained on."""
+        ...
 
     def report(
         self, lease_id: str, reports: list[tuple[int, dict[str, float]]], checkpoint: str | None = None
@@ -68,6 +72,9 @@ class Reporter:
         self._failures = 0
         self._step = -1
         self._checkpoint: str | None = None
+        self._inputs: Inputs | None = None
+        # Why the study does not take what this trial is trained on.
+        self.refusal: str | None = None
         self.known_checkpoint: str | None = None
         self.stop_reason: StopReason | None = None
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -87,6 +94,22 @@ class Reporter:
     def progress(self, step: int) -> None:
         """Note that training has reached a step. The next heartbeat reports it, so a slow trial does not look hung."""
         self._step = max(self._step, step)
+        if self._inputs is not None:
+            self._wake.set()
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether training has made a step."""
+        return self._step > 0
+
+    def expect_inputs(self, inputs: Inputs) -> None:
+        """Record the study's inputs once training has made a step."""
+        self._inputs = inputs
+
+    def note(self, text: str) -> None:
+        """Add a note to the study's inputs, if they are not recorded yet."""
+        if self._inputs is not None:
+            self._inputs = self._inputs.model_copy(update={"notes": (*self._inputs.notes, text)})
 
     def checkpoint(self, url: str) -> None:
         """Report the URL of a complete checkpoint; returns at once."""
@@ -98,6 +121,11 @@ class Reporter:
     def unsent_checkpoint(self) -> str | None:
         """The checkpoint that was not reported because the server is away."""
         return self._checkpoint
+
+    @property
+    def unsent_inputs(self) -> Inputs | None:
+        """The inputs of a training that made a step, if they were not recorded because the server is away."""
+        return self._inputs if self.has_stepped else None
 
     def close(self, timeout: float = 30.0) -> list[tuple[int, dict[str, float]]]:
         """Deliver waiting reports and stop; returns those that the server has not taken."""
@@ -115,9 +143,9 @@ class Reporter:
             if self.stop_reason is StopReason.LOST:
                 return
             last_words = self._closed and self._output is not None and bool(self._output.waiting()[1])
-            if self._waiting or self._checkpoint or last_words or time.monotonic() >= due:
+            if self._waiting or self._checkpoint or self.unsent_inputs or last_words or time.monotonic() >= due:
                 due = time.monotonic() + self._send()
-            if self._closed and (not (self._waiting or self._checkpoint) or self._failures):
+            if self._closed and (not (self._waiting or self._checkpoint or self.unsent_inputs) or self._failures):
                 return
 
     def _send_log(self) -> None:
@@ -134,12 +162,27 @@ class Reporter:
         except ServiceError as error:
             _log.debug("the log was not taken: %s", error.detail)
 
+    def _send_inputs(self) -> None:
+        """Record the inputs before anything that was made from them."""
+        if (inputs := self.unsent_inputs) is None:
+            return
+        try:
+            self._client.record_inputs(self._lease_id, inputs)
+        except InputsChanged as error:
+            self.refusal, self.stop_reason = error.detail, StopReason.STOPPED
+        except ServiceError as error:
+            if error.status != 422:
+                raise
+            _log.error("the server does not take the study's inputs: %s", error.detail)
+        self._inputs = None
+
     def _send(self) -> float:
         """Send waiting reports; returns the seconds until the next heartbeat or attempt."""
         with self._lock:
             taken, self._waiting = self._waiting, {}
             checkpoint, self._checkpoint = self._checkpoint, None
         try:
+            self._send_inputs()
             reached: dict[int, dict[str, float]] = {} if self._step < 0 else {self._step: {}}
             said = self._client.report(self._lease_id, sorted({**reached, **taken}.items()), checkpoint)
         except (LeaseLost, NotFound):

@@ -21,20 +21,21 @@ from pydantic import ValidationError
 
 import cdka
 from service.client import Client
-from service.errors import LeaseLost, NotFound, ServiceError
+from service.errors import InputsChanged, LeaseLost, NotFound, ServiceError
 from service.paths import locate
-from service.schemas.leases import LeaseOut, ResultIn
-from service.schemas.specs import FailureKind, Shape, StopReason, StudySpec, TrialPhase
+from service.schemas.leases import LeasedTrial, LeaseOut, ResultIn
+from service.schemas.specs import FailureKind, Inputs, Shape, StopReason, StudySpec, TaskKind, TrialPhase, changes_told
 from service.settings import Settings
 
-from ..failures import Rejected, classify, failed, poisons_process
+from ..failures import Rejected, before_first_step, classify, failed, poisons_process
 from ..inputs.base_models import BaseWeightsChanged, WarmModel
-from ..inputs.splits import load_splits
+from ..inputs.identity import Stamp, digest_of, inputs_of, model_folder, require_ids, stamp
+from ..inputs.splits import SPLITS, Splits, load_splits
 from ..inputs.token_cache import TokenisedCache
 from ..tasks import Task, find_task
 from ..tasks.task import Prepared
 from ..training.activation_cache import ActivationCache, Storage, compute_activations, find_frozen_layers
-from ..training.adapters import adapter_config
+from ..training.adapters import adapter_config, require_layers, require_planned
 from ..training.follow import Checkpoints
 from ..training.measurement import measure
 from ..training.trial import Outcome, train_trial
@@ -59,12 +60,16 @@ class Poisoned(Exception):
 
 @dataclass(slots=True)
 class _Warm:
-    """Kept between trials: one base model and its data."""
+    """Kept between trials: one base model and its data, and the marks of the files that they were read from."""
 
     model_key: str = ""
     data_key: str = ""
     model: WarmModel | None = None
     prepared: Prepared | None = None
+    splits: Splits | None = None
+    inputs: Inputs | None = None
+    paths: tuple[Path, ...] = ()
+    stamp: Stamp = ()
     activations_key: str = ""
     activations: ActivationCache | None = None
 
@@ -178,15 +183,17 @@ class Runner:
                 _log.exception("trial %d failed", lease.trial.number)
                 result = failed(*classify(error))
                 poison = error if poisons_process(error) else None
-            result.resources = {**self._resources(started), **result.resources}
             over.set()
             output.stop()
             undelivered = reporter.close()
+            if reporter.refusal is not None:
+                result = failed(FailureKind.REJECTED, reporter.refusal)
+            result.resources = {**self._resources(started), **result.resources}
         checkpoint = reporter.unsent_checkpoint
         stored.drop_old()
         self.trials_done += 1
         if reporter.stop_reason is not StopReason.LOST:
-            self._deliver(lease, undelivered, checkpoint, result)
+            self._deliver(lease, reporter.unsent_inputs, undelivered, checkpoint, result)
         if poison is not None:
             raise Poisoned(str(poison)) from poison
 
@@ -212,19 +219,27 @@ class Runner:
     def _deliver(
         self,
         lease: LeaseOut,
+        inputs: Inputs | None,
         undelivered: list[tuple[int, dict[str, float]]],
         checkpoint: str | None,
         result: ResultIn,
     ) -> None:
-        """Send the last reports and the result until the server accepts them: an outage loses no finished trial."""
+        """Send what the server has not taken, and the result, until it accepts them: an outage loses no trial."""
         deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
         while True:
             try:
+                if inputs is not None:
+                    self.client.record_inputs(lease.id, inputs)
+                    inputs = None
                 if undelivered or checkpoint:
                     self.client.report(lease.id, undelivered, checkpoint)
                     undelivered, checkpoint = [], None
                 self.client.finish(lease.id, result)
                 return
+            except InputsChanged as error:
+                inputs, resources = None, result.resources
+                result = failed(FailureKind.REJECTED, error.detail)
+                result.resources = resources
             except (LeaseLost, NotFound) as error:
                 _log.warning("trial %d is another's now: %s", lease.trial.number, error.detail)
                 return
@@ -239,19 +254,41 @@ class Runner:
                 time.sleep(RETRY_SECONDS)
 
     def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> ResultIn:
-        """Run one leased trial here and return its result."""
+        """Run one leased trial here and return its result.
+
+        Raises:
+            Rejected: data or model cannot be used, or something failed before any trial of the study made a step.
+        """
+        try:
+            return self._train(lease, reporter, stored)
+        except Exception as error:
+            trial = lease.trial
+            begun = trial.inputs is not None or trial.checkpoint is not None or reporter.has_stepped
+            if begun or trial.phase is TrialPhase.MEASUREMENT:
+                raise
+            cause = before_first_step(error)
+            if cause is error:
+                raise
+            raise cause from error
+
+    def _train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> ResultIn:
         trial = lease.trial
         _log.info("trial %d, attempt %d: %s %s", trial.number, trial.attempt, trial.method, trial.params)
         task = find_task(trial.study.task, self.settings.tasks)
         prepare_started = time.perf_counter()
         warm, prepared = self._prepare(lease, task)
+        heads = {*task.heads, *warm.heads, *warm.new_modules}
+        require_layers(warm.model, trial.layers, heads)
         if trial.phase is TrialPhase.MEASUREMENT:
             return ResultIn(state="completed", predictions=measure(trial, warm, prepared))
         config = adapter_config(
-            trial.method, trial.params, trial.study.adapter, task.task_type, {*task.heads, *warm.new_modules}
+            trial.method, trial.params, trial.layers, trial.study.adapter.dropout, task.task_type, heads
         )
-        activations = self._activations(trial.study, warm, prepared, reporter)
+        activations = self._activations(lease, warm, prepared, reporter)
         model = warm.lend(config, trial.seed)
+        require_planned(model, trial.method, trial.params, trial.layers)
+        if trial.inputs is None and self._warm.inputs is not None:
+            reporter.expect_inputs(self._warm.inputs)
         swap_seconds = time.perf_counter() - prepare_started
         artifact = None
         try:
@@ -269,7 +306,13 @@ class Runner:
                 )
             if outcome.stop_reason is None and self.group.leads:
                 artifact = store_adapter(
-                    model, self.settings.artifacts_url, trial.study_id, trial.number, trial.attempt
+                    model,
+                    self.settings.artifacts_url,
+                    trial.study_id,
+                    trial.number,
+                    trial.attempt,
+                    self._task_file(trial),
+                    prepared.processing,
                 )
         except BaseException:
             # Do not lend a model again after a failed training.
@@ -290,18 +333,41 @@ class Runner:
             resources["artifact_bytes"] = size_of(artifact)
         return _result(outcome, artifact, resources)
 
+    def _task_file(self, trial: LeasedTrial) -> cdka.TaskFile:
+        """What the trial's adapter is for."""
+        study, inputs = trial.study, self._warm.inputs
+        classes = None if inputs is None or inputs.classes is None else list(inputs.classes)
+        return cdka.TaskFile(
+            kind=study.task.kind if study.task.kind is not TaskKind.CUSTOM else study.task.architecture,
+            base_model=study.model.path,
+            base_revision=study.model.revision,
+            base_sha256=None if inputs is None else inputs.model_sha256,
+            classes=classes,
+            columns=dict(study.task.roles),
+            template=study.task.template,
+            max_length=study.training.max_length,
+            origin={
+                "study": trial.study_id,
+                "name": study.name,
+                "trial": trial.number,
+                "method": trial.method,
+                "params": trial.params,
+                "seed": trial.seed,
+            },
+        )
+
     def _activations(
-        self, study: StudySpec, warm: WarmModel, prepared: Prepared, reporter: Reporter
+        self, lease: LeaseOut, warm: WarmModel, prepared: Prepared, reporter: Reporter
     ) -> ActivationCache | None:
         """The activations of the layers below the first adapted one, computed with the first trial."""
+        study = lease.trial.study
         key = f"{self._warm.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
         if self._warm.activations_key == key:
             return self._warm.activations
         self._warm.activations_key, self._warm.activations = key, None
         if study.training.gradient_checkpointing:
             return None
-        shapes = cdka.module_shapes(warm.model, study.adapter.target_modules, study.task.architecture)
-        layers = find_frozen_layers(warm.model, [s.name for s in shapes])
+        layers = find_frozen_layers(warm.model, [layer.name for layer in lease.trial.layers])
         if layers is None:
             return None
         storage = Storage(self.settings.home / "cache", self.settings.activation_bytes)
@@ -328,17 +394,48 @@ class Runner:
             raise Rejected(error.detail) from error
         training = study.training
         data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{training.max_length}\n{training.packing}"
+        if self._warm.paths and stamp(self._warm.paths) != self._warm.stamp:
+            _log.info("data or model files have changed; they are read again")
+            self._warm = _Warm()
         if self._warm.prepared is None or self._warm.data_key != data_key:
             self._warm = _Warm()
             cache = TokenisedCache(self.settings.home / "cache" / "tokenised", self.settings.cache_bytes)
             with tempfile.TemporaryDirectory(prefix="cdka-data-") as scratch:
                 splits = load_splits(study.task, self.settings.data_dirs, Path(scratch))
-                self._warm.prepared = task.prepare(study, path, splits, cache)
+                prepared = task.prepare(study, path, splits, cache)
+            self._warm.prepared, self._warm.splits = prepared, splits
+            numbers = splits.parts["train"].numbers if "train" in splits.parts else []
+            prepared.rows = numbers if len(numbers) == len(prepared.train) else []
             self._warm.data_key = data_key
         if self._warm.model is None:
             self._warm.model = task.load_model(study, path, self._warm.prepared)
             self._warm.model_key = study.model_key
+            self._identify(study, path)
+        if lease.trial.inputs is not None and self._warm.inputs is not None:
+            differences = lease.trial.inputs.differences(self._warm.inputs)
+            if differences:
+                raise Rejected(changes_told(differences))
         return self._warm.model, self._warm.prepared
+
+    def _identify(self, study: StudySpec, path: str) -> None:
+        """Record what data and model are, and mark their files."""
+        warm, prepared, splits = self._warm.model, self._warm.prepared, self._warm.splits
+        assert warm is not None
+        assert prepared is not None
+        assert splits is not None
+        embedding = getattr(warm.model, "get_input_embeddings", lambda: None)()
+        rows = getattr(embedding, "num_embeddings", None)
+        if prepared.tokenizer is not None and rows is not None:
+            for name in SPLITS:
+                part = splits.parts.get(name)
+                require_ids(name, getattr(prepared, name), part.numbers if part else [], rows, prepared.tokenizer)
+        folder = model_folder(path, study.model.revision)
+        files = [file for part in splits.parts.values() for file in part.paths]
+        self._warm.paths = tuple(dict.fromkeys([*files, *([folder] if folder is not None else [])]))
+        self._warm.stamp = stamp(self._warm.paths)
+        self._warm.inputs = inputs_of(
+            splits, prepared.facts.get("classes"), prepared.tokenizer, digest_of(path, study.model.revision), warm.notes
+        )
 
 
 def _end_process() -> None:

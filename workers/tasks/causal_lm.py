@@ -78,7 +78,6 @@ class CausalLM:
         encoded = {name: tokenised(name, getattr(splits, name)) for name in SPLITS}
         column = task.roles.get("messages") or task.roles["completion"]
         made = usable({name: data for name, (_, data) in encoded.items()}, splits, column)
-        origins = splits.told()
         for name, data in made.items():
             places = [k for k, length in enumerate(data["prompt_length"]) if length < most]
             left_out = len(data) - len(places)
@@ -86,7 +85,8 @@ class CausalLM:
                 raise Rejected(f"every prompt of the {name} split has {most} tokens (training.max_length) or more")
             if left_out:
                 made[name] = data.select(places)
-                origins[name] += f", {left_out} left out (prompt of {most} tokens or more)"
+                splits.parts[name] = splits.parts[name].keep(places)
+                splits.parts[name].notes.append(f"{left_out} left out (prompt of {most} tokens or more)")
         if study.training.packing:
             kept, pad = made["train"], tokenizer.pad_token_id
             parts = {**encoded["train"][0], "kept": splits.parts["train"].content(), "packed": True}
@@ -96,7 +96,7 @@ class CausalLM:
             **made,
             collator=_PackedCollator(collator) if study.training.packing else collator,
             tokenizer=tokenizer,
-            origins=origins,
+            origins=splits.told(),
         )
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn import metrics
 from transformers import AutoConfig
 
-from service.paths import gguf_file
+import cdka
 from service.schemas.specs import BadRows, StudySpec
 
 from ..inputs.bad_rows import BadRow, SplitFindings, refuse
+from ..inputs.base_models import WarmModel, load_warm
 from ..inputs.labels import UNKNOWN, classes_of, in_order_of
 from ..inputs.splits import SPLITS, Splits
 from ..inputs.values import check_labels, check_values, label, names_in
@@ -24,15 +26,36 @@ def ordered_classes(study: StudySpec, model_path: str, splits: Splits) -> list[s
     So a head that was trained on these classes keeps their meaning.
     """
     classes = splits.classes or _classes_of_custom(study, splits)
-    if gguf_file(model_path) is not None:
-        return classes
+    return in_order_of(classes, outputs_of(study, model_path)) or classes
+
+
+def outputs_of(study: StudySpec, model_path: str) -> list[str]:
+    """The names of a model's outputs by its config; none if it has no head or cannot be read."""
+    where, file = cdka.model_source(model_path)
+    if file is not None:
+        return []
     try:
-        config = AutoConfig.from_pretrained(model_path, revision=study.model.revision, trust_remote_code=False)
-        outputs = [str(config.id2label[k]) for k in range(len(config.id2label))]
+        config = AutoConfig.from_pretrained(where, revision=study.model.revision, trust_remote_code=False)
+        return [str(config.id2label[k]) for k in range(len(config.id2label))]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         # Loading the model says what is wrong with its config.
-        return classes
-    return in_order_of(classes, outputs) or classes
+        return []
+
+
+def load_classifier(auto_class: Any, study: StudySpec, model_path: str, classes: Sequence[str]) -> WarmModel:
+    """A model with a head of one logit per class.
+
+    The checkpoint's own head is kept if it names these classes, else it is initialised anew.
+    """
+    return load_warm(
+        auto_class,
+        model_path,
+        study,
+        keep_head=in_order_of(classes, outputs_of(study, model_path)) == list(classes),
+        num_labels=len(classes),
+        id2label=dict(enumerate(classes)),
+        label2id={label: k for k, label in enumerate(classes)},
+    )
 
 
 def _classes_of_custom(study: StudySpec, splits: Splits) -> list[str]:

@@ -16,11 +16,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from service.schemas.specs import StudySpec
 
 from ..failures import Rejected
-from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.base_models import WarmModel
 from ..inputs.labels import UNKNOWN, label_reader
 from ..inputs.splits import FAULT, SPLITS, Splits, usable
 from ..inputs.token_cache import TokenisedCache, mapped
-from .classification import ordered_classes
+from .classification import load_classifier, ordered_classes
 from .sequence_classification import judge_logits
 from .task import Prepared, Scores
 from .texts import reading_of
@@ -32,7 +32,7 @@ class ImageClassification:
     """See :class:`~workers.tasks.task.Task`. An image is a file, or rows of grey or colour values from 0 to 255."""
 
     task_type: TaskType | None = None
-    heads: tuple[str, ...] = ("classifier",)
+    heads: tuple[str, ...] = ()
 
     def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
         """Resize and normalise every image with the model's processor."""
@@ -79,21 +79,14 @@ class ImageClassification:
             **encoded,
             collator=_collate,
             tokenizer=None,
+            image_processor=processor,
             origins=splits.told(),
             facts={"classes": classes},
         )
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The vision model with a classification head of one logit per class."""
-        classes = prepared.facts["classes"]
-        return load_warm(
-            AutoModelForImageClassification,
-            model_path,
-            study,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={label: k for k, label in enumerate(classes)},
-        )
+        return load_classifier(AutoModelForImageClassification, study, model_path, prepared.facts["classes"])
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
         """Accuracy, F1, Matthews correlation, loss."""

@@ -12,12 +12,12 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from service.schemas.specs import StudySpec
 
-from ..inputs.base_models import WarmModel, load_warm
+from ..inputs.base_models import WarmModel
 from ..inputs.labels import UNKNOWN, label_reader
 from ..inputs.splits import Splits
 from ..inputs.token_cache import TokenisedCache, mapped
 from .batches import batches
-from .classification import classification_scores, ordered_classes
+from .classification import classification_scores, load_classifier, ordered_classes
 from .task import Prepared, Scores
 from .texts import load_tokenizer, reading_of, tokenizer_parts
 
@@ -88,15 +88,7 @@ class SequenceClassification:
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The encoder or decoder with a classification head of one logit per class."""
-        classes = prepared.facts["classes"]
-        warm = load_warm(
-            AutoModelForSequenceClassification,
-            model_path,
-            study,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={label: k for k, label in enumerate(classes)},
-        )
+        warm = load_classifier(AutoModelForSequenceClassification, study, model_path, prepared.facts["classes"])
         if warm.model.config.pad_token_id is None:
             warm.model.config.pad_token_id = prepared.tokenizer.pad_token_id
         return warm

@@ -26,6 +26,15 @@ class Prepared:
     tokenizer: Any
     origins: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+    # What is saved with an adapter to process its inputs, if not the tokenizer.
+    image_processor: Any = None
+    # Row numbers in the source of the examples of train; empty if an example is not one row.
+    rows: list[int] = field(default_factory=list)
+
+    @property
+    def processing(self) -> Any:
+        """The tokenizer or image processor that belongs to the model."""
+        return self.tokenizer if self.image_processor is None else self.image_processor
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from service.paths import gguf_file
+import cdka
 from service.schemas.specs import StudySpec, TaskSpec, template_fields
 
 from ..failures import Rejected
@@ -19,12 +19,10 @@ def load_tokenizer(study: StudySpec, model_path: str) -> Any:
     Raises:
         Rejected: it has none.
     """
-    file = gguf_file(model_path)
+    where, file = cdka.model_source(model_path)
     form = {} if file is None else {"gguf_file": file}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model_path, revision=study.model.revision, trust_remote_code=False, **form
-        )
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=study.model.revision, trust_remote_code=False, **form)
     except (OSError, ValueError) as error:
         raise Rejected(f"no tokenizer in {model_path!r}: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:

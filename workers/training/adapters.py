@@ -2,48 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from peft import LoraConfig, TaskType
 from peft.config import PeftConfig
+from torch import nn
 
 import cdka
-from service.schemas.specs import AdapterSpec
+from service.schemas.specs import LayerShape
+
+from ..failures import Rejected
+
+_FACTORS = (".cdka_A.", ".cdka_B.", ".lora_A.", ".lora_B.")
 
 
 def adapter_config(
     method: str,
     params: dict[str, Any],
-    adapter: AdapterSpec,
+    layers: Sequence[LayerShape],
+    dropout: float,
     task_type: TaskType | None,
     heads: Collection[str] = (),
 ) -> PeftConfig:
-    """The adapter of a trial.
+    """The adapter of a trial on the planned ``layers``; ``heads`` are trained in full beside it.
 
     ``cdka`` has (r1, r2, r); ``krona`` is ``cdka`` with r = 1; ``lora`` scales by alpha/r, ``rslora`` by alpha/sqrt(r).
 
     Raises:
         ValueError: the method is unknown.
     """
-    common: dict[str, Any] = {"target_modules": adapter.target_modules, "task_type": task_type}
-    if heads:
-        common["modules_to_save"] = sorted(heads)
+    common: dict[str, Any] = {"target_modules": [layer.name for layer in layers], "task_type": task_type}
+    # PEFT would wrap a module within a wrapped one.
+    outermost = {h for h in heads if not cdka.is_in_heads(h, set(heads) - {h})}
+    if outermost:
+        common["modules_to_save"] = sorted(outermost)
     if method in ("cdka", "krona"):
         return cdka.CdkaConfig(
             r1=params["r1"],
             r2=params["r2"],
             r=params["r"],
             alpha=params["alpha"],
-            dropout=adapter.dropout,
+            dropout=dropout,
             **common,
         )
     if method in ("lora", "rslora"):
         return LoraConfig(
             r=params["r"],
             lora_alpha=params["alpha"],
-            lora_dropout=adapter.dropout,
+            lora_dropout=dropout,
             use_rslora=method == "rslora",
             **common,
         )
     raise ValueError(f"unknown method {method!r}; available: cdka, krona, lora, rslora")
+
+
+def require_layers(model: nn.Module, layers: Sequence[LayerShape], heads: Collection[str]) -> None:
+    """Check that a model has the layers that its study was planned with.
+
+    Raises:
+        Rejected: one is missing, has another shape, or is trained in full as part of a new head.
+    """
+    for layer in layers:
+        if cdka.is_in_heads(layer.name, heads):
+            raise Rejected(
+                f"the study plans an adapter for {layer.name}, but the checkpoint has no weights for it, so it is "
+                "trained in full: name adapter.target_modules without it"
+            )
+        try:
+            found = cdka.layer_dimensions(model.get_submodule(layer.name))
+        except (AttributeError, cdka.CdkaError) as error:
+            raise Rejected(f"the model has no layer {layer.name}, with which the study was planned") from error
+        if found != (layer.d_in, layer.d_out):
+            raise Rejected(
+                f"{layer.name} maps {found[0]} to {found[1]} values, but the study was planned with "
+                f"{layer.d_in} to {layer.d_out}"
+            )
+
+
+def require_planned(model: nn.Module, method: str, params: dict[str, Any], layers: Sequence[LayerShape]) -> None:
+    """Check that an adapter has as many parameters as were planned.
+
+    Raises:
+        Rejected: it has not.
+    """
+    shapes = [cdka.ModuleShape(layer.name, layer.d_in, layer.d_out) for layer in layers]
+    planned = (
+        cdka.count_parameters(shapes, params["r1"], params["r2"], params["r"])
+        if method in ("cdka", "krona")
+        else cdka.count_lora_parameters(shapes, params["r"])
+    )
+    real = sum(
+        p.numel() for name, p in model.named_parameters() if p.requires_grad and any(f in name for f in _FACTORS)
+    )
+    if real != planned:
+        raise Rejected(f"the adapter has {real} parameters; the study planned {planned}")

@@ -33,7 +33,7 @@ def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[Mea
         model.to(device)
     set_seed(trial.seed)
     warm.draw_heads()
-    shapes = cdka.module_shapes(model, study.adapter.target_modules, study.task.architecture)
+    shapes = [cdka.ModuleShape(layer.name, layer.d_in, layer.d_out) for layer in trial.layers]
     candidates = [
         cdka.Configuration(r1, r2, r, cdka.count_parameters(shapes, r1, r2, r))
         for r1, r2, r in trial.params["candidates"]

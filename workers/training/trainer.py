@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..failures import Diverged
+from ..failures import Diverged, Rejected
 from ..tasks.task import Scores
 
 # Reading a loss synchronises with an accelerator; on a CPU it costs nothing.
 STEPS_BETWEEN_LOSS_CHECKS = 10
+# Batches since the last check are kept to tell a bad example from a training that diverged. Larger ones are not.
+MOST_KEPT_BYTES = 1 << 20
 
 
 class TrialTrainer(Trainer):
@@ -27,6 +29,7 @@ class TrialTrainer(Trainer):
         super().__init__(**kwargs)
         self._judge = judge
         self.samples = self.tokens = 0
+        self._unchecked: list[Any] = []
         self._lora_plus_ratio = lora_plus_ratio
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -34,19 +37,39 @@ class TrialTrainer(Trainer):
 
         Raises:
             Diverged: the loss is not finite.
+            Rejected: nor is it without the adapter, so that no configuration can help.
         """
         first = next(iter(inputs.values()))
         self.samples += len(first)
         tokens = inputs.get("input_ids")
         self.tokens += 0 if tokens is None else tokens.numel()
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if sum(v.nbytes for v in inputs.values() if isinstance(v, torch.Tensor)) <= MOST_KEPT_BYTES:
+            self._unchecked.append(inputs)
         every = 1 if loss.device.type == "cpu" else STEPS_BETWEEN_LOSS_CHECKS
-        if self.state.global_step % every == 0 and not math.isfinite(float(loss)):
-            raise Diverged(
-                f"the training loss became {float(loss)} at step {self.state.global_step + 1}; "
-                "a lower learning_rate or alpha would keep it finite"
-            )
+        if self.state.global_step % every == 0:
+            if not math.isfinite(float(loss)):
+                raise self._cause(model, loss)
+            self._unchecked.clear()
         return loss
+
+    def _cause(self, model: Any, loss: torch.Tensor) -> Exception:
+        """Why a loss is not finite: an example that the base model cannot take, or the training."""
+        step = self.state.global_step + 1
+        plain = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), plain.disable_adapter():
+            for batch in self._unchecked:
+                with self.compute_loss_context_manager():
+                    alone = float(cast(torch.Tensor, self.compute_loss(plain, self._prepare_inputs(batch))))
+                if not math.isfinite(alone):
+                    return Rejected(
+                        f"the training loss became {float(loss)} at step {step}, and without the adapter it is {alone} "
+                        "on the same batch: the data or the base model is to blame, not the configuration"
+                    )
+        return Diverged(
+            f"the training loss became {float(loss)} at step {step}; "
+            "a lower learning_rate or alpha would keep it finite"
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Save only the adapter: no pickled arguments, no vocabulary.

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainingArguments
 
+import cdka
 from service.schemas.leases import LeasedTrial
 from service.schemas.specs import PARAMETERS, StopReason, StudySpec
 
@@ -23,6 +24,7 @@ from ..failures import Diverged, Rejected
 from ..tasks import Task
 from ..tasks.task import Prepared, Scores
 from .follow import RESUMED_AFTER, Checkpoints, Follow
+from .probe import layers_without_gradient, require_finite_loss
 from .trainer import TrialTrainer
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,10 @@ class Reports(Protocol):
 
     def progress(self, step: int) -> None:
         """Note that training has reached a step."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Tell what was found about the model before the study's first step."""
         ...
 
 
@@ -126,6 +132,8 @@ def train_trial(
         )
         # It would print every evaluation.
         trainer.remove_callback(PrinterCallback)
+        if trial.inputs is None and trial.checkpoint is None:
+            _probe(trainer, prepared, trial.study.training.batch_size, reports)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoints.resume_from)
         seconds = time.perf_counter() - started
@@ -140,6 +148,26 @@ def train_trial(
         # The Trainer and its accelerator would keep the adapter's optimizer alive until collected.
         trainer.accelerator.free_memory()
     return Outcome(evaluations.metrics, evaluations.per_example, steps, ended_for, seconds, use)
+
+
+def _probe(trainer: TrialTrainer, prepared: Prepared, batch_size: int, reports: Reports) -> None:
+    """Look at the first examples before the study's first step.
+
+    Raises:
+        Rejected: the untrained model's loss on them is not finite, or several processes would train a layer that gets
+            no gradient.
+    """
+    rows = [prepared.train[k] for k in range(min(batch_size, len(prepared.train)))]
+    require_finite_loss(trainer, rows, prepared.rows)
+    unused = layers_without_gradient(trainer, rows[0])
+    if not unused:
+        return
+    said = f"{len(unused)} adapted layers get no gradient from the first example: {cdka.listed(unused)}"
+    if trainer.args.world_size > 1:
+        # DistributedDataParallel waits for a gradient of every parameter.
+        raise Rejected(f"{said}. Name the others in adapter.target_modules, or set resources.processes to 1")
+    _log.warning(said)
+    reports.note(said)
 
 
 @contextmanager

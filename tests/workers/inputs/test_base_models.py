@@ -17,7 +17,8 @@ from transformers import (
     MobileViTForImageClassification,
 )
 
-from service.schemas.specs import AdapterSpec, StudySpec
+import cdka
+from service.schemas.specs import StudySpec
 from tests.conftest import make_study
 from workers.failures import Rejected
 from workers.inputs.base_models import WarmModel, load_warm, new_modules
@@ -31,9 +32,10 @@ def study(**training: Any) -> StudySpec:
     return StudySpec.model_validate(make_study(training=training))
 
 
-def lend(warm: WarmModel, seed: int = 0, **adapter: Any) -> Any:
-    heads = {*warm.new_modules, "classifier"}
-    return warm.lend(adapter_config("cdka", PARAMS, AdapterSpec(**adapter), None, heads), seed)
+def lend(warm: WarmModel, seed: int = 0) -> Any:
+    heads = {*warm.heads, *warm.new_modules, "classifier"}
+    layers = cdka.module_shapes(warm.model, ["query"], heads=heads)
+    return warm.lend(adapter_config("cdka", PARAMS, layers, 0.0, None, heads), seed)
 
 
 def load(path: Path, labels: int = 3, **training: Any) -> WarmModel:
@@ -55,7 +57,7 @@ def test_a_backbone_without_its_pooler_stays_pretrained_and_the_pooler_is_traine
     warm = load(tmp_path)
     assert set(warm.new_modules) == {"bert.pooler", "classifier"}
     words = pretrained.bert.embeddings.word_embeddings.weight
-    lent = lend(warm, target_modules=["query"])
+    lent = lend(warm)
     assert torch.equal(warm.model.bert.embeddings.word_embeddings.weight, words)
     assert any("pooler" in n and p.requires_grad for n, p in lent.named_parameters())
     lent.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
@@ -74,7 +76,7 @@ def test_a_checkpoint_with_a_head_can_be_lent_repeatedly(tmp_path: Path, labels:
     assert warm.new_modules == (() if labels == 3 else ("classifier",))
     before = warm.model.classifier.weight.clone()
     for _ in range(2):
-        lent = lend(warm, target_modules=["query"])
+        lent = lend(warm)
         train(lent)
         warm.take_back(lent)
         if labels == 3:
@@ -92,7 +94,7 @@ def test_a_checkpoint_that_lacks_part_of_a_module_is_rejected() -> None:
 def test_trained_parameters_are_fp32(tmp_path: Path, precision: str) -> None:
     BertForSequenceClassification(BertConfig(**TINY)).to(torch.bfloat16).save_pretrained(tmp_path)
     warm = load(tmp_path, precision=precision)
-    lent = lend(warm, target_modules=["query"])
+    lent = lend(warm)
     assert {p.dtype for p in lent.parameters() if p.requires_grad} == {torch.float32}
     frozen = {p.dtype for p in lent.parameters() if not p.requires_grad}
     assert frozen == {torch.float32 if precision == "fp32" else torch.bfloat16}
@@ -105,7 +107,7 @@ def test_running_statistics_are_given_back_too(tmp_path: Path) -> None:
     MobileViTForImageClassification(config).save_pretrained(tmp_path)
     warm = load_warm(AutoModelForImageClassification, str(tmp_path), study(), num_labels=2)
     before = {n: b.clone() for n, b in warm.model.named_buffers()}
-    lent = lend(warm, target_modules=["query"])
+    lent = lend(warm)
     lent.train()
     lent(pixel_values=torch.randn(2, 3, 32, 32))
     changed = [n for n, b in warm.model.named_buffers() if n in before and not torch.equal(b, before[n])]

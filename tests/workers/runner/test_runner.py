@@ -50,7 +50,9 @@ def test_a_trial_is_trained_reported_and_stored(api: Api, runner: Runner, data_r
     assert trial["resources"]["steps"] == 15
     assert trial["resources"]["data"]["train"] == "40 examples"
     adapter = Path(trial["artifact"])
-    assert {f.name for f in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {"adapter_config.json", "adapter_model.safetensors", "cdka_task.json", "tokenizer.json"} <= {
+        f.name for f in adapter.iterdir()
+    }
     assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "CDKA"
     base = AutoModelForSequenceClassification.from_pretrained(data_root / "tiny-bert", num_labels=2)
     loaded = PeftModel.from_pretrained(base, adapter)
@@ -183,7 +185,8 @@ def test_running_out_of_host_memory_is_infeasible_and_keeps_the_runner(api: Api,
 def test_an_exception_in_user_code_is_retried_in_a_fresh_process(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1, "retries": 1})
 
-    def explode(*args: Any) -> None:
+    def explode(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> None:
+        reports.progress(1)
         raise KeyError("loss")
 
     runner.train_trial = explode
@@ -192,6 +195,21 @@ def test_an_exception_in_user_code_is_retried_in_a_fresh_process(api: Api, runne
     assert trials(api, study)[0]["state"] == "queued"
     step(Runner(runner.client, runner.settings, "runner-2"))
     assert trials(api, study)[0]["state"] == "completed"
+
+
+def test_an_exception_before_the_first_step_of_a_study_ends_it_once(api: Api, runner: Runner) -> None:
+    study = api.create(search={"trials": 3, "retries": 2})
+
+    def explode(*args: Any) -> None:
+        raise ValueError("images of 3 channels were expected")
+
+    runner.train_trial = explode
+    with pytest.raises(Poisoned):
+        step(runner)
+    read = api.call("GET", f"/studies/{study['id']}").json()
+    assert (read["state"], len(trials(api, study))) == ("failed", 1)
+    assert read["reason"].endswith("training cannot start: images of 3 channels were expected")
+    assert "ValueError" not in read["reason"]
 
 
 def test_the_last_output_of_a_failed_trial_is_in_its_log(api: Api, runner: Runner) -> None:
