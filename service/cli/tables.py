@@ -19,6 +19,8 @@ from ..schemas.studies import RankingOut, StrategyOut, StudyOut
 from ..schemas.trials import TrialOut
 
 ENDED = ("completed", "cancelled", "failed")
+# Classes shown by name.
+MOST_CLASSES = 20
 
 
 def watch(client: Client, study_id: str, console: Console, poll_seconds: float = 1.0) -> StudyOut:
@@ -173,6 +175,20 @@ def studies_table(studies: Sequence[StudyOut]) -> Table:
             f"{s.created_at:%Y-%m-%d %H:%M}",
         )
     return table
+
+
+def inputs_told(study: StudyOut) -> list[str]:
+    """Lines about what a study is trained on, as its first trial read it, and about what is not adapted."""
+    lines = []
+    if study.inputs is not None:
+        for name, split in study.inputs.splits.items():
+            dropped = f", {split.dropped} dropped" if split.dropped else ""
+            lines.append(f"{name}: {split.read} rows read{dropped}, {split.used} used ({split.origin})")
+        if study.inputs.classes is not None:
+            shown, more = study.inputs.classes[:MOST_CLASSES], len(study.inputs.classes) - MOST_CLASSES
+            lines.append(f"classes: {', '.join(shown)}{f' and {more} more' if more > 0 else ''}")
+        lines += study.inputs.notes
+    return lines + study.notes
 
 
 def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:

@@ -76,7 +76,7 @@ def _take(
         lease, trial, study = held(session, lease_id, team_id)
         trial = reclaim(session, trial, now)
         expires_at = now + ctx.lease_time
-        points = _points(reports, now)
+        points = [MetricPoint(step, name, value, now) for step, values in reports for name, value in values.items()]
         added = Metrics(session).add(trial.id, points)
         changes: dict[str, Any] = {}
         if checkpoint is not None and checkpoint != trial.checkpoint:
@@ -101,15 +101,6 @@ def _take(
             Trials(session).write(trial.id, **changes)
         trial = replace(trial, curve=changes.get("curve", trial.curve))
     return _Taken(trial, study, reason, expires_at, len(values))
-
-
-def _points(reports: Sequence[tuple[int, dict[str, float]]], now: datetime) -> list[MetricPoint]:
-    """The reported values. The first of a metric's values for one step counts, as in the table of metrics."""
-    first: dict[tuple[str, int], MetricPoint] = {}
-    for step, values in reports:
-        for name, value in values.items():
-            first.setdefault((name, step), MetricPoint(step, name, value, now))
-    return list(first.values())
 
 
 def _evaluations(study: Study, points: Sequence[MetricPoint], added: Sequence[tuple[str, int]]) -> list[float]:

@@ -131,6 +131,7 @@ def _json(ctx: Context, study: Study, comparison: dict[str, Any], predictions: d
         "phase": study.phase,
         "spec": study.spec.model_dump(mode="json"),
         "plan": study.plan.model_dump(mode="json"),
+        "inputs": None if study.inputs is None else study.inputs.model_dump(mode="json"),
         "predictions": predictions,
         "comparison": comparison,
     }

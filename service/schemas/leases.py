@@ -60,10 +60,20 @@ class ReportIn(Sent):
     metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)]
 
 
+def _each_value_once(reports: list[ReportIn]) -> list[ReportIn]:
+    named: set[tuple[int, str]] = set()
+    for report in reports:
+        for name in report.metrics:
+            if (report.step, name) in named:
+                raise ValueError(f"{name} of step {report.step} is reported twice in one request")
+            named.add((report.step, name))
+    return reports
+
+
 class ReportsIn(Sent):
     """Reports since the last call; none is a heartbeat."""
 
-    reports: Annotated[list[ReportIn], Field(max_length=1000)] = []
+    reports: Annotated[list[ReportIn], Field(max_length=1000), AfterValidator(_each_value_once)] = []
     checkpoint: Address | None = None
 
 

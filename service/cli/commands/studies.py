@@ -45,6 +45,8 @@ def show(study_id: StudyId, as_json: AsJson = False) -> None:
         if words:
             session.console.print(words, markup=False)
     session.console.print(tables.trials_table(trials, study.spec.objective.metric))
+    for words in tables.inputs_told(study):
+        session.console.print(words, markup=False, highlight=False)
 
 
 @app.command()
