@@ -13,6 +13,7 @@ from typing import Any
 from .errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
+_LFS_POINTER = b"version https://git-lfs"
 _SINGLE = "model.safetensors"
 # No header of a real model is longer (100 MB, the limit of the safetensors library).
 _LONGEST_HEADER = 100_000_000
@@ -80,7 +81,11 @@ def read_header(file: Path) -> list[Tensor]:
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        start_of_file = stream.read(8)
+        if start_of_file == _LFS_POINTER[:8] and (start_of_file + stream.read(32)).startswith(_LFS_POINTER):
+            raise CheckpointError(f"{file.name} is a pointer of git-lfs, not the file itself: run git lfs pull")
+        stream.seek(8)
+        length = int.from_bytes(start_of_file, "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise CheckpointError(f"{file.name} is truncated or is no safetensors file ({size} bytes)")
         try:

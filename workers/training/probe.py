@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..failures import Rejected
+
+_PREFIX = "base_model.model."
 
 
 def require_finite_loss(trainer: Any, rows: Sequence[dict[str, Any]], numbers: Sequence[int]) -> None:
@@ -81,4 +84,5 @@ def _aside(model: nn.Module) -> Iterator[None]:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("base_model.model.")
+    """A parameter's name without what PEFT adds."""
+    return re.sub(r"\.base_layer\b|\.original_module\b|\.modules_to_save\.\w+", "", name.removeprefix(_PREFIX))
