@@ -40,7 +40,9 @@ def unused_layers(config: PretrainedConfig, task_kind: str, shapes: Iterable[Mod
                 weight.requires_grad_(True)
             model.train()
             inputs = fake_inputs(input_shapes(small, task_kind, TrainingStep(batch_size=2, length=8)))
-            model(**inputs).loss.backward()
+            loss = model(**inputs).loss
+            if loss.requires_grad:
+                loss.backward()
     except Exception:  # a model's forward pass may raise anything
         return []
     used = {key(name) for name, weight in weights.items() if weight.grad is not None}
