@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers.utils import logging
 
 from .counts import ModuleShape, rank_bound
 from .errors import CdkaError
@@ -102,6 +103,9 @@ def merge(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command. A :class:`CdkaError` is printed to stderr and exits with 2."""
+    # What they would say of heads and missing weights is checked, and told in our words.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         app(args=arguments, prog_name="cdka")
     except CdkaError as error:

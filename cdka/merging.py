@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from .layer import CdkaLayer, layer_dimensions
 from .shapes import AUTO_MODELS, listed
 from .task_file import PROCESSING, TaskFile, read_task_file
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _KINDS = {
     "SEQ_CLS": "sequence_classification",
     "CAUSAL_LM": "causal_lm",
@@ -50,6 +53,8 @@ def load_adapted(
     if not name:
         raise AdapterError(f"{path} does not name its base model: name it")
     where, gguf = model_source(name)
+    if not Path(where).is_dir() and not _HUB_NAME.fullmatch(where):
+        raise CheckpointError(f"there is no folder {name!r} here: name the base model")
     revision = task.base_revision if task is not None and base is None else None
     if task is not None and not any_base:
         _require_base(where, gguf, revision, task, name)
@@ -80,7 +85,10 @@ def load_adapted(
     _require_layers(model, saved, name)
     _require_heads(model, saved, set(info["missing_keys"]) | mismatched)
     try:
-        adapted = PeftModel.from_pretrained(model, str(path))
+        with warnings.catch_warnings():
+            # What is missing is refused below.
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(path))
     except Exception as error:  # PEFT raises several kinds
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise AdapterError(f"{path} does not fit the base model {name!r}: {said}") from error

@@ -29,6 +29,19 @@ PROCESSING = (
 )
 
 
+_TYPES: dict[str, type] = {
+    "kind": str,
+    "base_model": str,
+    "base_revision": str,
+    "base_sha256": str,
+    "classes": list,
+    "columns": dict,
+    "template": str,
+    "max_length": int,
+    "origin": dict,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TaskFile:
     """The content of ``cdka_task.json`` in an adapter's folder.
@@ -71,10 +84,21 @@ def read_task_file(folder: Path) -> TaskFile | None:
         return None
     try:
         found = json.loads(file.read_text("utf-8"))
-        known = {name: found[name] for name in TaskFile.__slots__ if name in found}
-        return TaskFile(**known)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{file} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise AdapterError(f"{file} cannot be read: it holds no JSON object")
+    for name, kinds in _TYPES.items():
+        optional = name not in ("kind", "base_model")
+        if not (isinstance(found.get(name), kinds) or (optional and found.get(name) is None)):
+            raise AdapterError(
+                f"{file} cannot be read: {name} is {'missing' if name not in found else 'of another type'}"
+            )
+    classes = found.get("classes")
+    if classes is not None and not all(isinstance(name, str) for name in classes):
+        raise AdapterError(f"{file} cannot be read: classes are names")
+    # A later version may say more.
+    return TaskFile(**{name: found[name] for name in _TYPES if found.get(name) is not None})
 
 
 def copy_meaning(source: Path, target: Path) -> None:
