@@ -15,8 +15,9 @@ from transformers.utils import logging
 
 from .counts import ModuleShape, rank_bound
 from .errors import CdkaError
-from .exchange import read_adapter, to_lokr, to_lora
+from .exchange import PREFIX, plain_key, read_adapter, to_lokr, to_lora
 from .merging import merge_adapter
+from .shapes import listed
 
 adapter = typer.Typer(no_args_is_help=True, help="Inspect, convert and merge saved CDKA adapters.")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -54,15 +55,17 @@ def inspect(folder: Folder, as_json: Annotated[bool, typer.Option("--json", help
                 "norm": float(gram.sum().clamp_min(0).sqrt()),
             }
         )
+    beside = {plain_key(key).removeprefix(PREFIX): value.numel() for key, value in saved.others.items()}
     if as_json:
-        typer.echo(json.dumps({"parameters": saved.parameters, "layers": rows}, indent=2))
+        typer.echo(json.dumps({"parameters": saved.parameters, "beside": beside, "layers": rows}, indent=2))
         return
     columns = list(rows[0])
     texts = [[f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *texts]) for i in range(len(columns))]
     for line in [columns, *texts]:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    typer.echo(f"{len(rows)} layers, {saved.parameters} parameters")
+    more = f"; {sum(beside.values())} more in heads and biases: {listed(sorted(beside))}" if beside else ""
+    typer.echo(f"{len(rows)} layers, {saved.parameters} parameters{more}")
 
 
 @adapter.command()

@@ -40,10 +40,11 @@ class CdkaConfig(PeftConfig):
         rank_pattern, r1_pattern, r2_pattern, alpha_pattern: per-module values by name or regular expression.
         layers_to_transform, layers_pattern: restrict a list of target modules to layers by index.
         modules_to_save: modules trained in full and saved with the adapter.
-        bias: only ``"none"``.
+        bias: biases of the base model to train along: ``"none"``, ``"all"`` of them, or those of the adapted layers
+            (``"cdka_only"``). At most one adapter of a model may train biases. They stay when it is disabled.
 
     Raises:
-        CdkaError: a size is not a positive integer, or dropout is outside ``[0, 1)``.
+        CdkaError: a size is not a positive integer, dropout is outside ``[0, 1)``, or a name is unknown.
     """
 
     r1: int = field(default=2, metadata={"help": "Component size on the output side; divides every d_out."})
@@ -65,7 +66,7 @@ class CdkaConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer indices to adapt."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved in full."})
-    bias: str = field(default="none", metadata={"help": "Only 'none'."})
+    bias: str = field(default="none", metadata={"help": "Biases to train along: none, all or cdka_only."})
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -76,8 +77,8 @@ class CdkaConfig(PeftConfig):
             raise CdkaError(f"init_weights={self.init_weights!r} is unknown; available: {', '.join(NAMES)}")
         if self.fit not in FITS:
             raise CdkaError(f"fit={self.fit!r} is unknown; available: {', '.join(FITS)}")
-        if self.bias != "none":
-            raise CdkaError(f"bias={self.bias!r} is not supported; the only value is 'none'")
+        if self.bias not in BIASES:
+            raise CdkaError(f"bias={self.bias!r} is unknown; available: {', '.join(BIASES)}")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
             for name in ("layers_to_transform", "layers_pattern"):
                 if getattr(self, name) is not None:
@@ -130,6 +131,7 @@ SCALES: dict[str, Callable[[float, int, int], float]] = {
     "constant": constant_scale,
 }
 FITS = ("strict", "nearest")
+BIASES = ("none", "all", "cdka_only")
 
 
 def _require_size(symbol: str, value: object) -> None:

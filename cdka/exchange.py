@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .config import CdkaConfig
 from .errors import AdapterError
@@ -20,6 +22,32 @@ from .task_file import copy_meaning
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+
+
+# Components that torch.compile, FSDP and activation checkpointing add to names.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def plain_key(key: str) -> str:
+    """A key of a saved adapter without what wrappers of the whole model or of compiled parts add to it."""
+    plain = _WRAPPERS.sub("", key)
+    # DistributedDataParallel's. Within a name "module" may be the model's own.
+    return plain[len("module.") :] if plain.startswith("module.base_model.") else plain
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """The names of a model's modules, by their names without what wrappers of its parts add."""
+    wrapped = {
+        name for name, module in model.named_modules() if isinstance(module, DataParallel | DistributedDataParallel)
+    }
+
+    def plain(name: str) -> str:
+        for outer in sorted(wrapped, key=len, reverse=True):
+            if name.startswith(f"{outer}.module.") or name == f"{outer}.module":
+                name = outer + name[len(f"{outer}.module") :]
+        return plain_key(name)
+
+    return {name: plain(name) for name, _ in model.named_modules()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +107,7 @@ def _parse(config: CdkaConfig, state: dict[str, Tensor]) -> SavedAdapter:
     from .model import scale_by_module
 
     layers, others = {}, {}
+    state = {plain_key(key): value for key, value in state.items()}
     for key, value in state.items():
         name, _, part = key.removeprefix(PREFIX).rpartition(".cdka_")
         if part == "A":
@@ -101,8 +130,9 @@ def _of_model(model: PeftModel, adapter_name: str) -> SavedAdapter:
     if not isinstance(config, CdkaConfig):
         raise AdapterError(f"the model has no CDKA adapter named {adapter_name!r}")
     _refuse_weight_start(config)
+    plain = plain_names(model)
     adapted = {
-        name.removeprefix(PREFIX): layer
+        plain[name].removeprefix(PREFIX): layer
         for name, layer in model.named_modules()
         if isinstance(layer, CdkaLayer) and adapter_name in layer.cdka_A
     }
@@ -116,8 +146,19 @@ def _of_model(model: PeftModel, adapter_name: str) -> SavedAdapter:
     bases = {name: layer.get_base_layer() for name, layer in adapted.items()}
     kernels = {name: base.kernel_size for name, base in bases.items() if isinstance(base, nn.Conv2d)}
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    others = {key: value.detach().cpu() for key, value in state.items() if ".cdka_" not in key}
+    factors = {f"{PREFIX}{name}.cdka_{part}" for name in layers for part in "AB"}
+    named = {plain_parameter(key, plain): value.detach().cpu() for key, value in state.items()}
+    others = {key: value for key, value in named.items() if key not in factors}
     return SavedAdapter(config, layers, others, kernels)
+
+
+def plain_parameter(key: str, names: dict[str, str]) -> str:
+    """A parameter's name without what wrappers add, by :func:`plain_names`."""
+    owner, part = key, ""
+    while owner not in names:
+        owner, _, last = owner.rpartition(".")
+        part = f".{last}{part}"
+    return f"{names[owner]}{part}".removeprefix(".")
 
 
 def _refuse_weight_start(config: CdkaConfig) -> None:
@@ -168,6 +209,7 @@ def to_lora(source: PeftModel | str | Path, directory: str | Path, adapter_name:
             "rank_pattern": uneven,
             "alpha_pattern": uneven,
             "lora_dropout": adapter.config.dropout,
+            "bias": {"cdka_only": "lora_only"}.get(adapter.config.bias, adapter.config.bias),
             "target_modules": sorted(adapter.layers),
         },
     )
@@ -187,9 +229,12 @@ def to_lokr(source: PeftModel | str | Path, directory: str | Path, adapter_name:
         Relative error ``|dW - lokr|_F / |dW|_F`` by layer; 0 where the export is exact.
 
     Raises:
-        AdapterError: there is no such adapter, it has ``init_weights="weight"``, or it adapts convolutions.
+        AdapterError: there is no such adapter, it has ``init_weights="weight"``, or it adapts convolutions or trained
+            biases.
     """
     adapter = _source(source, adapter_name)
+    if adapter.config.bias != "none":
+        raise AdapterError(f"LoKr keeps no biases, and the adapter has bias={adapter.config.bias!r}; merge it instead")
     if adapter.kernels:
         raise AdapterError(f"LoKr export is for linear layers; these are convolutions: {', '.join(adapter.kernels)}")
     state, errors = dict(adapter.others), {}

@@ -61,6 +61,8 @@ class CdkaLayer(BaseTunerLayer):
         self.cdka_B = nn.ParameterDict()
         # The dW that ``init_weights="weight"`` took out of the base weight, as factors that include the scale.
         self.taken_out: dict[str, tuple[Tensor, Tensor]] = {}
+        # Whether other modules hold the same weight, as tied embeddings do.
+        self.shares_weight = bool(kwargs.get("shares_weight", False))
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -116,8 +118,14 @@ class CdkaLayer(BaseTunerLayer):
         Without the adapter (disabled, deleted or unloaded), the layer computes with the original W again.
 
         Raises:
-            AdapterError: the base weight is quantised, so dW cannot be subtracted from it exactly.
+            AdapterError: the base weight is quantised, so dW cannot be subtracted from it exactly, or it belongs to
+                other modules, too, whose output would change.
         """
+        if self.shares_weight:
+            raise AdapterError(
+                f"init_weights='weight' would take part of a weight that {layer_name} shares with another module, such "
+                "as tied embeddings; leave the layer out, or use another initialisation"
+            )
         if self.quantization_backend is not None:
             raise AdapterError(f"init_weights='weight' needs an unquantised weight, but {layer_name} is quantised")
         scale = self.scaling[adapter_name]
@@ -169,8 +177,15 @@ class CdkaLayer(BaseTunerLayer):
             delta = kron_delta(A, B, self.scaling[adapter_name])
         return self._as_weight(delta)
 
+    def _own_weight(self) -> None:
+        """Part from modules that share the weight: dW is this layer's alone."""
+        if self.shares_weight and self.quantization_backend is None:
+            base: Any = self.get_base_layer()
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=base.weight.requires_grad)
+            self.shares_weight = False
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters' dW to the base weight.
+        """Add the adapters' dW to the base weight. A weight that others share is copied first.
 
         Raises:
             ValueError: ``safe_merge`` is set and the result contains NaN or infinity; the weight is unchanged.
@@ -178,6 +193,7 @@ class CdkaLayer(BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names) or []:
             if name not in self.cdka_A:
                 continue
+            self._own_weight()
             weight = self.get_base_weight()
             dtype = weight.dtype
             merged = weight.clone() if safe_merge else weight
@@ -199,11 +215,14 @@ class CdkaLayer(BaseTunerLayer):
                 weight -= self.get_delta_weight(name).to(weight.dtype)
                 self.set_base_weight(weight)
 
+    def own_scale(self, adapter: str) -> float:
+        """The adapter's lambda, whatever :meth:`set_scale` made of it."""
+        return SCALES[self.scale_rule[adapter]](self.alpha[adapter], self.r[adapter], self.r2[adapter])
+
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set the adapter's scale to ``scale`` times its own lambda."""
         if adapter in self.scaling:
-            rule = SCALES[self.scale_rule[adapter]]
-            self.scaling[adapter] = scale * rule(self.alpha[adapter], self.r[adapter], self.r2[adapter])
+            self.scaling[adapter] = scale * self.own_scale(adapter)
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the scale of the active adapters."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from .checkpoints import model_source, weights_digest
 from .errors import AdapterError, CdkaError, CheckpointError
-from .exchange import PREFIX, SavedAdapter, read_adapter
+from .exchange import CONFIG, PREFIX, WEIGHTS, SavedAdapter, plain_key, read_adapter
 from .layer import CdkaLayer, layer_dimensions
 from .shapes import AUTO_MODELS, listed
 from .task_file import PROCESSING, TaskFile, read_task_file
@@ -82,13 +86,14 @@ def load_adapted(
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    saved = _fit_names(saved, model)
     _require_layers(model, saved, name)
     _require_heads(model, saved, set(info["missing_keys"]) | mismatched)
     try:
         with warnings.catch_warnings():
             # What is missing is refused below.
             warnings.filterwarnings("ignore", "Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(path))
+            adapted = _load(model, path, saved)
     except Exception as error:  # PEFT raises several kinds
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise AdapterError(f"{path} does not fit the base model {name!r}: {said}") from error
@@ -192,6 +197,40 @@ def _class_count(config: Any, kind: str, saved: SavedAdapter) -> int | None:
 
 def _plain(key: str) -> str:
     return key.removeprefix(PREFIX)
+
+
+def _fit_names(saved: SavedAdapter, model: Any) -> SavedAdapter:
+    """An adapter whose names are the model's: ``module`` is left out where DistributedDataParallel added it."""
+    there = {name for name, _ in model.named_modules()}
+
+    def fitted(name: str) -> str:
+        plain = ".".join(part for part in name.split(".") if part != "module")
+        return plain if name not in there and plain in there else name
+
+    layers = {fitted(name): factors for name, factors in saved.layers.items()}
+    others = {}
+    for key, value in saved.others.items():
+        owner, _, parameter = _plain(key).rpartition(".")
+        others[f"{PREFIX}{fitted(owner)}.{parameter}"] = value
+    return replace(saved, layers=layers, others=others)
+
+
+def _load(model: Any, path: Path, saved: SavedAdapter) -> PeftModel:
+    """The model with the adapter, whose file may have names that wrappers have changed."""
+    wanted = {f"{PREFIX}{name}.cdka_{part}" for name in saved.layers for part in "AB"} | saved.others.keys()
+    state = load_file(path / WEIGHTS)
+    if state.keys() == wanted:
+        return PeftModel.from_pretrained(model, str(path))
+    names = {fitted.removeprefix(PREFIX): fitted for fitted in wanted}
+    renamed = {}
+    for key, value in state.items():
+        plain = _plain(plain_key(key))
+        bare = ".".join(part for part in plain.split(".") if part != "module")
+        renamed[names.get(plain) or names.get(bare) or key] = value
+    with tempfile.TemporaryDirectory(prefix="cdka-adapter-") as scratch:
+        shutil.copyfile(path / CONFIG, Path(scratch) / CONFIG)
+        save_file(renamed, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
+        return PeftModel.from_pretrained(model, scratch)
 
 
 def _require_layers(model: Any, saved: SavedAdapter, name: str) -> None:

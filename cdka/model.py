@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,7 +62,10 @@ class CdkaModel(BaseTuner):
             target.update_layer(adapter_name, config, layer_name=current_key, **sizes)
             return
         kwargs = get_quantization_kwargs(self)
-        new_module = layer_class(target, adapter_name, config, layer_name=current_key, **sizes, **kwargs)
+        shares = id(getattr(base, "weight", None)) in self._shared
+        new_module = layer_class(
+            target, adapter_name, config, layer_name=current_key, shares_weight=shares, **sizes, **kwargs
+        )
         if adapter_name not in self.active_adapters:
             # An additional adapter is frozen until it is activated.
             new_module.requires_grad_(False)
@@ -68,6 +73,9 @@ class CdkaModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Inject the adapter as PEFT does, then group the layers that share an input (:mod:`cdka.groups`)."""
+        owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+        # Weights that several modules hold, such as tied embeddings.
+        self._shared = {key for key, count in owners.items() if count > 1}
         super().inject_adapter(model, *args, **kwargs)
         self._groups: list[LayerGroup | None] = [*group_layers(model, CdkaLinear)]
 
@@ -125,10 +133,11 @@ class CdkaModel(BaseTuner):
             r: number of components for ``"svd"``; by default the first adapter's.
 
         Raises:
-            AdapterError: an adapter or the combination type is unknown, the new name is taken, the number of weights is
-                wrong, or adapters of one layer differ in (r1, r2).
+            AdapterError: an adapter or the combination type is unknown, the new name is taken or is none, the number
+                of weights is wrong, a weight is not finite, r is not a positive integer, an adapter started from the
+                base weight, or adapters of one layer differ in (r1, r2). Nothing is changed.
         """
-        self._check_combination(adapters, weights, adapter_name, combination_type)
+        self._check_combination(adapters, weights, adapter_name, combination_type, r)
         first: Any = self.peft_config[adapters[0]]
         components = None if combination_type == "cat" else (r or first.r)
         combined = {
@@ -143,6 +152,8 @@ class CdkaModel(BaseTuner):
             alpha_pattern={},
             init_weights=True,
             inference_mode=True,
+            # The base model has them already.
+            bias="none",
             target_modules=set(combined),
             exclude_modules=None,
             layers_to_transform=None,
@@ -151,16 +162,30 @@ class CdkaModel(BaseTuner):
             r1_pattern={name: A.shape[1] for name, (A, _) in combined.items()},
             r2_pattern={name: B.shape[2] for name, (_, B) in combined.items()},
         )
-        self.inject_adapter(self.model, adapter_name)
-        with torch.no_grad():
-            for name, (A, B) in combined.items():
-                layer = self.model.get_submodule(name)
-                layer.cdka_A[adapter_name].copy_(A)
-                layer.cdka_B[adapter_name].copy_(B)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+            with torch.no_grad():
+                for name, (A, B) in combined.items():
+                    layer = self.model.get_submodule(name)
+                    layer.cdka_A[adapter_name].copy_(A)
+                    layer.cdka_B[adapter_name].copy_(B)
+        except BaseException:
+            for layer in self.model.modules():
+                if isinstance(layer, CdkaLayer) and adapter_name in layer.cdka_A:
+                    layer.delete_adapter(adapter_name)
+            self.peft_config.pop(adapter_name, None)
+            raise
 
     def _check_combination(
-        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, combination_type: str
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str,
+        r: int | None,
     ) -> None:
+        if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
+            raise AdapterError(f"{adapter_name!r} is no name of an adapter; give a word without dots")
         if adapter_name in self.peft_config:
             raise AdapterError(f"an adapter named {adapter_name!r} already exists")
         missing = [name for name in adapters if name not in self.peft_config]
@@ -168,8 +193,19 @@ class CdkaModel(BaseTuner):
             raise AdapterError(f"no adapter named {', '.join(missing)}; available: {', '.join(self.peft_config)}")
         if len(adapters) != len(weights):
             raise AdapterError(f"got {len(weights)} weights for {len(adapters)} adapters; give one weight per adapter")
+        wrong = [weight for weight in weights if not _is_finite(weight)]
+        if wrong:
+            raise AdapterError(f"the weight {wrong[0]!r} is not a finite number")
         if combination_type not in ("cat", "svd"):
             raise AdapterError(f"combination_type={combination_type!r} is unknown; available: cat, svd")
+        if r is not None and (isinstance(r, bool) or not isinstance(r, int) or r < 1):
+            raise AdapterError(f"r={r!r} is not a number of components; give an integer of at least 1")
+        started = [name for name in adapters if getattr(self.peft_config[name], "init_weights", None) == "weight"]
+        if started:
+            raise AdapterError(
+                f"{started[0]!r} has init_weights='weight': its update depends on the base weight that it was taken "
+                "from, so it cannot be combined; merge it instead"
+            )
 
     def unload(self) -> nn.Module:
         """The base model without adapters; weight that adapters took out of it is restored."""
@@ -190,6 +226,10 @@ def _layer_class(base: nn.Module, name: str) -> type[CdkaLinear] | type[CdkaConv
         f"target module {name} is a {type(base).__name__}; CDKA adapts linear layers "
         "(torch.nn.Linear, GPT-2's Conv1D) and torch.nn.Conv2d"
     )
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
 
 
 def _combined(

@@ -172,6 +172,7 @@ def test_inspect_tells_the_structure(tmp_path: Path, capsys: pytest.CaptureFixtu
     model.save_pretrained(tmp_path)
     assert run("inspect", str(tmp_path), "--json") == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["beside"] == {}
     assert told["parameters"] == sum(p.numel() for n, p in model.named_parameters() if "cdka_" in n)
     first = next(row for row in told["layers"] if row["layer"] == "first")
     assert (first["d_in"], first["d_out"], first["r1"], first["r2"], first["r"]) == (24, 32, 2, 4, 4)

@@ -166,7 +166,7 @@ def test_a_module_that_is_not_linear_is_refused_by_name() -> None:
         ({"alpha": -1}, "alpha=-1 is not a scale"),
         ({"alpha": float("nan")}, "alpha=nan is not a scale"),
         ({"dropout": 1.0}, "dropout=1.0 is not a probability"),
-        ({"bias": "all"}, "the only value is 'none'"),
+        ({"bias": "lora_only"}, "available: none, all, cdka_only"),
         ({"rank_pattern": {"query": 0}}, "r of 'query'=0 is not a component size"),
         ({"target_modules": ".*q", "layers_to_transform": [0]}, "not with a regular expression"),
     ],
