@@ -84,7 +84,7 @@ def test_lines_of_prose_fit_a_screen(page: Path) -> None:
 
 def test_the_readme_is_short_and_has_both_pictures() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
-    assert len(lines) <= 130
+    assert len(lines) <= 150
     assert any(line.startswith("![") for line in lines)
     assert "```mermaid" in lines
 
@@ -144,8 +144,8 @@ def test_python_blocks_run(data_root: Path) -> None:
         space: dict[str, Any] = {"budget": 20_000, "batches": []}
         for text in blocks(page, "python"):
             compile(text, name(page), "exec")
-            if name(page) in RUN_ELSEWHERE or "Client(" in text:
-                continue
+            if name(page) in RUN_ELSEWHERE or "Client(" in text or "pipeline(" in text:
+                continue  # tests/system/test_tutorial.py runs those
             tiny = text.replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(str(data_root / "tiny-bert")))
             if "batches" in text:
                 ids = torch.ones(2, 4, dtype=torch.long)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..errors import ServiceError
+from ..errors import Conflict, ServiceError
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
 from ..schemas.leases import DemandOut, DirectiveOut, InputsOut, LeasesOut, LogTaken, ResultIn, ResultOut
@@ -166,6 +168,40 @@ class Client(Connection):
     def fetch_adapter(self, trial_id: str, file: Path) -> Path:
         """Download a trial's adapter, as PEFT saved it, as a zip file."""
         return self._download(f"/trials/{trial_id}/adapter", file)
+
+    def best_trial(self, study_id: str) -> TrialOut:
+        """The trial whose adapter to use: of the best configuration found, the confirmation run with the first seed.
+
+        A study without confirmation runs answers with the best trial of its search.
+
+        Raises:
+            Conflict: no trial of the study has finished yet.
+        """
+        trials = [t for t in self.trials(study_id) if t.state == "completed"]
+        confirmed = [t for t in trials if t.candidate == "best"]
+        if confirmed:
+            return min(confirmed, key=lambda trial: trial.number)
+        best = self.comparison(study_id).best_trial
+        found = next((t for t in trials if best is not None and t.number == best["number"]), None)
+        if found is None:
+            raise Conflict("the study has no finished trial yet")
+        return found
+
+    def fetch_best(self, study_id: str, folder: Path) -> Path:
+        """Download the adapter of :meth:`best_trial` into a new folder, with its tokenizer and ``cdka_task.json``.
+
+        Raises:
+            Conflict: no trial of the study has finished yet, or the folder exists and is not empty.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise Conflict(f"{folder} exists and is not an empty folder")
+        trial = self.best_trial(study_id)
+        with tempfile.TemporaryDirectory(prefix="cdka-fetch-") as scratch:
+            file = self.fetch_adapter(trial.id, Path(scratch) / "adapter.zip")
+            folder.mkdir(parents=True, exist_ok=True)
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(folder)
+        return folder
 
     # Operation.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from service.errors import Unavailable
 from .conftest import SLICE, until
 
 ROOT = Path(__file__).parents[2]
+TOPICS = {"business", "entertainment", "politics", "sport", "tech"}
 ADDRESS = "http://127.0.0.1:8765"
 
 
@@ -114,11 +117,26 @@ def test_the_tutorial_leads_from_a_csv_file_to_a_served_adapter(reader: Reader) 
             assert "best found" in printed
         elif "pipeline(" in block:
             topic, score = printed.split()
-            assert topic in {"business", "entertainment", "politics", "sport", "tech"}
+            assert topic in TOPICS
             assert 0 < float(score) <= 1
     assert "LoRA of rank" in printed
     assert (reader.folder / "adapter-lora/adapter_model.safetensors").exists()
     assert (reader.folder / "merged/model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_readme_ends_with_the_winner_in_a_plain_pipeline(reader: Reader) -> None:
+    assert reader.ids, "the tutorial runs first and has a study"
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("## Use the winner") : text.index("## The adapter alone")]
+    shutil.rmtree(reader.folder / "adapter")
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL):
+        printed = reader.run(language, block)
+        if language == "python":
+            (answer,) = ast.literal_eval(printed)
+            assert answer["label"] in TOPICS
+            assert 0 < answer["score"] <= 1
 
 
 @pytest.mark.slow

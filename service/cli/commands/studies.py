@@ -156,6 +156,16 @@ def export(
 
 
 @app.command()
+def fetch(
+    study_id: StudyId,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("adapter"),
+) -> None:
+    """Download the adapter of the best configuration found, with its tokenizer and class names."""
+    with session.connect() as client:
+        print(client.fetch_best(study_id, out))
+
+
+@app.command()
 def front(study_id: StudyId, as_json: AsJson = False) -> None:
     """Show the Pareto front."""
     with session.connect() as client:

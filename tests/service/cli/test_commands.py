@@ -89,6 +89,29 @@ def test_an_adapter_can_be_downloaded(command: Any, api: Api, tmp_path: Path) ->
     assert out.read_bytes().startswith(b"PK")
 
 
+def test_the_best_adapter_of_a_study_is_fetched_into_a_folder(command: Any, api: Api, tmp_path: Path) -> None:
+    study = api.create(search={"trials": 2}, compare={"seeds": 2, "learning_rate": "shared"})
+    with pytest.raises(errors.Conflict, match="no finished trial yet"):
+        command("fetch", study["id"])
+    store = Path(api.ctx.settings.artifacts_url) / "studies" / study["id"]
+    confirmed = []
+    while (lease := api.lease()) is not None:
+        folder = store / str(lease["trial"]["number"])
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(str(lease["trial"]["number"]))
+        api.finish(lease, value=0.9 if lease["trial"]["number"] == 1 else 0.5, artifact=str(folder))
+        if len(confirmed) == 0 and lease["trial"]["number"] == 0:
+            assert said(command, "fetch", study["id"], "--out", str(tmp_path / "early")) == str(tmp_path / "early")
+            assert (tmp_path / "early" / "adapter_config.json").read_text() == "0"
+        confirmed.append(lease["trial"])
+    trials = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]
+    first = min(t["number"] for t in trials if t["candidate"] == "best")
+    said(command, "fetch", study["id"], "--out", str(tmp_path / "best"))
+    assert (tmp_path / "best" / "adapter_config.json").read_text() == str(first)
+    with pytest.raises(errors.Conflict, match="is not an empty folder"):
+        command("fetch", study["id"], "--out", str(tmp_path / "best"))
+
+
 def test_operation_from_the_command_line(command: Any, api: Api) -> None:
     team = said(command, "team", "create", "research", "--weight", "2", "--max-gpus", "8")
     assert (
