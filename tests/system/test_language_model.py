@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from transformers import pipeline
 
+import cdka
 from service.app import create_app, make_context
 from service.client import Client
 from service.client.testing import AppTransport
@@ -79,6 +81,12 @@ def test_a_language_model_learns_to_answer(tmp_path: Path) -> None:
         assert losses[1] < losses[0] < 1.5
         # An answer after #### is a form that only the training shows.
         assert trial["metrics"]["exact_match"] > 0
+    # Merged into the GGUF file's weights, it answers so in a plain pipeline.
+    cdka.merge_adapter(Path(trial["artifact"]), tmp_path / "merged", str(data / "smollm2"))
+    answer = pipeline("text-generation", model=str(tmp_path / "merged"))
+    (found,) = answer("Question: What is 21 + 34?\nAnswer: ", max_new_tokens=24, do_sample=False)
+    assert "####" in found["generated_text"]
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
     ctx.db.engine.dispose()
 
 
