@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -40,7 +41,8 @@ def load_adapted(
 
     Args:
         folder: the adapter's folder.
-        base: folder, GGUF file or hub name of the base model; by default the one that the adapter names.
+        base: folder, GGUF file or hub name of the base model; by default the one that the adapter names, which is
+            looked for in the working folder, in those of the environment variable CDKA_DATA_DIRS, and on the hub.
         kind: the kind of task, for adapters that do not say.
         any_base: whether a base whose weights have another SHA-256 is taken, if its layers fit.
 
@@ -56,7 +58,7 @@ def load_adapted(
     name = base or (task.base_model if task is not None else saved.config.base_model_name_or_path)
     if not name:
         raise AdapterError(f"{path} does not name its base model: name it")
-    where, gguf = model_source(name)
+    where, gguf = model_source(name if base is not None else _found(name))
     if not Path(where).is_dir() and not _HUB_NAME.fullmatch(where):
         raise CheckpointError(f"there is no folder {name!r} here: name the base model")
     revision = task.base_revision if task is not None and base is None else None
@@ -128,6 +130,14 @@ def merge_adapter(
         raise AdapterError(f"the merged model cannot be written: {str(error).splitlines()[0]}") from error
     if processing is not None:
         processing.save_pretrained(target)
+
+
+def _found(name: str) -> str:
+    """The place of a base model by the name that a study gave it."""
+    for folder in ["", *os.environ.get("CDKA_DATA_DIRS", "").split(os.pathsep)]:
+        if (Path(folder) / name).exists():
+            return str(Path(folder) / name)
+    return name
 
 
 def _kind(saved: SavedAdapter, task: TaskFile | None, given: str | None) -> str:

@@ -9,13 +9,30 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from .domain.task_spec import FormatSpec
 
+# How the names of data files end, by the builder that reads them; text may be compressed.
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "csv": (".csv", ".tsv", ".tab", ".psv", ".txt"),
+    "json": (".json", ".jsonl", ".ndjson", ".jsonlines", ".txt"),
+    "parquet": (".parquet", ".pq"),
+    "arrow": (".arrow", ".feather", ".ipc"),
+}
+_COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
+# What datasets can load without a repository of its own, from a folder or files that it finds by itself.
+PACKAGED = frozenset({
+    *("arrow", "audiofolder", "cache", "conll", "csv", "delta", "eval", "fasta"),
+    *("fastq", "genbank", "generator", "harbor", "hdf5", "iceberg", "imagefolder", "json"),
+    *("lance", "meshfolder", "mmcif", "niftifolder", "pandas", "parquet", "pdb", "pdffolder"),
+    *("spark", "sql", "text", "tsfile", "videofolder", "vortex", "webdataset", "xml"),
+})  # fmt: skip
+# Longer names are not shown: the first line of a file need not be a header.
+_LONGEST_NAME = 64
 # A longer line does not belong to a text dataset.
 LONGEST_LINE = 64 * 1024 * 1024
 _LONGEST_FIRST = 1024 * 1024
@@ -45,6 +62,28 @@ _PLAIN_SHARE = 0.9
 
 class UnreadableFile(ValueError):
     """A file is not in its format. The message says where, and what would be right."""
+
+
+def has_suffix(name: str, builder: str) -> bool:
+    """Whether a file's name ends as those of this kind of data do."""
+    plain = name.lower()
+    if builder in ("csv", "json"):
+        for end in _COMPRESSED_SUFFIXES:
+            plain = plain.removesuffix(end)
+    return plain.endswith(SUFFIXES[builder])
+
+
+def names_shown(names: Sequence[str]) -> str | None:
+    """Names of columns for a message; ``None`` if they do not look like a header, so that no content is shown."""
+    plain = all(0 < len(name) <= _LONGEST_NAME and name.isprintable() for name in names)
+    if not names or not plain or (len(names) == 1 and not _is_word(names[0])):
+        return None
+    return ", ".join(repr(name) if name != name.strip() else name for name in names)
+
+
+def _is_word(name: str) -> bool:
+    """Whether a single name is a plain word, rather than a line of something else."""
+    return len(name) <= 32 and name.replace("_", "").replace(" ", "").isalpha()
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from urllib.parse import quote
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .paths import DataRoots
+
 
 class Settings(BaseSettings):
     """One class for server, pool and runners.
@@ -104,6 +106,17 @@ class Settings(BaseSettings):
         if self.auth == "off" and not is_loopback(self.host):
             raise ValueError(f"CDKA_AUTH=off is refused on {self.host}: only a loopback address may go without tokens")
         return self
+
+    @property
+    def data_roots(self) -> DataRoots:
+        """The data folders, without what the server keeps for itself."""
+        private = [self.home]
+        if "://" not in self.artifacts_url:
+            private.append(Path(self.artifacts_url))
+        if self.database_url.startswith("sqlite:///"):
+            private.append(Path(self.database_url.removeprefix("sqlite:///")))
+        private += [file for file in (self.token_file, self.database_password_file) if file is not None]
+        return DataRoots(self.data_dirs, private)
 
     def read_token(self) -> str | None:
         """The token from ``CDKA_TOKEN``, or from the file that ``CDKA_TOKEN_FILE`` names."""

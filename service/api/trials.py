@@ -6,18 +6,16 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
+from fastapi.responses import StreamingResponse
 
 from ..domain.states import TrialPhase, TrialState
 from ..leases import trial_logs
-from ..results import reading
+from ..results import archives
 from ..schemas.common import Page
 from ..schemas.trials import MetricOut, TrialLogOut, TrialOut, TrialRequest
 from ..studies import trials
 from .dependencies import ContextDep, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute
-from .studies import remove_file
 
 router = APIRouter(tags=["trials"], route_class=IdempotentRoute)
 
@@ -114,7 +112,8 @@ _ZIP: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/trials/{trial_id}/adapter", responses=problems(404) | _ZIP, response_class=Response)
-def get_adapter(ctx: ContextDep, principal: Reader, trial_id: Id) -> FileResponse:
+def get_adapter(ctx: ContextDep, principal: Reader, trial_id: Id) -> StreamingResponse:
     """Download a trial's adapter, as PEFT saved it, as a zip file."""
-    file, name = reading.adapter_archive(ctx, trial_id, principal.scope)
-    return FileResponse(file, media_type="application/zip", filename=name, background=BackgroundTask(remove_file, file))
+    pieces, name = archives.adapter_archive(ctx, trial_id, principal.scope)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(pieces, media_type="application/zip", headers=headers)

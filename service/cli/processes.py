@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..client import Client
 from ..errors import ServiceError
+from ..paths import make_private
 from ..settings import Settings
 
 READY_TIMEOUT = 120.0
@@ -103,14 +104,18 @@ class Server:
         """API and pool."""
         return [self.api] if self.pool is None else [self.api, self.pool]
 
-    def start(self) -> None:
-        """Start both and wait until the API answers.
+    def start(self, say: Callable[[str], None] = print) -> None:
+        """Start both and wait until the API answers; ``say`` takes remarks.
 
         Raises:
             StartFailed: it does not; the detail is the end of its log.
         """
         if port_is_taken(self.settings.host, self.settings.port):
             raise StartFailed(f"port {self.settings.port} is in use on {self.settings.host}; set CDKA_PORT to another")
+        make_private(self.settings.home)
+        for root, held in self.settings.data_roots.holding_private():
+            if held == self.settings.home:
+                say(f"CDKA_HOME {held} lies in the data directory {root}; studies cannot read it")
         self.api.start()
         if self.pool is not None:
             self._wait_for_tokens()

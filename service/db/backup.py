@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,8 @@ def back_up(database: Database, file: Path) -> int:
         Conflict: the database has no schema.
     """
     part = file.with_name(file.name + ".part")
-    part.touch(0o600)
+    # Of a former attempt; what it held, and its permissions, are not kept.
+    part.unlink(missing_ok=True)
     with database.engine.connect() as connection:
         if not database.is_sqlite:
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -44,7 +46,8 @@ def back_up(database: Database, file: Path) -> int:
         if revision is None:
             raise Conflict("the database has no schema; run: cdka db upgrade")
         rows = 0
-        with gzip.open(part, "wt", encoding="utf-8") as stream:
+        owned = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(owned, "wb") as raw, gzip.open(raw, "wt", encoding="utf-8") as stream:
             for line in _lines(connection, revision):
                 stream.write(json.dumps(line, separators=(",", ":")) + "\n")
                 rows += isinstance(line, list)

@@ -1,15 +1,9 @@
-"""Read a study's Pareto front, why it waits, and adapters."""
+"""Read a study's Pareto front, and why it waits."""
 
 from __future__ import annotations
 
-import posixpath
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-
-import fsspec
 
 from ..context.context import Context
 from ..db.leases import Leases
@@ -18,17 +12,12 @@ from ..db.teams import Teams
 from ..db.trials import Trials
 from ..domain.pareto import pareto_front
 from ..domain.records import Study, Trial, TrialCounts
-from ..domain.shape import GIB
 from ..domain.states import STUDY_ENDED, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import Direction, Objective
-from ..errors import NotFound, Unavailable
-from ..paths import is_inside
 from ..studies.progress import search_trials
 from ..tenancy.quotas import trial_fault
 
 RUNNER_SEEN = timedelta(minutes=2)
-# Adapters are megabytes; a much larger folder is not an adapter.
-LARGEST_ADAPTER = 4 * GIB
 
 
 def front(ctx: Context, study_id: str, team_id: str | None) -> tuple[list[Objective], list[Trial]]:
@@ -75,39 +64,3 @@ def waiting_for(ctx: Context, study: Study, counts: TrialCounts) -> str | None:
         most = max((r.shape for r in alive), key=lambda shape: (shape.gpus, shape.cpus))
         return f"a runner with {needs}; the largest of {len(alive)} that asked lately has {most}"
     return "a runner: those that could take its trials are busy"
-
-
-def adapter_archive(ctx: Context, trial_id: str, team_id: str | None) -> tuple[Path, str]:
-    """A trial's adapter as a zip file, and a name for it. The caller removes the file.
-
-    Raises:
-        NotFound: there is no such trial in this team, or it has no adapter.
-        Unavailable: the artifact store does not answer.
-    """
-    with ctx.db.read() as session:
-        trial = Trials(session).get(trial_id, team_id)
-    if trial.artifact is None:
-        raise NotFound(f"trial {trial.number} has no adapter: only completed trials have one")
-    root = f"{ctx.settings.artifacts_url.rstrip('/')}/studies/{trial.study_id}"
-    if not is_inside(trial.artifact, root):
-        # A worker's URL must not open anything outside of the artifact store.
-        raise NotFound(f"trial {trial.number}'s adapter is outside the artifact store")
-    handle = tempfile.NamedTemporaryFile(prefix="cdka-adapter-", suffix=".zip", delete=False)  # noqa: SIM115
-    try:
-        with handle, zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
-            files, folder = fsspec.url_to_fs(trial.artifact)
-            names = [name for name in files.find(folder) if is_inside(name, folder)]
-            if not names:
-                raise NotFound(f"trial {trial.number}'s adapter no longer exists")
-            if sum(files.size(name) or 0 for name in names) > LARGEST_ADAPTER:
-                raise NotFound(f"trial {trial.number}'s folder is too large to be an adapter")
-            for name in sorted(names):
-                with files.open(name, "rb") as source, archive.open(posixpath.relpath(name, folder), "w") as target:
-                    while piece := source.read(2**20):
-                        target.write(piece)
-    except BaseException as error:
-        Path(handle.name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise Unavailable(f"the artifact store does not answer: {type(error).__name__}") from error
-        raise
-    return Path(handle.name), f"trial-{trial.number:05d}-adapter.zip"

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..context.context import Context
 from ..domain.records import Role
 from ..errors import ServiceError
-from ..paths import write_secret
+from ..paths import make_private, write_secret
+from ..settings import Settings
 from ..tenancy.tokens import DEFAULT_TEAM, adopt_token, authenticate, create_token, ensure_team
 
 
@@ -19,12 +20,22 @@ def prepare_database(ctx: Context) -> None:
         SystemExit: with the command to run.
     """
     if ctx.db.is_sqlite:
+        close_to_others(ctx.settings)
         ctx.db.upgrade()
     elif not ctx.db.is_current():
         raise SystemExit(
             f"The database schema is at revision {ctx.db.revision() or 'none'}, this server's is {ctx.db.newest()}.\n"
             "Back it up, then upgrade it:\n    cdka db backup FILE\n    cdka db upgrade"
         )
+
+
+def close_to_others(settings: Settings) -> None:
+    """Let only the owner into the home of an embedded server, and into its database."""
+    make_private(settings.home)
+    file = Path(settings.database_url.removeprefix("sqlite:///"))
+    for path in (file, file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")):
+        if path.is_file():
+            path.chmod(0o600)
 
 
 def embedded_tokens(ctx: Context) -> None:

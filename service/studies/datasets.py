@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data_files import CsvFile, first_json_record
+from ..data_files import PACKAGED, SUFFIXES, CsvFile, first_json_record, has_suffix, names_shown
 from ..domain.task_spec import DataSource, TaskSpec
 from ..errors import Fault, InvalidRequest
 from ..paths import locate, resolve_inside
@@ -37,9 +37,11 @@ def _check_source(dataset: DataSource, columns: dict[str, str], roots: Sequence[
         if dataset.path in FILE_BUILDERS:
             return [Fault(f"{at}/dataset/data_files", f"{dataset.path} needs data_files: {{train: FILE, ...}}")]
         try:
-            locate(dataset.path, roots)
+            where = locate(dataset.path, roots)
         except InvalidRequest as error:
             return [Fault(f"{at}/dataset/path", error.detail)]
+        if dataset.path in PACKAGED and where == dataset.path:
+            return [Fault(f"{at}/dataset/path", f"there is no folder {dataset.path!r} in the data directories")]
         return []
     if dataset.path not in FILE_BUILDERS:
         names = ", ".join(FILE_BUILDERS)
@@ -47,6 +49,10 @@ def _check_source(dataset: DataSource, columns: dict[str, str], roots: Sequence[
     faults = []
     for split, name in dataset.data_files.items():
         place = f"{at}/dataset/data_files/{split}"
+        if not has_suffix(name, dataset.path):
+            ends = ", ".join(SUFFIXES[dataset.path])
+            faults.append(Fault(place, f"the name of a file of {dataset.path} data ends in one of: {ends}"))
+            continue
         try:
             file = resolve_inside(name, roots)
         except InvalidRequest as error:
@@ -66,8 +72,10 @@ def _check_columns(source: DataSource, file: Path, columns: dict[str, str], plac
         return [Fault(place, f"{file.name} cannot be read as {source.path}: {error}")]
     if present is None:
         return []
+    shown = names_shown(present)
+    there = f"it has: {shown}" if shown is not None else "its first line does not look like a header"
     return [
-        Fault(at, f"{file.name} has no column {column!r}; it has: {', '.join(map(_shown, present))}{hint}")
+        Fault(at, f"{file.name} has no column {column!r}; {there}{hint}")
         for column, at in columns.items()
         if column not in present
     ]
@@ -82,8 +90,3 @@ def _columns(source: DataSource, file: Path) -> tuple[list[str] | None, str]:
         return None, ""
     record = first_json_record(file, source.format.encoding if source.format else None)
     return None if record is None else list(record), ""
-
-
-def _shown(name: str) -> str:
-    """A column's name, in quotation marks where spaces around it would not be seen."""
-    return repr(name) if name != name.strip() or not name else name

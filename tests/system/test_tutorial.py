@@ -42,6 +42,8 @@ class Reader:
             **{k: v for k, v in os.environ.items() if not k.startswith("CDKA_")},
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "CDKA_PORT": str(self.port),
+            # As the tutorial says.
+            "CDKA_DATA_DIRS": ".:.cdka/demo/data",
             "CDKA_SERVER_URL": f"http://127.0.0.1:{self.port}",
         }
         (folder / ".venv/bin").mkdir(parents=True)
@@ -109,7 +111,7 @@ def test_the_tutorial_leads_from_a_csv_file_to_a_served_adapter(reader: Reader) 
         if language == "yaml":
             (reader.folder / "articles.yaml").write_text(reader.text(block))
             continue
-        if block.strip() == "cdka serve":
+        if block.strip() == "CDKA_DATA_DIRS=.:.cdka/demo/data cdka serve":
             continue  # it runs
         printed = reader.run(language, block)
         if "cdka submit" in block:

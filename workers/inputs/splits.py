@@ -12,13 +12,14 @@ from typing import Any
 
 import datasets
 
-from service.data_files import UnreadableFile
+from service.data_files import PACKAGED, SUFFIXES, UnreadableFile, has_suffix
 from service.errors import InvalidRequest
 from service.paths import locate, resolve_inside
 from service.schemas.specs import CLASSIFICATION, BadRows, DataSource, TaskKind, TaskSpec
 
 from ..failures import Rejected, root_cause
 from .bad_rows import BadRow, SplitFindings, refuse
+from .folders import require_contained
 from .labels import classes_of, label_reader
 from .readers import FileRecord, read_file, record_of
 from .values import check_labels, check_values, check_words, column_checks, names_in
@@ -327,6 +328,10 @@ def _load(
             return {split: _file(source, name, columns, roots) for split, name in source.data_files.items()}
         where = locate(source.path, roots)
         folder = Path(where)
+        if where == source.path and source.path in PACKAGED:
+            raise Rejected(f"there is no folder {source.path!r} in this runner's data directories (CDKA_DATA_DIRS)")
+        if folder.is_dir():
+            require_contained(folder, source.path, roots)
         files, paths = ([record_of(source.path, folder)], [folder]) if folder.exists() else ([], [])
         if folder.is_dir() and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
             saved = _saved(source, folder)
@@ -349,6 +354,10 @@ def _load(
 
 
 def _file(source: DataSource, name: str, columns: Sequence[str] | None, roots: Sequence[Path]) -> _Loaded:
+    if not has_suffix(name, source.path):
+        raise Rejected(
+            f"the name of {name!r} does not end as {source.path} data does: {', '.join(SUFFIXES[source.path])}"
+        )
     file = resolve_inside(name, roots)
     if file is None:
         raise Rejected(f"there is no file {name!r} in this runner's data directories (CDKA_DATA_DIRS)")

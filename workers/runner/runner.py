@@ -389,7 +389,7 @@ class Runner:
         """The base model and the tokenised data, kept if the last trial used the same."""
         study = lease.trial.study
         try:
-            path = locate(study.model.path, self.settings.data_dirs)
+            path = locate(study.model.path, self.settings.data_roots)
         except ServiceError as error:
             raise Rejected(error.detail) from error
         training = study.training
@@ -401,7 +401,7 @@ class Runner:
             self._warm = _Warm()
             cache = TokenisedCache(self.settings.home / "cache" / "tokenised", self.settings.cache_bytes)
             with tempfile.TemporaryDirectory(prefix="cdka-data-") as scratch:
-                splits = load_splits(study.task, self.settings.data_dirs, Path(scratch))
+                splits = load_splits(study.task, self.settings.data_roots, Path(scratch))
                 prepared = task.prepare(study, path, splits, cache)
             self._warm.prepared, self._warm.splits = prepared, splits
             numbers = splits.parts["train"].numbers if "train" in splits.parts else []

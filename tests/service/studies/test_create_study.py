@@ -55,7 +55,7 @@ def test_creating_a_study_returns_predictions_and_counts(api: Api) -> None:
             "there is no file 'gone.jsonl'",
         ),
         (
-            {"task": {"dataset": {"path": "json", "data_files": {"train": "../../etc/passwd"}}}},
+            {"task": {"dataset": {"path": "json", "data_files": {"train": "../../etc/passwd.jsonl"}}}},
             "#/task/dataset/data_files/train",
             "outside of the allowed",
         ),
