@@ -29,7 +29,7 @@ from .modules import CdkaConv2d, CdkaLinear
 from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
 from .rearrangement import nearest_factors, rearrange, truncate_factors
 from .registration import register
-from .shapes import listed, meta_model, module_shapes
+from .shapes import ALL_LINEAR, linear_layers, listed, meta_model, module_shapes
 from .steps import TrainingStep
 from .task_file import TaskFile, read_task_file
 from .usage import expert_weights, unused_layers
@@ -37,6 +37,8 @@ from .usage import expert_weights, unused_layers
 register()
 
 __all__ = [
+    "ALL_LINEAR",
+    "linear_layers",
     "FROM_BUDGET",
     "PREDICTORS",
     "AdapterError",

@@ -60,6 +60,9 @@ def meta_model(config: PreTrainedConfig, task_kind: str | None = None) -> nn.Mod
     return model
 
 
+ALL_LINEAR = "all-linear"
+
+
 def module_shapes(
     model_or_config: nn.Module | PreTrainedConfig,
     target_modules: str | list[str] | None = None,
@@ -94,12 +97,17 @@ def module_shapes(
         d_in, d_out = layer_dimensions(module)
         shapes.append(ModuleShape(name, d_in, d_out))
     if not shapes:
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        linear = sorted({name.rsplit(".", 1)[-1] for name in linear_layers(model)})
         raise TargetError(
             f"target_modules={target_modules!r} selects no layer of {type(model).__name__}; "
             f"its linear layers are named: {', '.join(linear)}"
         )
     return shapes
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of a model's linear layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:

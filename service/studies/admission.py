@@ -85,12 +85,11 @@ def _estimate(spec: StudySpec, plan: Plan, model: MetaModel) -> MemoryNeed | Non
     training = spec.training
     # The structure with the most factor columns needs the most memory in a step.
     widest = max(plan.structures, key=lambda pair: (pair.r1 * pair.r2 * pair.r_high, pair.r1))
-    targets = spec.adapter.target_modules
     return _estimated(
         model,
         spec.task.architecture,
         cdka.Configuration(widest.r1, widest.r2, widest.r_high, widest.unit_parameters * widest.r_high),
-        targets if isinstance(targets, str) else tuple(targets),
+        tuple(shape.name for shape in plan.shapes),
         cdka.TrainingStep(
             batch_size=training.batch_size // spec.resources.shape.processes,
             length=training.max_length,
@@ -111,7 +110,7 @@ def _estimated(
     model: MetaModel,
     kind: str,
     configuration: cdka.Configuration,
-    targets: str | tuple[str, ...],
+    targets: tuple[str, ...],
     step: cdka.TrainingStep,
 ) -> MemoryNeed | None:
     try:
@@ -120,7 +119,7 @@ def _estimated(
             kind,
             configuration,
             step,
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_modules=list(targets),
             model=model.module,
             heads=model.heads,
         )

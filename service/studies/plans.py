@@ -20,6 +20,7 @@ from ..domain.study_spec import AdapterSpec, BudgetSpec, CompareSpec, ModelSpec,
 from ..domain.task_spec import TaskKind, TaskSpec
 from ..domain.training_spec import TrainingSpec
 from ..errors import Fault, InvalidRequest, InvalidStudy
+from ..patterns import compile_pattern
 from .admission import admit
 from .base_models import MetaModel, read_model
 from .datasets import check_dataset
@@ -145,6 +146,11 @@ def _check_task(draft: _Draft) -> list[Fault]:
     if task is None:
         return []
     faults = check_dataset(task, draft.roots, "#/task")
+    if task.generation.pattern is not None:
+        try:
+            compile_pattern(task.generation.pattern)
+        except ValueError as error:
+            faults.append(Fault("#/task/generation/pattern", str(error)))
     named = metrics_of(task)
     if task.metric not in named:
         there = ", ".join(named)
@@ -203,11 +209,29 @@ def _check_model(draft: _Draft) -> list[Fault]:
     if training is not None and found.positions is not None:
         faults += _length_faults(training, draft.section("task", TaskSpec), model.path, found.positions, draft)
     try:
-        shapes = cdka.module_shapes(found.module, adapter.target_modules, draft.kind, heads=found.heads)
+        shapes = cdka.module_shapes(
+            found.module, _targets(found, adapter.target_modules), draft.kind, heads=found.heads
+        )
         draft.shapes, draft.notes = _used(found, draft.kind, shapes)
-    except cdka.CdkaError as error:
+    except (cdka.CdkaError, ValueError) as error:
         faults.append(Fault("#/adapter/target_modules", str(error)))
     return faults
+
+
+def _targets(model: MetaModel, targets: str | list[str]) -> str | list[str]:
+    """What an adapter's target modules are; a pattern becomes the names that it matches.
+
+    Raises:
+        ValueError: the pattern is none, or matches nothing.
+    """
+    if not isinstance(targets, str) or targets == cdka.ALL_LINEAR:
+        return targets
+    pattern = compile_pattern(targets)
+    names = [name for name, _ in model.module.named_modules() if name and pattern.fullmatch(name)]
+    if not names:
+        linear = sorted({name.rsplit(".", 1)[-1] for name in cdka.linear_layers(model.module)})
+        raise ValueError(f"the pattern {targets!r} matches no module; linear layers are named: {cdka.listed(linear)}")
+    return names
 
 
 def _length_faults(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import Any
 
+from service.patterns import compile_pattern
 from service.schemas.specs import GenerationSpec
+
+from ..failures import Rejected
 
 _NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
 
@@ -19,7 +24,7 @@ def extract(text: str, generation: GenerationSpec) -> str | None:
         return text.strip()
     if generation.extractor == "regex":
         assert generation.pattern is not None
-        matches = list(re.finditer(generation.pattern, text))
+        matches = list(_pattern(generation.pattern).finditer(text))
         if not matches:
             return None
         found = matches[-1]
@@ -27,6 +32,14 @@ def extract(text: str, generation: GenerationSpec) -> str | None:
     pattern = rf"####\s*({_NUMBER})" if generation.extractor == "gsm8k" else rf"({_NUMBER})"
     numbers = re.findall(pattern, text)
     return _normal(numbers[-1]) if numbers else None
+
+
+@lru_cache(8)
+def _pattern(text: str) -> Any:
+    try:
+        return compile_pattern(text)
+    except ValueError as error:
+        raise Rejected(f"task.generation.pattern: {error}") from error
 
 
 def _normal(number: str) -> str:

@@ -423,16 +423,17 @@ class TestFiles:
     def test_parquet_and_arrow_files_keep_their_features(self, tmp_path: Path, path: str) -> None:
         data = datasets.Dataset.from_dict({"text": ["a"] * 20, "label": [0, 1] * 10, "other": [None] * 20})
         data = data.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+        file = tmp_path / f"a.{path}"
         if path == "parquet":
-            data.to_parquet(str(tmp_path / "a"))
+            data.to_parquet(str(file))
         else:
             data.save_to_disk(str(tmp_path / "saved"))
-            next((tmp_path / "saved").glob("*.arrow")).rename(tmp_path / "a")
-        splits = load(tmp_path, "sequence_classification", {"train": "a"}, path)
+            next((tmp_path / "saved").glob("*.arrow")).rename(file)
+        splits = load(tmp_path, "sequence_classification", {"train": file.name}, path)
         assert splits.classes == ["no", "yes"]
-        (tmp_path / "a").write_bytes(b"not this")
-        with pytest.raises(Rejected, match=f"a cannot be read as {path}: "):
-            load(tmp_path, "sequence_classification", {"train": "a"}, path)
+        (file).write_bytes(b"not this")
+        with pytest.raises(Rejected, match=f"a.{path} cannot be read as {path}: "):
+            load(tmp_path, "sequence_classification", {"train": file.name}, path)
 
     def test_a_folder_that_save_to_disk_wrote_is_read(self, tmp_path: Path) -> None:
         data = datasets.Dataset.from_list(rows_of("sequence_classification"))
