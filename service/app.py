@@ -21,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from . import __version__
 from .api import catalog, events, health, leases, studies, teams, tokens, trials, webhooks
+from .api.dependencies import identify
 from .api.errors import add_error_handlers
 from .api.hub import EventHub
 from .api.limits import RateLimits
@@ -85,7 +86,12 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
     app.include_router(pages.router)
     pages.mount_static(app)
     add_error_handlers(app)
-    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=ctx.settings.max_body_bytes)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        max_body_bytes=ctx.settings.max_body_bytes,
+        identify=lambda request: identify(request, ctx),
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 

@@ -59,7 +59,8 @@ class Settings(BaseSettings):
     )
     webhook_private: bool = Field(default=False, description="Allow webhooks to call private addresses.")
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
-        default=32 * 1024 * 1024, description="Largest body of a request."
+        default=32 * 1024 * 1024,
+        description="Largest result of a worker. Other bodies are 1 MiB at most, reports and logs 2 MiB.",
     )
     rate_limit: Annotated[int, Field(ge=0)] = Field(
         default=1200, description="Requests per minute and replica of one member's or viewer's token; 0 is no limit."

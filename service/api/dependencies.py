@@ -76,7 +76,8 @@ def get_principal(request: Request, ctx: ContextDep, _: Annotated[Any, Security(
         TooMany: the caller has used up its rate.
     """
     limits = cast(RateLimits, request.app.state.limits)
-    caller = identify(request, ctx)
+    # The middleware has authenticated calls with a body.
+    caller: Principal = getattr(request.state, "principal", None) or identify(request, ctx)
     if caller.role is not Role.WORKER and caller.token_id:
         limits.count_call(caller.token_id)
     request_id = getattr(request.state, "request_id", "")
@@ -146,7 +147,7 @@ _EXAMPLES: dict[int, ServiceError] = {
     404: NotFound("there is no study 019b76db96487736823e7f5cb438eab4"),
     409: Conflict("a cancelled study cannot become paused; that state is final"),
     412: Changed("the study is at revision 3, not 2: read it again, then change it"),
-    413: TooLarge("the body is larger than 33,554,432 bytes (CDKA_MAX_BODY_BYTES)"),
+    413: TooLarge("the body is larger than 1,048,576 bytes, the most that this call takes"),
     422: InvalidStudy(
         "the study has 1 fault; nothing was stored",
         [Fault("#/search_space/r2/choices/1", "r2=7 does not divide d_in=384 of encoder.layer.0.attention.self.query")],

@@ -28,7 +28,7 @@ from sqlalchemy.exc import IntegrityError
 from ..context.context import Context
 from ..db.idempotency import KeptAnswer, KeptAnswers
 from ..errors import KeyReused
-from .dependencies import bearer_token, get_context, identify
+from .dependencies import bearer_token, get_context
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 HEADER = "idempotency-key"
@@ -67,8 +67,7 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
     """Answer from what is kept, or handle the request and keep the answer in the same transaction."""
     ctx = get_context(request)
     attempt = await _attempt(request, key)
-    # A caller whose access was revoked must not get a stored answer.
-    await run_in_threadpool(identify, request, ctx)
+    # The middleware has authenticated the call: one whose access was revoked gets no stored answer.
     if (kept := await run_in_threadpool(_find, ctx, attempt)) is not None:
         return _replay(kept, attempt)
     try:

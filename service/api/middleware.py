@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
 
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import ServiceError, TooLarge
+from ..domain.records import Principal, Role
+from ..errors import TooLarge, TooMany, Unauthorized, Unavailable
+from .errors import problem_response
 from .metrics import Metrics
 
 _log = logging.getLogger("service.access")
@@ -39,13 +42,25 @@ SECURITY_HEADERS = {
 HSTS = "max-age=31536000"
 
 
-class RequestMiddleware:
-    """Pure ASGI, so that streams pass through and context reaches the handlers."""
+# Bodies of callers; results of workers may be as large as CDKA_MAX_BODY_BYTES, their reports and logs twice this.
+SMALL_BODY = 1 << 20
+_BODY_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_RESULT = re.compile(rf"{API}/leases/[^/]+/result")
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+
+class RequestMiddleware:
+    """Pure ASGI, so that streams pass through and context reaches the handlers.
+
+    A call that may have a body is authenticated before a byte of it is read: parsing holds the event loop.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, identify: Callable[[Request], Principal]
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._identify = identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request (ASGI 3)."""
@@ -66,26 +81,30 @@ class RequestMiddleware:
                 self._finish_headers(MutableHeaders(scope=message), scope, request_id)
             await send(message)
 
-        taken = 0
+        taken, most = 0, SMALL_BODY
 
         async def receiving() -> Message:
             nonlocal taken
             message = await receive()
             if message["type"] == "http.request":
                 taken += len(message.get("body", b""))
-                if taken > self._max_body_bytes:
-                    raise self._too_large()
+                if taken > most:
+                    raise _too_large(most)
             return message
 
         try:
+            principal = await self._authenticated(scope)
+            most = self._largest_body(scope, principal)
             length = headers.get(b"content-length", b"0")
-            if length.isdigit() and int(length) > self._max_body_bytes:
-                raise self._too_large()
+            if length.isdigit() and int(length) > most:
+                raise _too_large(most)
             await self._app(scope, receiving, sending)
-        except TooLarge as error:
+        except (TooLarge, Unauthorized, TooMany, Unavailable) as error:
             if started:
                 raise
-            await _send_problem(error, sending)
+            response = problem_response(error)
+            response.headers["Connection"] = "close"
+            await response(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - began
             self._metrics.count_request(scope["method"], _template(scope), status, seconds)
@@ -100,8 +119,21 @@ class RequestMiddleware:
                 }
                 _log.info("%(method)s %(path)s %(status)d", fields, extra=fields)
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body is larger than {self._max_body_bytes:,} bytes (CDKA_MAX_BODY_BYTES)")
+    async def _authenticated(self, scope: Scope) -> Principal | None:
+        """The caller of a call that may have a body; kept in the request's state, so that it is not asked twice."""
+        if scope["method"] not in _BODY_METHODS or not scope["path"].startswith(API + "/"):
+            return None
+        principal = await run_in_threadpool(self._identify, Request(scope))
+        scope["state"]["principal"] = principal
+        return principal
+
+    def _largest_body(self, scope: Scope, principal: Principal | None) -> int:
+        small = min(SMALL_BODY, self._max_body_bytes)
+        if principal is None or principal.role not in (Role.WORKER, Role.ADMIN):
+            return small
+        if _RESULT.fullmatch(scope["path"]):
+            return self._max_body_bytes
+        return min(2 * SMALL_BODY, self._max_body_bytes) if scope["path"].startswith(f"{API}/leases/") else small
 
     def _finish_headers(self, headers: MutableHeaders, scope: Scope, request_id: str) -> None:
         headers["X-Request-Id"] = request_id
@@ -123,12 +155,5 @@ def _template(scope: Scope) -> str:
     return API + path if scope["path"].startswith(API + "/") and not path.startswith(API) else path
 
 
-async def _send_problem(error: ServiceError, send: Send) -> None:
-    body = json.dumps(error.problem()).encode()
-    start: dict[str, Any] = {
-        "type": "http.response.start",
-        "status": error.status,
-        "headers": [(b"content-type", b"application/problem+json"), (b"connection", b"close")],
-    }
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {most:,} bytes, the most that this call takes")
