@@ -94,7 +94,7 @@ def merge(
         str | None,
         typer.Option("--base", help="Base model: a folder, a GGUF file, or a name on the hub. Default: the adapter's."),
     ] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="Task of the model, for adapters that do not say.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Kind of task, if cdka_task.json is missing.")] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Take a base model with other weights, if its layers fit.")
     ] = False,

@@ -113,7 +113,7 @@ def validate(study: StudyPath) -> None:
 
 @app.command()
 def predict(study: StudyPath, as_json: AsJson = False) -> None:
-    """Rank configurations by the predictors, from the study's budget alone. Stores nothing."""
+    """Show what each predictor recommends under the study's budget. Trains and stores nothing."""
     file = StudyFile(study)
     with session.connect() as client, faults_located(file):
         found = client.predict(file.content)

@@ -117,7 +117,7 @@ class SearchSpec(BaseModel):
 class LimitsSpec(BaseModel):
     """Limits of a study and of its trials. All are optional.
 
-    ``hours`` counts from the start of the first trial and ``gpu_hours`` sums over all trials; either ends the search.
+    ``hours`` counts from the start of the first trial and ``gpu_hours`` sums over all trials; either ends the study.
     ``trial_minutes`` limits one attempt. ``stall_minutes`` limits the time without progress while the runner is alive.
     """
 

@@ -179,7 +179,7 @@ def front(study_id: StudyId, as_json: AsJson = False) -> None:
 
 @app.command()
 def compare(study_ids: Annotated[list[str], typer.Argument(metavar="ID...")], as_json: AsJson = False) -> None:
-    """Compare the best found with the predictions and baselines."""
+    """Compare the best configuration found with each predictor's choice and the baselines."""
     with session.connect() as client:
         found = [client.comparison(study_ids[0])] if len(study_ids) == 1 else client.compare(*study_ids)
     if as_json:
