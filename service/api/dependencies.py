@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, cast
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Header, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
@@ -24,6 +25,7 @@ from ..errors import (
     Unavailable,
 )
 from ..schemas.common import Problem
+from ..settings import is_loopback
 from ..tenancy.tokens import anyone, authenticate, authenticate_session
 from .limits import RateLimits
 
@@ -90,9 +92,11 @@ def identify(request: Request, ctx: Context) -> Principal:
     Raises:
         Unauthorized: neither is valid.
         TooMany: the address has sent invalid ones too often.
+        Forbidden: no tokens are asked for, and the request comes from another site.
     """
     limits = cast(RateLimits, request.app.state.limits)
     if ctx.settings.auth == "off":
+        require_local(request)
         return anyone(ctx)
     address = request.client.host if request.client else "unknown"
     try:
@@ -105,6 +109,23 @@ def identify(request: Request, ctx: Context) -> Principal:
         limits.count_refusal(address)
         raise
     raise Unauthorized("send a token: Authorization: Bearer TOKEN")
+
+
+def require_local(request: Request) -> None:
+    """Without tokens, take requests of this machine alone: of no site that a browser has open.
+
+    Raises:
+        Forbidden: the Host is another's, as after DNS rebinding, or a browser says that another site sent it.
+    """
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    if not is_loopback(host):
+        raise Forbidden(f"without tokens (CDKA_AUTH=off) this server answers to localhost, not to {host!r}")
+    origin = request.headers.get("origin")
+    site = request.headers.get("sec-fetch-site", "none")
+    if site not in ("same-origin", "none") or (
+        origin is not None and urlsplit(origin).netloc != request.headers["host"]
+    ):
+        raise Forbidden("without tokens (CDKA_AUTH=off) this server takes no requests from other sites")
 
 
 def require(*roles: Role) -> Callable[[Principal], Awaitable[Principal]]:

@@ -15,7 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..domain.records import Principal, Role
-from ..errors import TooLarge, TooMany, Unauthorized, Unavailable
+from ..errors import Forbidden, TooLarge, TooMany, Unauthorized, Unavailable
 from .errors import problem_response
 from .metrics import Metrics
 
@@ -99,7 +99,7 @@ class RequestMiddleware:
             if length.isdigit() and int(length) > most:
                 raise _too_large(most)
             await self._app(scope, receiving, sending)
-        except (TooLarge, Unauthorized, TooMany, Unavailable) as error:
+        except (TooLarge, Unauthorized, Forbidden, TooMany, Unavailable) as error:
             if started:
                 raise
             response = problem_response(error)

@@ -14,7 +14,16 @@ from pydantic import TypeAdapter
 from ..errors import Conflict, ServiceError
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
-from ..schemas.leases import DemandOut, DirectiveOut, InputsOut, LeasesOut, LogTaken, ResultIn, ResultOut
+from ..schemas.leases import (
+    MOST_VALUES,
+    DemandOut,
+    DirectiveOut,
+    InputsOut,
+    LeasesOut,
+    LogTaken,
+    ResultIn,
+    ResultOut,
+)
 from ..schemas.specs import Inputs, Shape
 from ..schemas.studies import EventOut, ParetoOut, PredictionsOut, RankingOut, StrategyOut, StudyCreated, StudyOut
 from ..schemas.teams import AuditOut, HostOut, RunnerOut, TeamOut, TeamWithUsage
@@ -293,13 +302,24 @@ class Client(Connection):
     def report(
         self, lease_id: str, reports: Sequence[tuple[int, Mapping[str, float]]] = (), checkpoint: str | None = None
     ) -> DirectiveOut:
-        """Send reports (none: a heartbeat).
+        """Send reports (none: a heartbeat), in several requests if they are many; returns the last directive.
 
         Raises:
             LeaseLost: the lease is no longer held; stop.
         """
-        body = {"reports": [{"step": s, "metrics": dict(m)} for s, m in reports], "checkpoint": checkpoint}
-        return DirectiveOut.model_validate(self._call("POST", f"{API}/leases/{lease_id}/reports", body=body))
+        requests: list[list[dict[str, Any]]] = [[]]
+        count = 0
+        for step, metrics in reports:
+            if requests[-1] and count + len(metrics) > MOST_VALUES:
+                requests.append([])
+                count = 0
+            requests[-1].append({"step": step, "metrics": dict(metrics)})
+            count += len(metrics)
+        path = f"{API}/leases/{lease_id}/reports"
+        for part in requests[:-1]:
+            self._call("POST", path, body={"reports": part, "checkpoint": None})
+        body = {"reports": requests[-1], "checkpoint": checkpoint}
+        return DirectiveOut.model_validate(self._call("POST", path, body=body))
 
     def record_inputs(self, lease_id: str, inputs: Inputs) -> Inputs:
         """Record what the study's trials are trained on, after the first step; returns what is recorded.

@@ -1,4 +1,4 @@
-"""Maintain the database that CDKA_DATABASE_URL names: ``python -m service.db upgrade|backup|restore|check``."""
+"""Maintain the database that CDKA_DATABASE_URL names: ``python -m service.db upgrade|backup|restore|check|repair``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..settings import Settings, explain
 from .backup import back_up
 from .backup import restore as restore_rows
 from .checks import check as find_faults
+from .checks import repair as mend
 from .engine import Database
 
 program = typer.Typer(
@@ -76,6 +77,17 @@ def check() -> None:
         if faults := find_faults(database):
             raise SystemExit("\n".join(faults))
         print(f"no problems found, at revision {database.revision()}")
+
+
+@program.command()
+def repair() -> None:
+    """Mend what can be mended, and list what was done."""
+    with _opened() as database:
+        for line in mend(database):
+            print(line)
+        if faults := find_faults(database):
+            raise SystemExit("\n".join(faults))
+        print("no problems left")
 
 
 if __name__ == "__main__":

@@ -85,10 +85,27 @@ def restore(database: Database, file: Path) -> int:
 
     Raises:
         Conflict: the database is not empty; nothing was changed.
-        InvalidRequest: the file is not a complete backup; only an empty schema was created.
+        InvalidRequest: the file is not a complete backup; the database is as empty as before.
     """
     if database.revision() is not None:
         raise Conflict("the database is not empty: restore into a new one, and point CDKA_DATABASE_URL at it")
+    try:
+        return _restored(database, file)
+    except BaseException:
+        # So that the next attempt finds an empty database.
+        _empty(database)
+        raise
+
+
+def _empty(database: Database) -> None:
+    """Remove the schema of a database without rows of ours."""
+    if database.revision() is not None:
+        command.downgrade(alembic_config(database.url), "base")
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_VERSION_TABLE}")
+
+
+def _restored(database: Database, file: Path) -> int:
     try:
         with gzip.open(file, "rt", encoding="utf-8") as stream:
             header = json.loads(next(stream))

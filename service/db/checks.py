@@ -1,9 +1,13 @@
-"""Check a database: schema, references, and invariants of the records."""
+"""Check a database: schema, references, and invariants of the records; and mend what can be mended."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select, text
+from collections.abc import Iterator
+from typing import Any
 
+from sqlalchemy import Connection, delete, func, insert, select, text, update
+
+from ..domain.resources import resource_faults
 from ..domain.states import LeaseState, TrialState
 from .engine import Database
 from .models import EventRow, LeaseRow, StudyCountRow, StudyRow, TrialRow
@@ -20,7 +24,41 @@ def check(database: Database) -> list[str]:
         return [f"the schema is at revision {at}, but this release needs {database.newest()}; run: cdka db upgrade"]
     with database.engine.connect() as connection:
         faults = _integrity(connection) if database.is_sqlite else []
-        return faults + _counts(connection) + _leases(connection) + _events(connection)
+        found = faults + _counts(connection) + _leases(connection) + _events(connection)
+        return found + [fault for _, fault, _ in _resources(connection)]
+
+
+def repair(database: Database) -> list[str]:
+    """Mend what an earlier release let in; returns what was done.
+
+    Takes measurements that no page can show out of trials, and counts trials anew.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    done = []
+    with database.engine.begin() as connection:
+        for trial_id, fault, good in list(_resources(connection)):
+            connection.execute(update(TrialRow).where(TrialRow.id == trial_id).values(resources=good))
+            done.append(f"taken out: {fault}")
+        if wrong := _counts(connection):
+            connection.execute(delete(StudyCountRow))
+            grouped = select(TrialRow.study_id, TrialRow.phase, TrialRow.state, func.count()).group_by(
+                TrialRow.study_id, TrialRow.phase, TrialRow.state
+            )
+            names = ["study_id", "phase", "state", "count"]
+            connection.execute(insert(StudyCountRow).from_select(names, grouped))
+            done += [f"counted anew: {fault}" for fault in wrong]
+    return done
+
+
+def _resources(connection: Connection) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Trials with measurements that are none: id, what is wrong, and what is left without it."""
+    query = select(TrialRow.id, TrialRow.number, TrialRow.study_id, TrialRow.resources)
+    for trial_id, number, study_id, resources in connection.execute(query):
+        if faults := resource_faults(resources or {}):
+            good = {name: value for name, value in resources.items() if not resource_faults({name: value})}
+            yield trial_id, f"resources of trial {number} of study {study_id}: {faults[0]}", good
 
 
 def _integrity(connection: Connection) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from ..domain.records import MetricPoint
@@ -35,6 +35,10 @@ class Metrics:
             found = self._session.execute(query.returning(MetricRow.name, MetricRow.step))
             added += [(name, step) for name, step in found]
         return added
+
+    def count(self, trial_id: str) -> int:
+        """How many values a trial has."""
+        return self._session.scalar(select(func.count()).where(MetricRow.trial_id == trial_id)) or 0
 
     def forget(self, trial_id: str) -> None:
         """Remove the reports of earlier attempts, because the trial starts from the beginning."""

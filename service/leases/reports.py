@@ -15,10 +15,14 @@ from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Lease, MetricPoint, Study, Trial
 from ..domain.states import EventKind, StopReason, TrialPhase
+from ..errors import InvalidRequest
 from ..search.policy import Problem
 from .fences import held, reclaim
 
 SEEN_RESOLUTION = timedelta(seconds=10)
+# Values that a trial may have in all. They are counted where one request has more than ``_CHECKED``.
+MOST_VALUES_OF_TRIAL = 500_000
+_CHECKED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,11 @@ def _take(
         trial = reclaim(session, trial, now)
         expires_at = now + ctx.lease_time
         points = [MetricPoint(step, name, value, now) for step, values in reports for name, value in values.items()]
+        if len(points) > _CHECKED and Metrics(session).count(trial.id) + len(points) > MOST_VALUES_OF_TRIAL:
+            raise InvalidRequest(
+                f"trial {trial.number} would have more than {MOST_VALUES_OF_TRIAL:,} values; evaluate less often "
+                "(training.eval_steps), or report fewer metrics"
+            )
         added = Metrics(session).add(trial.id, points)
         changes: dict[str, Any] = {}
         if checkpoint is not None and checkpoint != trial.checkpoint:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from ..domain.inputs import Inputs
 from ..domain.plan import LayerShape
+from ..domain.resources import resource_faults
 from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.study_spec import PLAIN, Name, StudySpec
 from .common import Sent, ShapeFields, Time, Wire, without_control
@@ -60,7 +61,14 @@ class ReportIn(Sent):
     metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)]
 
 
+# Values of one request: bounds the time for which it holds SQLite's writer.
+MOST_VALUES = 2000
+
+
 def _each_value_once(reports: list[ReportIn]) -> list[ReportIn]:
+    count = sum(len(report.metrics) for report in reports)
+    if count > MOST_VALUES:
+        raise ValueError(f"there are {count} values, more than the {MOST_VALUES} of one request: send several")
     named: set[tuple[int, str]] = set()
     for report in reports:
         for name in report.metrics:
@@ -115,11 +123,19 @@ class MeasuredIn(Sent):
     reason: Annotated[str, Field(max_length=2000), AfterValidator(without_control)]
 
 
+def _measured(resources: dict[str, Any]) -> dict[str, Any]:
+    if faults := resource_faults(resources):
+        raise ValueError(f"resources: {'; '.join(faults[:5])}")
+    return resources
+
+
 class ResultIn(Sent):
     state: Literal["completed", "pruned", "infeasible", "failed", "cancelled", "released"]
     metrics: Annotated[dict[MetricName, Finite], Field(max_length=200)] = {}
     artifact: Address | None = None
-    resources: dict[str, Any] = {}
+    resources: Annotated[dict[str, Any], AfterValidator(_measured)] = Field(
+        default={}, description="What the attempt used: numbers, text, or objects of those, by name."
+    )
     failure: FailureIn | None = None
     scores: Annotated[list[Finite], Field(max_length=1_000_000)] | None = Field(
         default=None, description="The objective's value on every example of the split, where it is a mean over them."

@@ -72,3 +72,223 @@ def test_an_answers_pattern_is_refused_at_submit_and_matched_in_linear_time(api:
     assert seconds < 10
     with pytest.raises(Rejected, match=r"task\.generation\.pattern: not a regular expression of RE2"):
         extract("xy", GenerationSpec(extractor="regex", pattern=r"(?<=x)y"))
+
+
+# --- what a worker reports
+
+INF, LONE = float("inf"), "\ud800"
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"step_seconds": INF},
+        {"step_seconds": float("nan")},
+        {"seconds": -1},
+        {"seconds": "abc"},
+        {"seconds": True},
+        {"artifact_bytes": 2**62},
+        {"artifact_bytes": 10**400},
+        {"other": 10**400},
+        {"runner": LONE},
+        {"runner": "a\x00b"},
+        {LONE: 1},
+        {"": 1},
+        {"n" * 101: 1},
+        {"runner": "x" * 20_001},
+        {"data": {"train": {"deeper": 1}}},
+        {"data": {"train": INF}},
+        {"list": [1, 2]},
+        {f"n{k}": k for k in range(101)},
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_measurements_that_are_none_are_refused_and_no_page_breaks(api: Api, resources: dict[str, Any]) -> None:
+    import json
+
+    study = api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    body = json.dumps({"state": "completed", "metrics": {"accuracy": 0.5}, "resources": resources})
+    path, kind = f"/leases/{lease['id']}/result", {"Content-Type": "application/json"}
+    answer = api.call("PUT", path, "worker", content=body, headers=kind)
+    assert answer.status_code == 422, answer.text
+    assert api.finish(lease, resources={"seconds": 1.5, "data": {"train": "40 examples"}}).status_code == 200
+    assert api.call("GET", f"/studies/{study['id']}/trials").status_code == 200
+    assert api.call("GET", f"/studies/{study['id']}/export?format=csv").status_code == 200
+
+
+def test_db_check_finds_such_rows_and_repair_mends_them(api: Api, blank_url: str, tmp_path: Any) -> None:
+    from sqlalchemy import text
+
+    from service.db.backup import back_up, restore
+    from service.db.checks import check, repair
+    from service.db.engine import Database
+
+    study = api.create(search={"trials": 2})
+    api.run_all(lambda trial: 0.5)
+    bad = '{"seconds": "abc", "artifact_bytes": 4611686018427387904, "runner": "\\ud800", "steps": 3}'
+    with api.ctx.db.write() as session:
+        session.execute(text("UPDATE trials SET resources = :bad WHERE number = 0"), {"bad": bad})
+        session.execute(text("UPDATE study_counts SET count = count + 1"))
+    faults = check(api.ctx.db)
+    assert any(f"resources of trial 0 of study {study['id']}: 'seconds' is not a number" in f for f in faults)
+    done = repair(api.ctx.db)
+    assert any("taken out: resources of trial 0" in line for line in done)
+    assert any("counted anew" in line for line in done)
+    assert check(api.ctx.db) == []
+    assert repair(api.ctx.db) == []
+    trials = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]
+    assert trials[0]["resources"] == {"steps": 3}
+    back_up(api.ctx.db, tmp_path / "b.cdka")
+    other = Database(blank_url)
+    restore(other, tmp_path / "b.cdka")
+    assert check(other) == []
+    other.engine.dispose()
+
+
+# --- bodies
+
+
+def test_nobody_without_a_token_has_a_body_read(api: Api) -> None:
+    read = 0
+
+    def pieces() -> Any:
+        nonlocal read
+        for _ in range(64):
+            read += 2**20
+            yield b"[]," * (2**20 // 3)
+
+    kind = {"Content-Type": "application/json"}
+    for headers in (kind, {**kind, "Authorization": "Bearer cdka_wrong"}):
+        answer, seconds = timed(lambda h=headers: api.http.post("/api/v1/studies", content=pieces(), headers=h))
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert seconds < 5
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "most"),
+    [
+        ("member", "/studies", 2**20),
+        ("admin", "/tokens", 2**20),
+        ("member", "/leases/x/result", 2**20),
+        ("worker", "/leases/x/reports", 2 * 2**20),
+        ("worker", "/leases/x/result", 32 * 2**20),
+    ],
+)
+def test_every_call_has_its_largest_body(api: Api, role: str, path: str, most: int) -> None:
+    method = "PUT" if path.endswith("/result") else "POST"
+    kind = {"Content-Type": "application/json"}
+    said = api.call(method, path, role, content=b" " * (most + 1), headers=kind)
+    assert said.status_code == 413
+    assert f"{most:,} bytes" in said.json()["detail"]
+    assert api.call(method, path, role, content=b" " * most, headers=kind).status_code != 413
+
+
+# --- reports
+
+
+def test_one_report_holds_the_writer_for_a_bounded_time(api: Api) -> None:
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    metrics = {f"m{k}": float(k) for k in range(200)}
+    many = [{"step": step, "metrics": metrics} for step in range(11)]
+    said = api.call("POST", f"/leases/{lease['id']}/reports", "worker", json={"reports": many})
+    assert said.status_code == 422
+    assert "there are 2200 values, more than the 2000 of one request: send several" in said.text
+    assert api.call("POST", f"/leases/{lease['id']}/reports", "worker", json={"reports": many[:10]}).status_code == 200
+
+
+def test_the_sdk_sends_many_values_in_several_requests(api: Api) -> None:
+    from service.client import Client
+    from service.client.testing import AppTransport
+
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    metrics = {f"m{k}": float(k) for k in range(30)}
+    with Client("http://localhost", api.token("worker"), transport=AppTransport(api.http)) as client:
+        said = client.report(lease["id"], [(step, metrics) for step in range(1, 101)], "/artifacts/checkpoint")
+    assert said.directive == "continue"
+    items = api.call("GET", f"/trials/{lease['trial']['id']}/metrics").json()["items"]
+    assert len(items) == 3000
+    assert api.call("GET", f"/trials/{lease['trial']['id']}").json()["state"] == "running"
+
+
+def test_a_trial_has_a_largest_number_of_values(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.leases import reports
+
+    monkeypatch.setattr(reports, "MOST_VALUES_OF_TRIAL", 300)
+    api.create(search={"trials": 1})
+    lease = api.lease()
+    assert lease is not None
+    metrics = {f"m{k}": float(k) for k in range(200)}
+    path = f"/leases/{lease['id']}/reports"
+    assert api.call("POST", path, "worker", json={"reports": [{"step": 1, "metrics": metrics}]}).status_code == 200
+    said = api.call("POST", path, "worker", json={"reports": [{"step": 2, "metrics": metrics}]})
+    assert said.status_code == 422
+    assert "evaluate less often (training.eval_steps)" in said.json()["detail"]
+
+
+# --- a server without tokens
+
+
+@pytest.fixture
+def open_api(ctx: Any) -> Any:
+    from fastapi.testclient import TestClient
+
+    from service.app import create_app
+
+    ctx.settings.auth = "off"
+    with TestClient(create_app(ctx), base_url="http://localhost:8765", raise_server_exceptions=False) as http:
+        yield http
+
+
+@pytest.mark.parametrize("host", ["localhost:8765", "127.0.0.1:8765", "[::1]:8765", "localhost"])
+def test_without_tokens_a_server_answers_to_this_machine(open_api: Any, host: str) -> None:
+    assert open_api.get("/api/v1/studies", headers={"Host": host}).status_code == 200
+    headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+    assert open_api.post("/api/v1/tokens", json={"name": "n", "role": "viewer"}, headers=headers).status_code == 201
+
+
+@pytest.mark.parametrize("host", ["evil.example.org:8765", "127.0.0.1.nip.io:8765", "192.168.1.7:8765", ""])
+def test_without_tokens_another_name_of_this_machine_gets_nothing(open_api: Any, host: str) -> None:
+    """As after DNS rebinding: the browser believes that the page's own server answers."""
+    for method, path in (("GET", "/api/v1/studies"), ("POST", "/api/v1/tokens"), ("GET", "/"), ("GET", "/operation")):
+        answer = open_api.request(method, path, headers={"Host": host}, follow_redirects=False)
+        assert answer.status_code in (400, 403), (method, path, answer.status_code)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example.org"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:9999"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_without_tokens_another_site_starts_nothing(open_api: Any, headers: dict[str, str]) -> None:
+    study = open_api.post("/api/v1/studies", json=make_study()).json()["id"]
+    for method, path in (("POST", f"/api/v1/studies/{study}/cancel"), ("DELETE", f"/api/v1/studies/{study}")):
+        assert open_api.request(method, path, headers=headers).status_code == 403
+    assert open_api.get(f"/api/v1/studies/{study}").json()["state"] == "queued"
+
+
+def test_text_logs_cannot_be_forged(capfd: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    from service.server.logs import set_up_logging
+
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    try:
+        set_up_logging("text", lambda: "id")
+        logging.getLogger("service").info("GET /x\n2026 ERROR forged \x1b[2J\u202e 200")
+        (line,) = [found for found in capfd.readouterr().err.splitlines() if "GET /x" in found]
+        assert r"GET /x\n2026 ERROR forged \x1b[2J\u202e 200" in line
+    finally:
+        root.handlers[:], root.level = before[0], before[1]

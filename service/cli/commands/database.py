@@ -44,3 +44,9 @@ def restore(file: File) -> None:
 def check() -> None:
     """Check schema, references, counts, leases and events. Exits 3 and lists what is wrong."""
     _run("check")
+
+
+@app.command()
+def repair() -> None:
+    """Mend counts, and measurements of trials that no page can show. Lists what was done."""
+    _run("repair")
