@@ -27,6 +27,7 @@ from .api.hub import EventHub
 from .api.limits import RateLimits
 from .api.metrics import Metrics
 from .api.middleware import RequestMiddleware, current_request_id
+from .context.aside import Processes
 from .context.context import Clock, Context
 from .dashboard import charts_api, pages
 from .db.engine import Database
@@ -39,6 +40,7 @@ from .server.bootstrap import embedded_tokens, prepare, prepare_database
 from .server.chores import Chores
 from .server.logs import set_up_logging
 from .settings import Settings, explain
+from .studies import plans
 from .tenancy.tokens import DEFAULT_TEAM, create_token, ensure_team
 
 API = "/api/v1"
@@ -100,12 +102,15 @@ def _background(ctx: Context) -> Callable[[FastAPI], AbstractAsyncContextManager
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
-        chores = Chores(ctx)
+        chores, aside = Chores(ctx), Processes([plans.__name__])
+        ctx.aside = aside
+        aside.start()
         chores.start()
         try:
             yield
         finally:
             await run_in_threadpool(chores.stop)
+            aside.close()
 
     return lifespan
 

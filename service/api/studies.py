@@ -266,7 +266,9 @@ def predictions(
         )
         fault = Fault(f"#/predictors/{body.predictors.index(predicting.MEASURED)}", message)
         raise InvalidRequest("no prediction can be made", [fault])
-    plan, ranked = plan_prediction(body.model, body.task.kind, body.adapter, body.budget, ctx.settings.data_roots)
+    plan, ranked = ctx.aside(
+        plan_prediction, body.model, body.task.kind, body.adapter, body.budget, ctx.settings.data_roots
+    )
     found = [Ranking(name, RankingState.READY, None, ranked[name]) for name in dict.fromkeys(body.predictors)]
     budget = BudgetOut(
         max_parameters=plan.max_parameters, base_parameters=plan.base_parameters, adapted_layers=len(plan.shapes)

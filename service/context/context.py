@@ -11,6 +11,7 @@ from typing import Any
 from ..db.engine import Database
 from ..search.policy import SearchPolicy, StopRule
 from ..settings import Settings
+from .aside import Aside, in_this_process
 from .combiner import Combiner
 from .history import Histories
 from .recent import Recent
@@ -38,6 +39,8 @@ class Context:
     # A monotonic clock, to detect that the wall clock was set; tests set both.
     elapsed: Callable[[], float] = time.monotonic
     observe_sampling: Callable[[str, float], None] = unobserved
+    # Work that grows with what callers send.
+    aside: Aside = in_this_process
     histories: Histories = field(default_factory=Histories)
     # Lease requests that arrive together: what there is to do, by team; trials, by study; runners that found nothing.
     # Any, because what they ask is defined on top of the context.

@@ -33,7 +33,7 @@ def create_study(ctx: Context, caller: Principal, body: Any) -> tuple[Study, Pla
         InvalidStudy: with every fault; nothing was stored.
         QuotaExceeded: the team's quota of open studies is used up.
     """
-    planned = plan_study(body, ctx.settings.data_roots)
+    planned = ctx.aside(plan_study, body, ctx.settings.data_roots)
     return _store(ctx, caller, planned), planned
 
 
