@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer.main
@@ -197,7 +198,25 @@ def _argument(argument: Any) -> str:
     return name if argument.required else f"[{name}]"
 
 
-PAGES = {"study-file.md": study_file, "settings.md": settings, "errors.md": errors, "commands.md": commands}
+def openapi() -> str:
+    """The OpenAPI document."""
+    from service.app import create_app, make_context
+
+    with TemporaryDirectory() as home:
+        ctx = make_context(Settings(home=Path(home)))
+        try:
+            return json.dumps(create_app(ctx).openapi(), indent=1, sort_keys=True) + "\n"
+        finally:
+            ctx.db.close()
+
+
+PAGES = {
+    "study-file.md": study_file,
+    "settings.md": settings,
+    "errors.md": errors,
+    "commands.md": commands,
+    "openapi.json": openapi,
+}
 
 
 def main(arguments: list[str]) -> int:

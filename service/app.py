@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvicorn
 from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.openapi.utils import get_openapi
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
@@ -27,14 +26,13 @@ from .api.hub import EventHub
 from .api.limits import RateLimits
 from .api.metrics import Metrics
 from .api.middleware import RequestMiddleware, current_request_id
+from .api.openapi import document, operation_id
 from .context.aside import Processes
 from .context.context import Clock, Context
 from .dashboard import charts_api, pages
 from .db.engine import Database
 from .domain.records import Role
-from .domain.study_spec import StudySpec
 from .errors import ServiceError
-from .schemas.common import Problem
 from .search.optuna_policy import OptunaPolicy
 from .server.bootstrap import embedded_tokens, prepare, prepare_database
 from .server.chores import Chores
@@ -73,6 +71,7 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
         lifespan=_background(ctx) if background else None,
     )
     metrics = Metrics()
@@ -94,7 +93,7 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
         max_body_bytes=ctx.settings.max_body_bytes,
         identify=lambda request: identify(request, ctx),
     )
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
 
@@ -113,21 +112,6 @@ def _background(ctx: Context) -> Callable[[FastAPI], AbstractAsyncContextManager
             aside.close()
 
     return lifespan
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        # POST /studies reads the raw body, to report every fault at once; its schema is documented here.
-        spec = StudySpec.model_json_schema(ref_template="#/components/schemas/{model}")
-        components = schema.setdefault("components", {}).setdefault("schemas", {})
-        for name, definition in spec.pop("$defs", {}).items():
-            components.setdefault(name, definition)
-        components["StudySpec"] = spec
-        components["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        components |= components["Problem"].pop("$defs", {})
-        app.openapi_schema = schema
-    return app.openapi_schema
 
 
 program = typer.Typer(

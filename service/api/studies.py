@@ -114,7 +114,11 @@ def list_studies(
     return Page(items=[StudyOut.of(s, counts) for s, counts in found], next_cursor=next_cursor)
 
 
-@router.get("/studies/{study_id}", responses=problems(404) | {304: {"description": "As If-None-Match has it"}})
+@router.get(
+    "/studies/{study_id}",
+    response_model=StudyOut,
+    responses=problems(404) | {304: {"description": "As If-None-Match has it"}},
+)
 def get_study(
     ctx: ContextDep,
     principal: Reader,

@@ -107,7 +107,7 @@ def get_log(
 
 
 _ZIP: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
 
@@ -116,4 +116,4 @@ def get_adapter(ctx: ContextDep, principal: Reader, trial_id: Id) -> StreamingRe
     """Download a trial's adapter, as PEFT saved it, as a zip file."""
     pieces, name = archives.adapter_archive(ctx, trial_id, principal.scope)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(pieces, media_type="application/zip", headers=headers)
+    return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
