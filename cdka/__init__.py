@@ -3,7 +3,7 @@
 Importing this package registers the method ``cdka`` with PEFT. Import it before you load a CDKA adapter.
 """
 
-from .checkpoints import model_source, tensor_names, weight_files, weights_digest
+from .checkpoints import model_source, read_header, tensor_names, weight_files, weights_digest
 from .config import CdkaConfig
 from .counts import (
     Configuration,
@@ -93,6 +93,7 @@ __all__ = [
     "to_lora",
     "truncate_factors",
     "unused_layers",
+    "read_header",
     "weight_files",
     "weights_digest",
 ]

@@ -59,9 +59,15 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if not (folder / _SINGLE).exists() and index.exists():
         try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            found = json.loads(index.read_bytes())
+            names = sorted(set(found["weight_map"].values()))
+            # transformers needs it, too.
+            found["metadata"].get("total_size")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index.name} is not an index of safetensors files") from error
+        outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise CheckpointError(f"{index.name} names {outside[0]!r}: the files of a model lie in its folder")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{index.name} names {missing[0]}, which does not exist")

@@ -56,7 +56,11 @@ def meta_model(config: PreTrainedConfig, task_kind: str | None = None) -> nn.Mod
         with torch.device("meta"):
             model: nn.Module = auto.from_config(config)
     except ValueError as error:
-        raise TargetError(f"transformers has no {task_kind} model for model type {config.model_type!r}") from error
+        if "Unrecognized configuration class" in str(error):
+            said = f"transformers has no {task_kind} model for model type {config.model_type!r}"
+        else:
+            said = f"the config cannot be used: {str(error).splitlines()[0]}"
+        raise TargetError(said) from error
     return model
 
 

@@ -11,6 +11,7 @@ import json
 import lzma
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -96,8 +97,10 @@ def open_text(file: Path, encoding: str | None = None) -> Iterator[io.TextIOWrap
     with file.open("rb") as raw:
         opened = _decompressed(raw, file)
         try:
-            head = opened.read(4)
+            head = opened.read(8)
             opened.seek(0)
+            if opened is not raw and any(head.startswith(magic) for magic, _ in _COMPRESSED):
+                raise UnreadableFile("it is compressed twice; compress it once")
             found = encoding or next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
             if encoding is not None and codecs.lookup(encoding).name == "utf-8":
                 found = "utf-8-sig"
@@ -223,6 +226,8 @@ class CsvFile:
                         f"line {line} has {len(record)} cells, the header {len(self.columns)} ({shown!r}); "
                         "put text that holds the delimiter in quotation marks"
                     )
+                if self._form.header is True and [cell.lstrip("\ufeff") for cell in record] == self.columns:
+                    raise UnreadableFile(f"line {line} repeats the header; were files joined? Take it out")
                 swallowed.rows += 1
                 yield record
         swallowed.check()
@@ -278,6 +283,24 @@ def json_records(file: Path, encoding: str | None = None) -> Iterator[dict[str, 
             raise UnreadableFile("the file is empty")
 
 
+def first_json_keys(file: Path, encoding: str | None = None, most: int = 1000) -> list[str] | None:
+    """The keys of the first records, in order; ``None`` if they cannot be told without reading a whole array.
+
+    Raises:
+        UnreadableFile: as :func:`json_records`.
+    """
+    first = first_json_record(file, encoding)
+    if first is None:
+        return None
+    keys = dict.fromkeys(first)
+    with open_text(file, encoding) as text:
+        lines = text.read(1) != "["
+    if lines:
+        for record in islice(json_records(file, encoding), most):
+            keys |= dict.fromkeys(record)
+    return list(keys)
+
+
 def first_json_record(file: Path, encoding: str | None = None) -> dict[str, Any] | None:
     """The first record, without reading the others; ``None`` for an array's record of more than a megabyte.
 
@@ -288,6 +311,8 @@ def first_json_record(file: Path, encoding: str | None = None) -> dict[str, Any]
         head = text.read(_LONGEST_FIRST).lstrip()
     if not head.startswith("["):
         return next(json_records(file, encoding))
+    if head[1:].lstrip().startswith("]"):
+        raise UnreadableFile("the array is empty")
     try:
         record, _ = json.JSONDecoder().raw_decode(head, len(head) - len(head[1:].lstrip()))
     except (ValueError, RecursionError) as error:

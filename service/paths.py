@@ -43,7 +43,10 @@ def resolve_inside(path: str, roots: Sequence[Path]) -> Path | None:
     outside = hidden = False
     for root in roots:
         base = root.resolve()
-        candidate = (base / path).resolve()
+        try:
+            candidate = (base / path).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InvalidRequest(f"{path!r} cannot be followed: {str(error).splitlines()[0]}") from error
         if not candidate.is_relative_to(base):
             outside = True
         elif is_hidden(candidate, base, getattr(roots, "private", ())):
@@ -67,6 +70,23 @@ def is_hidden(candidate: Path, base: Path, private: Iterable[Path]) -> bool:
     # A root that was named inside of the server's home is meant.
     kept = [path for path in private if not base.is_relative_to(path)]
     return any(candidate.is_relative_to(path) or path.is_relative_to(candidate) for path in kept)
+
+
+def link_outside(folder: Path, roots: Sequence[Path]) -> str | None:
+    """The first link in a folder that leads out of the roots, by its name; ``None`` if none does."""
+    private = getattr(roots, "private", ())
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        for name in (*folders, *files):
+            path = Path(parent) / name
+            if not path.is_symlink():
+                continue
+            try:
+                target = path.resolve()
+            except (OSError, RuntimeError):
+                return str(path.relative_to(folder))
+            if not any(target.is_relative_to(r) and not is_hidden(target, r.resolve(), private) for r in roots):
+                return str(path.relative_to(folder))
+    return None
 
 
 def locate(path: str, roots: Sequence[Path]) -> str:

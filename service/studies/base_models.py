@@ -15,7 +15,7 @@ import cdka
 
 from ..domain.study_spec import ModelSpec
 from ..errors import Fault, InvalidRequest
-from ..paths import locate
+from ..paths import link_outside, locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,11 @@ class MetaModel:
 
 def read_model(model: ModelSpec, kind: str | None, roots: Sequence[Path]) -> MetaModel | Fault:
     """The model of a study for a kind of task, or the fault that prevents reading it."""
+    where = model.path
     try:
         where, file = cdka.model_source(locate(model.path, roots))
+        if Path(where).is_dir():
+            _require_own(Path(where), model.path, roots)
         form = {} if file is None else {"gguf_file": file}
         config = AutoConfig.from_pretrained(where, revision=model.revision, trust_remote_code=False, **form)
         module: Any = cdka.meta_model(config, kind)
@@ -63,8 +66,35 @@ def read_model(model: ModelSpec, kind: str | None, roots: Sequence[Path]) -> Met
     except cdka.CdkaError as error:
         return Fault("#/model/path", str(error))
     except Exception as error:  # transformers may raise anything for a config of a user
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return Fault("#/model/path", f"no model can be read from {model.path!r}: {reason}")
+        return Fault("#/model/path", f"no model can be read from {model.path!r}: {_told(error, where)}")
+
+
+def _require_own(folder: Path, path: str, roots: Sequence[Path]) -> None:
+    """Check that a folder is a model's own, and nothing but a model's.
+
+    Raises:
+        InvalidRequest: a link leads out of the data folders, or an adapter lies in it.
+    """
+    if link := link_outside(folder, roots):
+        raise InvalidRequest(f"the model {path!r} has a link that leads out of the data directories: {link}")
+    if (folder / "adapter_config.json").exists():
+        raise InvalidRequest(
+            f"{path!r} holds an adapter (adapter_config.json): name its base model, or merge the adapter into it first"
+        )
+
+
+# Errors that say a name alone, and what they mean here.
+_BARE = {KeyError: "there is no ", AttributeError: "a value has another type than expected: "}
+
+
+def _told(error: Exception, where: str) -> str:
+    """What is wrong with a config, in one line: without paths of this machine, with what a bare name means."""
+    lines = [line.strip() for line in (str(error) or type(error).__name__).splitlines() if line.strip()]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    for kind, words in _BARE.items():
+        if isinstance(error, kind):
+            said = f"{words}{said}"
+    return f"its config cannot be used: {said.replace(where, 'it')}"
 
 
 def _tensor_names(where: str, revision: str | None) -> frozenset[str] | None:

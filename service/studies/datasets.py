@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data_files import PACKAGED, SUFFIXES, CsvFile, first_json_record, has_suffix, names_shown
+from ..data_files import PACKAGED, SUFFIXES, CsvFile, first_json_keys, has_suffix, names_shown
 from ..domain.task_spec import DataSource, TaskSpec
 from ..errors import Fault, InvalidRequest
 from ..paths import locate, resolve_inside
@@ -88,5 +88,4 @@ def _columns(source: DataSource, file: Path) -> tuple[list[str] | None, str]:
         return csv.columns, csv.hint()
     if source.path != "json":
         return None, ""
-    record = first_json_record(file, source.format.encoding if source.format else None)
-    return None if record is None else list(record), ""
+    return first_json_keys(file, source.format.encoding if source.format else None), ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import zipfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +131,7 @@ def load_warm(
         kwargs["quantization_config"] = _four_bits(study)
     elif study.training.precision == "fp32":
         kwargs["dtype"] = torch.float32
+    _require_own_files(Path(path), study.model.path)
     try:
         names = cdka.tensor_names(Path(path)) if Path(path).is_dir() and file is None else None
         model, info = auto_class.from_pretrained(
@@ -143,7 +146,8 @@ def load_warm(
     except Exception as error:  # transformers and its readers raise anything for the files of users
         if is_of_host(error):
             raise
-        raise Rejected(f"the model {study.model.path!r} cannot be loaded: {root_cause(error)}") from error
+        said = _unreadable_file(path) or root_cause(error).replace(path, study.model.path)
+        raise Rejected(f"the model {study.model.path!r} cannot be loaded: {said}") from error
     if file is not None:
         # Loading dequantised the weights; these attributes would mark the model as quantised.
         model.hf_quantizer, model.is_quantized = None, False
@@ -153,15 +157,92 @@ def load_warm(
     missing = set(info["missing_keys"]) | mismatched
     heads = cdka.head_modules(model, study.task.architecture, _names_loaded(model, missing) if names is None else names)
     require_fit(model, study.model.path, heads, missing, info["unexpected_keys"])
+    if file is None and Path(path).is_dir() and not hasattr(model.config, "quantization_config"):
+        _require_floats(model, Path(path), study.model.path)
     notes = []
     own = set() if keep_head or not heads else _class_dependent(auto_class, model.config) - missing
     if own:
         missing |= own
         notes.append("the checkpoint's head is for other classes and is initialised anew")
     made = new_modules(model, missing)
+    _require_finite(model, made)
     if made:
         notes.append(f"initialised anew in every trial: {cdka.listed(made)}")
     return WarmModel(model, made, heads, tuple(notes))
+
+
+# What formats of adapters call their tensors.
+_ADAPTERS = re.compile(r"\.(lora_[AB]|lora_(up|down)|lora_embedding_[AB]|lokr_w\d|hada_w\d|cdka_[AB])\b")
+_INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+
+
+def _require_own_files(folder: Path, path: str) -> None:
+    """Check that a model's folder holds no adapter, and that the index of its PyTorch files names files beside it.
+
+    Raises:
+        Rejected: it does not, or the index cannot be read.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise Rejected(
+            f"{path!r} holds an adapter (adapter_config.json): name its base model, or merge the adapter into it first"
+        )
+    index = folder / "pytorch_model.bin.index.json"
+    if not index.is_file():
+        return
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Rejected(f"the model {path!r} cannot be loaded: {index.name} is no index of files") from error
+    if outside := next((n for n in names if not isinstance(n, str) or Path(n).name != n), None):
+        raise Rejected(f"the model {path!r} cannot be loaded: {index.name} names {outside!r}, outside of its folder")
+
+
+def _unreadable_file(path: str) -> str | None:
+    """What is wrong with a PyTorch file of a model, which torch reports without its name."""
+    for file in sorted(Path(path).glob("pytorch_model*.bin")) if Path(path).is_dir() else []:
+        with file.open("rb") as stream:
+            start = stream.read(64)
+        if start.startswith(b"version https://git-lfs"):
+            return f"{file.name} is a pointer of git-lfs, not the file itself: run git lfs pull"
+        if start.startswith(b"PK") and not zipfile.is_zipfile(file):
+            return f"{file.name} is truncated"
+    return None
+
+
+def _require_floats(model: nn.Module, folder: Path, path: str) -> None:
+    """Check that weights are stored as floating-point numbers: others were quantised, and would be read as they stand.
+
+    Raises:
+        Rejected: one is of integers, or is 8-bit with a scale beside it.
+    """
+    parameters = {_last_names(name) for name, _ in model.named_parameters()}
+    tensors = [t for file in cdka.weight_files(folder) if file.suffix == ".safetensors" for t in cdka.read_header(file)]
+    scaled = {t.name.rpartition("_scale")[0] for t in tensors if "_scale" in t.name}
+    for tensor in tensors:
+        is_weight = _last_names(tensor.name) in parameters
+        if is_weight and (tensor.dtype in _INTEGERS or (tensor.dtype.startswith("F8") and tensor.name in scaled)):
+            raise Rejected(
+                f"the files of {path!r} are quantised ({tensor.name} is stored as {tensor.dtype}), but its config has "
+                "no quantization_config to read them by: use the original weights"
+            )
+
+
+def _last_names(name: str) -> str:
+    """The end of a tensor's name, which is the same with and without the base model's prefix."""
+    return ".".join(name.split(".")[-3:])
+
+
+def _require_finite(model: nn.Module, new: Collection[str]) -> None:
+    """Check that every pretrained weight is finite.
+
+    Raises:
+        Rejected: one is not; names it.
+    """
+    for name, parameter in model.named_parameters():
+        if cdka.is_in_heads(name, new) or not parameter.is_floating_point() or parameter.is_meta:
+            continue
+        if not bool(torch.isfinite(parameter).all()):
+            raise Rejected(f"the model's weight {name} has values that are not finite")
 
 
 def _class_dependent(auto_class: Any, config: Any) -> set[str]:
@@ -202,6 +283,12 @@ def require_fit(
         raise Rejected(
             f"the files of {path!r} do not fit its config: they lack {len(outside)} weights of the pretrained model, "
             f"or have them in another shape: {cdka.listed(outside)}. Only heads may be new"
+        )
+    adapters = sorted(name for name in unexpected if _ADAPTERS.search(name))
+    if adapters:
+        raise Rejected(
+            f"the files of {path!r} hold an adapter's weights beside the model's, which would be ignored: "
+            f"{cdka.listed(adapters)}. Merge the adapter into the model first"
         )
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     known = {_pattern(name.removeprefix(prefix)) for name in parameters}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from service.paths import is_hidden
+from service.paths import link_outside
 
 from ..failures import Rejected
 
@@ -25,11 +25,11 @@ def require_contained(folder: Path, name: str, roots: Sequence[Path]) -> None:
     Raises:
         Rejected: one leads outside; names it.
     """
-    for path in _entries(folder):
-        if path.is_symlink() and not _is_allowed(path.resolve(), roots):
-            raise Rejected(
-                f"the dataset {name!r} has a link that leads out of the data directories: {path.relative_to(folder)}"
-            )
+    link = link_outside(folder, roots)
+    if link is not None:
+        raise Rejected(f"the dataset {name!r} has a link that leads out of the data directories: {link}")
+    for state in folder.rglob("state.json"):
+        _require_own_files(state, name)
     for card in _CARDS:
         for pattern in _named(folder / card):
             if re.match(r"[a-z0-9+.-]+:", pattern, re.IGNORECASE) or pattern.startswith(("/", "~", "\\")):
@@ -38,15 +38,18 @@ def require_contained(folder: Path, name: str, roots: Sequence[Path]) -> None:
                 raise Rejected(f"the dataset {name!r} names files outside of its folder in {card}: {pattern!r}")
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=False):
-        for name in (*folders, *files):
-            yield Path(parent) / name
+def _require_own_files(state: Path, name: str) -> None:
+    """Check that what ``save_to_disk`` wrote names files beside itself.
 
-
-def _is_allowed(target: Path, roots: Sequence[Path]) -> bool:
-    private = getattr(roots, "private", ())
-    return any(target.is_relative_to(root) and not is_hidden(target, root, private) for root in roots)
+    Raises:
+        Rejected: it names others, or cannot be read.
+    """
+    try:
+        files = [str(file["filename"]) for file in json.loads(state.read_bytes()).get("_data_files", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Rejected(f"the dataset {name!r} cannot be loaded: its {state.name} cannot be read") from error
+    if outside := next((file for file in files if Path(file).name != file), None):
+        raise Rejected(f"the dataset {name!r} names files outside of its folder in {state.name}: {outside!r}")
 
 
 def _named(card: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -60,10 +61,28 @@ def classes_of(task: TaskSpec, train: Any, column: str, found: Iterable[str]) ->
         )
     seen: dict[str, str] = {}
     for name in classes:
-        other = seen.setdefault(name.strip(), name)
+        other = seen.setdefault(_seen_as(name), name)
         if other != name:
-            raise Rejected(f"the classes {other!r} and {name!r} of column {column!r} differ only in surrounding spaces")
+            shown = f"{other!r} and {name!r}" if other.strip() != name.strip() or other.isascii() else ""
+            if _invisible(other) or _invisible(name) or not shown:
+                shown = f"{other!a} and {name!a}"
+            raise Rejected(
+                f"the classes {shown} of column {column!r} look the same: they differ only in {_how(other, name)}"
+            )
     return classes
+
+
+def _seen_as(name: str) -> str:
+    """A name as a reader sees it: composed characters, no surrounding spaces, nothing invisible."""
+    return "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf").strip()
+
+
+def _invisible(name: str) -> bool:
+    return unicodedata.normalize("NFC", name) != name or any(unicodedata.category(c) == "Cf" for c in name)
+
+
+def _how(a: str, b: str) -> str:
+    return "surrounding spaces" if a.strip() == b.strip() else "their Unicode form or in invisible characters"
 
 
 def in_order_of(classes: Sequence[str], outputs: Sequence[str]) -> list[str] | None:

@@ -56,7 +56,38 @@ def read_file(
         UnreadableFile: it is not in its format.
         OSError: it cannot be read.
     """
-    return _READERS[builder](file, form, columns)
+    try:
+        data, bad = _READERS[builder](file, form, columns)
+        for name in data.column_names:
+            _require_text(data, name)
+    except (UnreadableFile, OSError):
+        raise
+    except Exception as error:  # Arrow and its metadata raise anything for the files of users
+        raise UnreadableFile(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    return data, bad
+
+
+def _require_text(data: datasets.Dataset, name: str) -> None:
+    """Check that a column of text holds text.
+
+    Raises:
+        UnreadableFile: a cell is not UTF-8; names its row.
+    """
+    column = data.data.column(name)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return
+    row = 0
+    for chunk in column.chunks:
+        try:
+            chunk.validate(full=True)
+        except pa.ArrowInvalid:
+            for cell in chunk.cast(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()):
+                row += 1
+                try:
+                    (cell.as_py() or b"").decode()
+                except UnicodeDecodeError as error:
+                    raise UnreadableFile(f"column {name!r} of row {row} is not UTF-8: {error.reason}") from error
+        row += len(chunk)
 
 
 def _read_csv(
@@ -193,6 +224,9 @@ def _selected(
 ) -> tuple[datasets.Dataset, list[BadRow]]:
     if columns is not None and (missing := [c for c in columns if c not in there]):
         raise UnreadableFile(f"it has no column {missing[0]!r}; it has: {', '.join(map(repr, there))}")
+    twice = [name for name, count in Counter(there).items() if count > 1 and (columns is None or name in columns)]
+    if twice:
+        raise UnreadableFile(f"it has the column {twice[0]!r} more than once")
     return datasets.Dataset(read(list(there if columns is None else dict.fromkeys(columns)))), []
 
 

@@ -15,7 +15,7 @@ import datasets
 from service.data_files import PACKAGED, SUFFIXES, UnreadableFile, has_suffix
 from service.errors import InvalidRequest
 from service.paths import locate, resolve_inside
-from service.schemas.specs import CLASSIFICATION, BadRows, DataSource, TaskKind, TaskSpec
+from service.schemas.specs import CLASSIFICATION, BadRows, DataSource, FormatSpec, TaskKind, TaskSpec
 
 from ..failures import Rejected, root_cause
 from .bad_rows import BadRow, SplitFindings, refuse
@@ -188,6 +188,8 @@ def _checked(task: TaskSpec, found: dict[str, Split], own: set[str]) -> tuple[di
     classes, unknown = _unknown_labels(task, good, reading)
     for name, rows in unknown.items():
         counted = found[name].policy is BadRows.COUNT_AS_WRONG and name != "train"
+        if counted and len(rows) == len(good[name].data):
+            raise Rejected(f"no row of the {name} split has a class of train, so nothing can be judged on it")
         if counted and rows:
             found[name].notes.append(f"{len(rows)} of a class that train lacks, counted as wrong")
         else:
@@ -255,6 +257,11 @@ def _carve(name: str, train: Split, label: str | None) -> tuple[Split, Split]:
             taken = [k for k in taken if k not in returned.values()]
             kept += sorted(returned.values())
             notes.append(f"{len(returned)} examples of rare classes stay in train ({', '.join(sorted(returned)[:10])})")
+    if not taken:
+        raise Rejected(
+            f"no {name} split can be carved out of train: every example taken for it is the only one of its class; "
+            f"name a {name} file"
+        )
     part = replace(train.keep(taken), dropped=0, notes=notes)
     part.origin = f"{len(taken)} examples carved out of train (seed {CARVING_SEED})"
     rest = train.keep(kept)
@@ -340,6 +347,9 @@ def _load(
             if files:
                 # datasets would find a replaced file's old content by path and time in its own cache.
                 options["cache_dir"] = str(scratch / files[0].sha256)
+                own = _own_files(source, where, options["cache_dir"])
+                if own is not None:
+                    return _of_folder(source, folder, own, columns, files, paths)
             saved = _of_hub(source, where, options)
         return {
             split: _Loaded(
@@ -349,7 +359,7 @@ def _load(
         }
     except InvalidRequest as error:
         raise Rejected(error.detail) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(source, error) from error
 
 
@@ -368,6 +378,70 @@ def _file(source: DataSource, name: str, columns: Sequence[str] | None, roots: S
         raise Rejected(f"{name} cannot be read as {source.path}: {error}") from error
     form = source.format.model_dump(mode="json") if source.format is not None else None
     return _Loaded(data, json.dumps([record.sha256, source.path, form]), bad, [record], [file])
+
+
+def _own_files(
+    source: DataSource, where: str, cache: str
+) -> tuple[str, FormatSpec | None, dict[str, list[Path]]] | None:
+    """The format of a local folder's files and the files of each split; ``None`` if they are not read by our readers.
+
+    A file is read alike in a folder and by its name: datasets would read CSV and JSON by other rules.
+    """
+    builder = datasets.load_dataset_builder(where, source.name, cache_dir=cache)
+    kind = type(builder).__module__.rsplit(".", 1)[-1]
+    if kind not in ("csv", "json") or source.streaming:
+        return None
+    found = {
+        str(split): [Path(str(file)) for file in files] for split, files in (builder.config.data_files or {}).items()
+    }
+    if not all(file.is_file() for files in found.values() for file in files):
+        return None
+    form = None
+    if kind == "csv" and (separator := getattr(builder.config, "sep", ",")) not in (",", None):
+        form = FormatSpec(delimiter=separator)
+    return kind, form, found
+
+
+def _of_folder(
+    source: DataSource,
+    folder: Path,
+    own: tuple[str, FormatSpec | None, dict[str, list[Path]]],
+    columns: Sequence[str] | None,
+    records: list[FileRecord],
+    paths: list[Path],
+) -> dict[str, _Loaded]:
+    kind, form, found = own
+    loaded = {}
+    for split, files in found.items():
+        parts, bad, rows = [], [], 0
+        for file in files:
+            try:
+                data, faults = read_file(kind, file, form, columns)
+            except (UnreadableFile, OSError) as error:
+                name = file.relative_to(folder) if file.is_relative_to(folder) else file.name
+                raise Rejected(f"{name} of {source.path!r} cannot be read as {kind}: {error}") from error
+            bad += [replace(fault, number=fault.number + rows) for fault in faults]
+            rows += len(data)
+            parts.append(data)
+        try:
+            whole = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        except ValueError as error:
+            raise Rejected(
+                f"the files of the {split} split of {source.path!r} differ in their columns' types"
+            ) from error
+        loaded[split] = _Loaded(whole, records[0].sha256 + split, bad, records, paths)
+    if source.splits is None:
+        return loaded
+    lengths = {split: len(part.data) for split, part in loaded.items()}
+    chosen: dict[str, _Loaded] = {}
+    for split, said in source.splits.items():
+        instructions = datasets.ReadInstruction.from_spec(said).to_absolute(lengths)
+        (one,) = instructions[:1]
+        part = loaded[one.splitname]
+        begin, end = one.from_ or 0, len(part.data) if one.to is None else one.to
+        kept = [replace(bad, number=bad.number - begin) for bad in part.bad if begin < bad.number <= end]
+        chosen[split] = _Loaded(part.data.select(range(begin, end)), f"{part.key}{said}", kept, part.files, part.paths)
+    return chosen
 
 
 def _of_hub(source: DataSource, where: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,8 @@ def label(value: Any) -> Problem | None:
         return "is null", None
     if isinstance(value, list | tuple | dict):
         return f"is {_kind(value)}; a row has one label", _shown(value)
+    if isinstance(value, bytes):
+        return "is binary; store labels as text or integers", _shown(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "is not finite", _shown(value)
     if isinstance(value, str) and not value.strip():

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 import cdka
 from service.client import Client
 from service.errors import InputsChanged, LeaseLost, NotFound, ServiceError
-from service.paths import locate
+from service.paths import link_outside, locate
 from service.schemas.leases import LeasedTrial, LeaseOut, ResultIn
 from service.schemas.specs import FailureKind, Inputs, Shape, StopReason, StudySpec, TaskKind, TrialPhase, changes_told
 from service.settings import Settings
@@ -392,6 +392,8 @@ class Runner:
             path = locate(study.model.path, self.settings.data_roots)
         except ServiceError as error:
             raise Rejected(error.detail) from error
+        if Path(path).is_dir() and (link := link_outside(Path(path), self.settings.data_roots)):
+            raise Rejected(f"the model {study.model.path!r} has a link that leads out of the data directories: {link}")
         training = study.training
         data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{training.max_length}\n{training.packing}"
         if self._warm.paths and stamp(self._warm.paths) != self._warm.stamp:

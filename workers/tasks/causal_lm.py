@@ -22,7 +22,16 @@ from ..inputs.token_cache import TokenisedCache, mapped
 from .answers import extract
 from .batches import batches, device_of, token_losses
 from .task import Prepared, Scores
-from .texts import load_tokenizer, reading_of, text_of, tokenizer_parts
+from .texts import (
+    GREEDY,
+    load_tokenizer,
+    note_cut,
+    reading_of,
+    require_answers,
+    require_end,
+    text_of,
+    tokenizer_parts,
+)
 
 INPUTS = ("input_ids", "attention_mask", "labels")
 IGNORED = -100
@@ -41,6 +50,7 @@ class CausalLM:
     def prepare(self, study: StudySpec, model_path: str, splits: Splits, cache: TokenisedCache) -> Prepared:
         """Tokenise prompt and completion; leave out examples whose prompt has ``max_length`` tokens or more."""
         tokenizer = load_tokenizer(study, model_path)
+        require_end(study, tokenizer)
         task, most = study.task, study.training.max_length
         shared = tokenizer_parts(study, model_path, tokenizer)
 
@@ -63,11 +73,13 @@ class CausalLM:
                     "labels": labels[:most],
                     "prompt_length": len(prompt),
                     "reference": reference,
+                    "cut": len(ids) > most,
                     FAULT: fault,
                 }
 
             parts = {
                 **shared,
+                "form": 2,
                 "data": splits.parts[name].content(),
                 "roles": roles,
                 "template": template,
@@ -87,6 +99,9 @@ class CausalLM:
                 made[name] = data.select(places)
                 splits.parts[name] = splits.parts[name].keep(places)
                 splits.parts[name].notes.append(f"{left_out} left out (prompt of {most} tokens or more)")
+            made[name] = note_cut(splits, name, made[name], most, "the end of the completion is not learned")
+        if generates:
+            require_answers(splits, made, task.generation)
         if study.training.packing:
             kept, pad = made["train"], tokenizer.pad_token_id
             parts = {**encoded["train"][0], "kept": splits.parts["train"].content(), "packed": True}
@@ -145,7 +160,7 @@ class CausalLM:
                     input_ids=padded["input_ids"].to(device),
                     attention_mask=padded["attention_mask"].to(device),
                     max_new_tokens=generation.max_new_tokens,
-                    do_sample=False,
+                    **GREEDY,
                     pad_token_id=tokenizer.pad_token_id,
                 )
             texts = tokenizer.batch_decode(made[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -163,7 +178,7 @@ def _texts(
         if tokenizer.chat_template is None:
             raise Rejected("the model's tokenizer has no chat template; give prompt and completion columns instead")
         # Keys that other rows have are null here.
-        messages = [{k: v for k, v in m.items() if v is not None} for m in row[roles["messages"]]]
+        messages = _without_nulls(row[roles["messages"]])
         reference = str(messages[-1]["content"])
         try:
             before = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
@@ -182,6 +197,13 @@ def _texts(
         prompt = prompt[:-1]
     completion = tokenizer(reference, add_special_tokens=False)["input_ids"]
     return prompt, [*completion, tokenizer.eos_token_id], reference, None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A message without the keys that only other rows have, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _packed(split: Any, most: int, pad: int, folder: Path) -> Any:

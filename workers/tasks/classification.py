@@ -21,10 +21,12 @@ from .task import Scores
 
 
 def ordered_classes(study: StudySpec, model_path: str, splits: Splits) -> list[str]:
-    """The classes in the order of the model's head, if that names the same ones; else as declared, or in natural order.
+    """The classes as declared; else in the order of the model's head, if that names the same ones, or in natural order.
 
     So a head that was trained on these classes keeps their meaning.
     """
+    if study.task.labels is not None:
+        return list(study.task.labels)
     classes = splits.classes or _classes_of_custom(study, splits)
     return in_order_of(classes, outputs_of(study, model_path)) or classes
 
@@ -52,6 +54,8 @@ def load_classifier(auto_class: Any, study: StudySpec, model_path: str, classes:
         model_path,
         study,
         keep_head=in_order_of(classes, outputs_of(study, model_path)) == list(classes),
+        # A checkpoint's own would choose another loss.
+        problem_type="single_label_classification",
         num_labels=len(classes),
         id2label=dict(enumerate(classes)),
         label2id={label: k for k, label in enumerate(classes)},

@@ -20,7 +20,7 @@ from .answers import extract
 from .batches import batches, token_losses
 from .classification import classification_scores
 from .task import Prepared, Scores
-from .texts import load_tokenizer, reading_of, text_of, tokenizer_parts
+from .texts import GREEDY, load_tokenizer, note_cut, reading_of, require_answers, text_of, tokenizer_parts
 
 INPUTS = ("input_ids", "attention_mask", "labels")
 IGNORED = -100
@@ -42,7 +42,10 @@ class Seq2SeqLM:
         tokenizer = load_tokenizer(study, model_path)
         task = study.task
         words = task.label_words
+        most = study.training.max_length
         shared = tokenizer_parts(study, model_path, tokenizer)
+        if words:
+            _require_distinct(words, tokenizer)
         if words is None and _SCORED & study.metrics_wanted:
             raise Rejected(f"{', '.join(sorted(_SCORED & study.metrics_wanted))} needs task.label_words")
 
@@ -52,18 +55,20 @@ class Seq2SeqLM:
             def encode(row: dict[str, Any]) -> dict[str, Any]:
                 target = _target(row[roles["target"]], words, split.features[roles["target"]])
                 source = text_of(row, roles.get("text", "text"), template)
-                encoded = tokenizer(source, truncation=True, max_length=study.training.max_length)
-                labels = tokenizer(text_target=target, truncation=True, max_length=study.training.max_length)
+                encoded = tokenizer(source, truncation=True, max_length=most)
+                labels = tokenizer(text_target=target, truncation=True, max_length=most)
                 return {
                     "input_ids": encoded["input_ids"],
                     "attention_mask": encoded["attention_mask"],
                     "labels": labels["input_ids"],
                     "reference": target,
+                    "cut": len(labels["input_ids"]) == most and len(tokenizer(text_target=target)["input_ids"]) > most,
                     FAULT: None if encoded["input_ids"] and labels["input_ids"] else "has no token",
                 }
 
             parts = {
                 **shared,
+                "form": 2,
                 "data": splits.parts[name].content(),
                 "roles": roles,
                 "template": template,
@@ -72,8 +77,13 @@ class Seq2SeqLM:
             return cache.get(parts, lambda folder: mapped(split, encode, folder))
 
         encoded = {name: tokenised(name, getattr(splits, name)) for name in SPLITS}
+        made = usable(encoded, splits, task.roles["target"])
+        for name, data in made.items():
+            made[name] = note_cut(splits, name, data, most, "the end of the target is not learned")
+        if "exact_match" in study.metrics_wanted:
+            require_answers(splits, made, task.generation)
         return Prepared(
-            **usable(encoded, splits, task.roles["target"]),
+            **made,
             collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
             tokenizer=tokenizer,
             origins=splits.told(),
@@ -98,7 +108,7 @@ class Seq2SeqLM:
             if words:
                 scores[chosen] = _word_scores(model, batch, words, prepared.tokenizer)
             if generated:
-                made = model.generate(**batch, max_new_tokens=study.task.generation.max_new_tokens, do_sample=False)
+                made = model.generate(**batch, max_new_tokens=study.task.generation.max_new_tokens, **GREEDY)
                 texts = prepared.tokenizer.batch_decode(made, skip_special_tokens=True)
                 for k, text in zip(chosen, texts, strict=True):
                     expected = extract(split[k]["reference"], study.task.generation)
@@ -116,6 +126,22 @@ class Seq2SeqLM:
             values["exact_match"] = float(matches.mean())
             per_example = matches.tolist() if objective == "exact_match" else per_example
         return Scores(values, per_example)
+
+
+def _require_distinct(words: dict[str, str], tokenizer: Any) -> None:
+    """Check that the tokenizer tells the words of the classes apart.
+
+    Raises:
+        Rejected: two have the same tokens.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for word in dict.fromkeys(words.values()):
+        other = seen.setdefault(tuple(tokenizer(text_target=word)["input_ids"]), word)
+        if other != word:
+            raise Rejected(
+                f"task.label_words: the model's tokenizer makes the same tokens of {other!r} and {word!r}; choose "
+                "words that it knows"
+            )
 
 
 def _target(value: Any, words: dict[str, str] | None, feature: Any) -> str:

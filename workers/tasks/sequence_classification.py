@@ -89,13 +89,18 @@ class SequenceClassification:
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The encoder or decoder with a classification head of one logit per class."""
         warm = load_classifier(AutoModelForSequenceClassification, study, model_path, prepared.facts["classes"])
-        if warm.model.config.pad_token_id is None:
-            warm.model.config.pad_token_id = prepared.tokenizer.pad_token_id
+        set_padding(warm.model, prepared.tokenizer)
         return warm
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
         """Accuracy, F1, Matthews correlation, loss."""
         return judge_logits(study, model, split, prepared, INPUTS)
+
+
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Tell a model which token pads its batches: a decoder classifies by the last token that is none."""
+    if tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def judge_logits(study: StudySpec, model: Any, split: Any, prepared: Prepared, inputs: tuple[str, ...]) -> Scores:

@@ -16,7 +16,7 @@ from ..inputs.base_models import WarmModel, load_warm
 from ..inputs.splits import Splits
 from ..inputs.token_cache import TokenisedCache
 from .batches import batches
-from .sequence_classification import INPUTS, prepare_texts
+from .sequence_classification import INPUTS, prepare_texts, set_padding
 from .task import Prepared, Scores
 
 
@@ -32,9 +32,9 @@ class SequenceRegression:
 
     def load_model(self, study: StudySpec, model_path: str, prepared: Prepared) -> WarmModel:
         """The encoder or decoder with a head of one output."""
-        warm = load_warm(AutoModelForSequenceClassification, model_path, study, num_labels=1, problem_type="regression")
-        if warm.model.config.pad_token_id is None:
-            warm.model.config.pad_token_id = prepared.tokenizer.pad_token_id
+        # In this order: one label does not go with the problem type of a checkpoint that classified.
+        warm = load_warm(AutoModelForSequenceClassification, model_path, study, problem_type="regression", num_labels=1)
+        set_padding(warm.model, prepared.tokenizer)
         return warm
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:

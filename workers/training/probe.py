@@ -47,8 +47,9 @@ def layers_without_gradient(trainer: Any, row: dict[str, Any]) -> list[str]:
     model: nn.Module = trainer.model
     with _aside(model):
         batch = _batch(trainer, [row])
-        with trainer.compute_loss_context_manager():
-            trainer.compute_loss(model, batch).backward()
+        with _context(trainer):
+            loss = trainer.compute_loss(model, batch)
+        loss.backward()
         found = [
             _plain(name)
             for name, layer in model.named_modules()
@@ -61,8 +62,15 @@ def layers_without_gradient(trainer: Any, row: dict[str, Any]) -> list[str]:
 
 
 def _loss(trainer: Any, rows: Sequence[dict[str, Any]]) -> float:
-    with trainer.compute_loss_context_manager():
+    with _context(trainer):
         return float(trainer.compute_loss(trainer.model, _batch(trainer, rows)))
+
+
+@contextmanager
+def _context(trainer: Any) -> Iterator[None]:
+    """As in a step. The Trainer leaves autocast to accelerate, which wraps the model when training begins."""
+    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+        yield
 
 
 def _batch(trainer: Any, rows: Sequence[dict[str, Any]]) -> Any:

@@ -59,7 +59,7 @@ class TrialTrainer(Trainer):
         plain = self.accelerator.unwrap_model(model)
         with torch.no_grad(), plain.disable_adapter():
             for batch in self._unchecked:
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), self.accelerator.autocast():
                     alone = float(cast(torch.Tensor, self.compute_loss(plain, self._prepare_inputs(batch))))
                 if not math.isfinite(alone):
                     return Rejected(

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from service.schemas.specs import GenerationSpec
-from tests.conftest import Api, write_lines
+from tests.conftest import Api, make_study, write_lines
 from workers.inputs.labels import label_reader
 from workers.inputs.values import check_values, label
 from workers.runner.runner import Runner
@@ -386,5 +386,114 @@ def test_a_cell_that_is_no_image_is_named_and_no_path_in_it_is_followed(value: A
 
 
 def test_an_image_file_that_cannot_be_decoded_is_a_bad_row() -> None:
-    assert _decoded({"bytes": b"GIF89a...", "path": None}) == "is no image that can be decoded"
-    assert _decoded({"bytes": None, "path": None}) == "is an image without content"
+    assert _decoded({"bytes": b"GIF89a...", "path": None}, []) == "is no image that can be decoded"
+    assert _decoded({"bytes": None, "path": None}, []) == "is an image without content"
+
+
+# --- what would make every trial's score the same, or mean something else
+
+
+def refused(api: Api, runner: Runner, model: str, task: dict[str, Any], **changes: Any) -> str:
+    body = study_on(model, task, **changes)
+    study = api.call("POST", "/studies", json=body).json()
+    lease = runner._next_lease()
+    assert lease is not None, study
+    runner.run_lease(lease)
+    read = api.call("GET", f"/studies/{study['id']}").json()
+    assert read["state"] == "failed"
+    return str(read["reason"])
+
+
+def study_on(model: str, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    dataset = {"path": "json", "data_files": {"train": "sums.jsonl"}}
+    return make_study(model={"path": model}, task={"dataset": dataset, **task}, search={"trials": 1}, **changes)
+
+
+def test_words_that_the_tokenizer_does_not_tell_apart_are_refused(api: Api, runner: Runner) -> None:
+    task = {
+        "kind": "seq2seq_lm",
+        "columns": {"text": "prompt", "target": "parity"},
+        "label_words": {"0": "zebra", "1": "giraffe"},
+        "metric": "accuracy",
+    }
+    reason = refused(api, runner, "tiny-t5", task)
+    assert "makes the same tokens of 'zebra' and 'giraffe'; choose words that it knows" in reason
+
+
+def test_references_without_an_answer_are_refused(api: Api, runner: Runner) -> None:
+    task = {
+        "kind": "causal_lm",
+        "columns": {"prompt": "prompt", "completion": "a"},
+        "generation": {"extractor": "gsm8k", "max_new_tokens": 4},
+        "metric": "exact_match",
+    }
+    assert "gsm8k finds no answer in any reference of the validation split" in refused(api, runner, "tiny-llama", task)
+
+
+def test_completions_that_are_cut_are_counted(api: Api, runner: Runner, zoo: Path) -> None:
+    rows = [{"prompt": "one plus", "completion": "two " * (30 if k % 4 else 3)} for k in range(40)]
+    write_lines(zoo / "long.jsonl", rows)
+    dataset = {"path": "json", "data_files": {"train": "long.jsonl"}}
+    trial = run_one(
+        api,
+        runner,
+        "tiny-llama",
+        {"kind": "causal_lm", "metric": "loss", "dataset": dataset},
+        training={"max_length": 16, "epochs": 1},
+    )
+    said = trial["resources"]["data"]
+    assert re.search(
+        r"\d+ cut to 16 tokens \(the end of the completion is not learned; training.max_length\)", said["train"]
+    )
+    total = sum(int(re.findall(r"(\d+) cut to", said[name])[0]) for name in ("train", "validation", "test"))
+    assert total == 30
+
+
+def test_generation_is_greedy_whatever_the_checkpoint_asks_for(
+    api: Api, runner: Runner, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from transformers import GenerationMixin
+
+    folder = zoo / f"beams-{tmp_path.name}"
+    shutil.copytree(zoo / "tiny-llama", folder)
+    asked = {"num_beams": 4, "repetition_penalty": 1.5, "do_sample": True, "no_repeat_ngram_size": 2}
+    (folder / "generation_config.json").write_text(json.dumps({**asked, "eos_token_id": 1, "pad_token_id": 0}))
+    used: list[Any] = []
+    original = GenerationMixin._prepare_generation_config
+
+    def spy(self: Any, *arguments: Any, **named: Any) -> Any:
+        found = original(self, *arguments, **named)
+        used.append(found[0])
+        return found
+
+    monkeypatch.setattr(GenerationMixin, "_prepare_generation_config", spy)
+    task = {"kind": "causal_lm", "generation": {"extractor": "gsm8k", "max_new_tokens": 4}, "metric": "exact_match"}
+    run_one(api, runner, folder.name, task, training={"epochs": 1})
+    assert used
+    for config in used:
+        assert (config.num_beams, config.do_sample) == (1, False)
+        assert config.repetition_penalty in (None, 1.0)
+        assert not config.no_repeat_ngram_size
+
+
+def test_a_message_has_no_keys_that_only_other_rows_have() -> None:
+    from workers.tasks.causal_lm import _without_nulls
+
+    call = {"function": {"name": "f", "arguments": {"path": "y", "n": None, "city": None}}}
+    assert _without_nulls([{"role": "assistant", "content": "", "tool_calls": [call], "name": None}]) == [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"path": "y"}}}]}
+    ]
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(api: Api, runner: Runner, zoo: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = zoo / f"endless-{tmp_path.name}"
+    shutil.copytree(zoo / "tiny-llama", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("eos_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    reason = refused(api, runner, folder.name, {"kind": "causal_lm", "metric": "loss"})
+    assert "has no end-of-text token, without which no completion ends" in reason

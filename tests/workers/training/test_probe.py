@@ -89,6 +89,7 @@ def trainer(model: nn.Module) -> Any:
         _get_collator_with_removed_columns=lambda collator: collator,
         _prepare_inputs=lambda batch: {"x": batch},
         compute_loss_context_manager=nullcontext,
+        accelerator=SimpleNamespace(autocast=nullcontext),
         compute_loss=lambda model, inputs: model(**inputs),
     )
 
