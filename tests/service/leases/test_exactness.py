@@ -475,7 +475,7 @@ def test_clock_jumps_do_not_trigger_trial_limits(api: Api, ctx: Context, clock: 
 
 def test_studies_on_a_server_without_authentication(ctx: Context) -> None:
     ctx.settings.auth = "off"
-    with TestClient(create_app(ctx)) as http:
+    with TestClient(create_app(ctx), base_url="http://localhost") as http:
         made = http.post("/api/v1/studies", json=make_study())
         assert made.status_code == 201
         assert http.get("/api/v1/studies").json()["items"][0]["id"] == made.json()["id"]
