@@ -27,7 +27,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ..context.context import Context
 from ..db.idempotency import KeptAnswer, KeptAnswers
-from ..errors import KeyReused
+from ..errors import Conflict, KeyReused
 from .dependencies import bearer_token, get_context
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -77,8 +77,8 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
                 await _in_own_thread(_keep, ctx, attempt, response)
                 await commit()
             return response
-    except IntegrityError:
-        # The same request arrived twice at once, and the other one was first.
+    except (IntegrityError, Conflict):
+        # The same request arrived twice at once, and the other one was first: what it made is in this one's way.
         kept = await run_in_threadpool(_find, ctx, attempt)
         if kept is None:
             raise

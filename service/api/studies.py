@@ -12,10 +12,11 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..domain.metrics import METRICS
-from ..domain.records import Ranking, RankingState, Study, TrialCounts
+from ..domain.records import Ranking, RankingState, Role, Study, TrialCounts
 from ..domain.states import StudyState
 from ..domain.study_spec import StudyChanges
-from ..errors import Changed, Fault, InvalidRequest
+from ..errors import Changed, Fault, Forbidden, InvalidRequest
+from ..paths import resolve_inside
 from ..results import comparison, export, reading
 from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
@@ -270,6 +271,8 @@ def predictions(
         )
         fault = Fault(f"#/predictors/{body.predictors.index(predicting.MEASURED)}", message)
         raise InvalidRequest("no prediction can be made", [fault])
+    if principal.role is Role.VIEWER and resolve_inside(body.model.path, ctx.settings.data_roots) is None:
+        raise Forbidden("a viewer's token names models in the data directories; those of the hub are downloaded")
     plan, ranked = ctx.aside(
         plan_prediction, body.model, body.task.kind, body.adapter, body.budget, ctx.settings.data_roots
     )

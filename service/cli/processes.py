@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import signal
@@ -13,15 +14,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from ..client import Client
 from ..errors import ServiceError
+from ..parent import environment_of_child
 from ..paths import make_private
 from ..settings import Settings
 
 READY_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
 LONGEST_PAUSE = 30.0
+PORT_PATIENCE = 5.0
 
 
 class StartFailed(ServiceError):
@@ -53,7 +57,7 @@ class Process:
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
                 [sys.executable, *self.arguments],
-                env=dict(self.environment),
+                env=environment_of_child(self.environment),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C in a terminal reaches only us; we end our children in order.
@@ -92,6 +96,7 @@ class Server:
 
     def __init__(self, settings: Settings, *, with_pool: bool = True) -> None:
         self.settings = settings
+        self._lock: IO[str] | None = None
         logs = settings.home / "logs"
         environment = child_environment(settings)
         self.api = Process("api", ["-m", "service.app", "serve", "--embedded"], environment, logs / "api.log")
@@ -110,9 +115,15 @@ class Server:
         Raises:
             StartFailed: it does not; the detail is the end of its log.
         """
-        if port_is_taken(self.settings.host, self.settings.port):
-            raise StartFailed(f"port {self.settings.port} is in use on {self.settings.host}; set CDKA_PORT to another")
         make_private(self.settings.home)
+        self._lock = lock_home(self.settings.home)
+        deadline = time.monotonic() + PORT_PATIENCE
+        # The API of a server that was killed ends within a second or two.
+        while port_is_taken(self.settings.host, self.settings.port) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if port_is_taken(self.settings.host, self.settings.port):
+            self._lock.close()
+            raise StartFailed(f"port {self.settings.port} is in use on {self.settings.host}; set CDKA_PORT to another")
         for root, held in self.settings.data_roots.holding_private():
             if held == self.settings.home:
                 say(f"CDKA_HOME {held} lies in the data directory {root}; studies cannot read it")
@@ -145,11 +156,36 @@ class Server:
         """End pool and API, in this order, so that runners can still give back their leases."""
         for process in reversed(self.processes):
             process.stop()
+        if self._lock is not None:
+            self._lock.close()
 
     def login_url(self) -> str:
         """The dashboard's address with the admin's token in its fragment, which browsers never send."""
         token = (self.settings.home / "admin-token").read_text().strip()
         return f"{self.settings.server_url}/login#token={token}"
+
+
+def lock_home(home: Path) -> IO[str]:
+    """Hold a server's home until the file is closed or this process ends.
+
+    Raises:
+        StartFailed: another server holds it; says which.
+    """
+    # Opened for appending: the other's number must not be lost.
+    lock = (home / "serve.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        other = lock.read().strip()
+        lock.close()
+        raise StartFailed(
+            f"another server (process {other or 'unknown'}) uses {home}: stop it, or set CDKA_HOME to another folder"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
 
 
 def child_environment(settings: Settings) -> dict[str, str]:

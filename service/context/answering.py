@@ -8,18 +8,15 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from ctypes import CDLL
 from importlib import import_module
 
+from ..parent import end_with_parent
 from .aside import read_message, write_message
-
-# Linux: the signal that a process gets when its parent dies.
-_PR_SET_PDEATHSIG = 1
 
 
 def main(memory_bytes: int, modules: Sequence[str]) -> None:
     """Answer calls from standard input until it ends."""
-    CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL, os.getppid())
     answers = os.fdopen(os.dup(1), "wb")
     # What libraries print does not come between.
     os.dup2(2, 1)

@@ -19,6 +19,8 @@ from .recent import Recent
 Clock = Callable[[], datetime]
 # A wall clock that jumps by more than this was set.
 CLOCK_TOLERANCE = timedelta(seconds=5)
+# A pulse that is later than this was held up.
+AWAY_SECONDS = 5.0
 # Requests that are served in one pass.
 LARGEST_BATCH = 256
 
@@ -51,6 +53,7 @@ class Context:
     # No lease expires before this time: after an outage, runners get one lease time to come back.
     expiry_from: datetime = field(init=False)
     _seen: tuple[datetime, float] = field(init=False)
+    _pulse: float | None = field(default=None, init=False)
     _done: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,23 @@ class Context:
         if now - self._done.get(chore, -seconds) < seconds:
             return False
         self._done[chore] = now
+        return True
+
+    def pulse(self) -> None:
+        """Note that this process runs; called every second by a server's upkeep."""
+        self.was_away()
+        self._pulse = self.elapsed()
+
+    def was_away(self) -> bool:
+        """Whether this process stood still, as under SIGSTOP or in a suspended machine, where both clocks went on.
+
+        If so, runners could not reach it, and no lease expires for one lease time.
+        """
+        now = self.elapsed()
+        if self._pulse is None or now - self._pulse <= max(AWAY_SECONDS, self.settings.lease_seconds / 6):
+            return False
+        self._pulse = now
+        self.forgive_outage()
         return True
 
     def clock_was_set(self) -> bool:

@@ -111,6 +111,7 @@ def _is_known(seen: RunnerSeen | None, runner: Runner, now: datetime) -> bool:
 
 def expire_leases(ctx: Context) -> None:
     """Queue the trials of expired leases again. A lease stays renewable until its trial is leased again."""
+    ctx.was_away()
     if ctx.clock_was_set():
         _shorten(ctx)
     now = ctx.clock()

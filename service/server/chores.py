@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 TIDY_SECONDS = 3600.0
 COLLECTION_SECONDS = 60.0
 WEBHOOK_SECONDS = 1.0
+PULSE_SECONDS = 1.0
 
 
 class Chores:
@@ -34,6 +35,7 @@ class Chores:
         self._threads = [
             threading.Thread(target=self._repeat, args=(self._maintain, ctx.settings.maintenance_seconds), daemon=True),
             threading.Thread(target=self._repeat, args=(self._deliver, WEBHOOK_SECONDS), daemon=True),
+            threading.Thread(target=self._repeat, args=(ctx.pulse, PULSE_SECONDS), daemon=True),
         ]
 
     def start(self) -> None:
