@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -91,14 +92,18 @@ class Webhooks:
             query = query.where(DeliveryRow.id < before)
         return [_delivery(r) for r in self._session.scalars(query.order_by(DeliveryRow.id.desc()).limit(limit))]
 
-    def claim_due(self, now: datetime, until: datetime, limit: int) -> builtins.list[Delivery]:
-        """Claim due deliveries for this sender until ``until``.
+    def claim_due(
+        self, now: datetime, until: datetime, limit: int, busy: Collection[str] = ()
+    ) -> builtins.list[Delivery]:
+        """Claim due deliveries for this sender until ``until``; none of ``busy`` teams.
 
         If a sender dies, its deliveries are sent again: receivers see each event at least once.
         """
+        theirs = select(WebhookRow.id).where(WebhookRow.team_id.in_(busy))
+        others = [DeliveryRow.webhook_id.not_in(theirs)] if busy else []
         query = (
             select(DeliveryRow)
-            .where(DeliveryRow.state == PENDING, DeliveryRow.next_at <= now)
+            .where(DeliveryRow.state == PENDING, DeliveryRow.next_at <= now, *others)
             .order_by(DeliveryRow.next_at, DeliveryRow.id)
             .limit(limit)
             .with_for_update(skip_locked=True)

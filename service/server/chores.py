@@ -8,12 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 
-import httpx
-
 from ..context.context import Context
 from ..errors import Unavailable
 from ..studies.removal import purge_deleted
-from ..tenancy.webhooks import deliver_due
+from ..tenancy.deliveries import Deliverer
 from .maintenance import collect_checkpoints, maintain, tidy
 
 _log = logging.getLogger(__name__)
@@ -29,7 +27,7 @@ class Chores:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._stopping = threading.Event()
-        self._http = httpx.Client(trust_env=False)
+        self._deliverer = Deliverer(ctx)
         self._next_tidy = time.monotonic() + 60.0
         self._next_collection = time.monotonic() + COLLECTION_SECONDS
         self._threads = [
@@ -48,7 +46,7 @@ class Chores:
         self._stopping.set()
         for thread in self._threads:
             thread.join(timeout=15.0)
-        self._http.close()
+        self._deliverer.close()
 
     def _repeat(self, chore: Callable[[], None], seconds: float) -> None:
         # Jitter spreads replicas that start together.
@@ -73,5 +71,5 @@ class Chores:
                 _log.info("deleted study %s was purged", study_id)
 
     def _deliver(self) -> None:
-        while deliver_due(self._ctx, self._http) and not self._stopping.is_set():
+        while self._deliverer.round() and not self._stopping.is_set():
             pass

@@ -14,8 +14,12 @@ import json
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,7 +32,7 @@ from ..db.webhooks import DELIVERED, GIVEN_UP, PENDING, Webhooks
 from ..domain.ids import new_id
 from ..domain.operation import Delivery, Webhook
 from ..domain.records import Principal
-from ..errors import Fault, InvalidRequest, NotFound
+from ..errors import Fault, InvalidRequest
 
 _log = logging.getLogger(__name__)
 SECRET_PREFIX = "whsec_"  # noqa: S105  # a prefix is no secret
@@ -36,7 +40,9 @@ SECRET_PREFIX = "whsec_"  # noqa: S105  # a prefix is no secret
 BACK_OFF = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
 CLAIMED = timedelta(minutes=2)
 TIMEOUT_SECONDS = 10.0
-BATCH = 20
+# For a whole delivery.
+TOTAL_SECONDS = 20.0
+BATCH = 50
 LONGEST_ERROR = 300
 
 Resolve = Callable[[str, int], Sequence[str]]
@@ -60,20 +66,71 @@ def permitted_address(url: str, allow_private: bool, resolve: Resolve = resolve)
     Raises:
         InvalidRequest: not a URL to call, no such host, or an address inside (loopback, private, link-local, ...).
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-        raise _fault("give an address as https://host/path, without user and password")
+    target = _parsed(url)
     try:
-        addresses = list(resolve(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)))
+        addresses = list(resolve(target.host, target.port or (443 if target.scheme == "https" else 80)))
     except (OSError, UnicodeError) as error:
-        raise _fault(f"{parts.hostname} has no address: {error}") from error
-    inside = [a for a in addresses if not ipaddress.ip_address(a.split("%")[0]).is_global]
+        raise _fault(f"{target.host} has no address: {error}") from error
+    inside = [address for address in addresses if not is_public(address)]
     if not addresses or (inside and not allow_private):
         raise _fault(
-            f"{parts.hostname} is at {', '.join(inside) or 'no address'}, which is not on the public internet; "
+            f"{target.host} is at {', '.join(inside) or 'no address'}, which is not on the public internet; "
             "an operator can allow that with CDKA_WEBHOOK_PRIVATE=on"
         )
     return addresses[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The parts of a webhook's address; ``host`` is ASCII."""
+
+    scheme: str
+    host: str
+    port: int | None
+    path: str
+
+
+def _parsed(url: str) -> _Target:
+    """The parts of an address.
+
+    Raises:
+        InvalidRequest: it is no address of a web server.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        host = parts.hostname or ""
+        host = host if host.isascii() else host.encode("idna").decode()
+        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        f"{host}{path}".encode("ascii")
+    except ValueError as error:
+        raise _fault(f"it is no address of a web server: {error}") from error
+    if parts.scheme not in ("http", "https") or not host or parts.username or parts.password or port == 0:
+        raise _fault("give an address as https://host/path, without user and password")
+    return _Target(parts.scheme, host, port, path)
+
+
+# IPv6 networks that stand for IPv4 addresses, and where in an address those are.
+_EMBEDDED = (
+    (ipaddress.ip_network("64:ff9b::/96"), 96),  # NAT64
+    (ipaddress.ip_network("64:ff9b:1::/48"), 96),  # NAT64 of a network of one's own
+    (ipaddress.ip_network("2002::/16"), 16),  # 6to4
+    (ipaddress.ip_network("::/96"), 96),  # compatible with IPv4
+)
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is on the public internet, whatever it is written as."""
+    found = ipaddress.ip_address(address.split("%")[0])
+    if found.version == 6:
+        if found.ipv4_mapped is not None:
+            return is_public(str(found.ipv4_mapped))
+        if found.is_site_local:
+            return False
+        for network, begin in _EMBEDDED:
+            if found in network:
+                return is_public(str(ipaddress.IPv4Address(int(found) >> (96 - begin) & 0xFFFFFFFF)))
+    return found.is_global and not found.is_multicast
 
 
 def _fault(detail: str) -> InvalidRequest:
@@ -138,55 +195,82 @@ def list_deliveries(
 
 
 def deliver_due(ctx: Context, http: httpx.Client) -> int:
-    """Send the deliveries that are due; returns how many were tried."""
-    due = _claim(ctx)
-    for delivery in due:
-        try:
-            with ctx.db.read() as session:
-                webhook = Webhooks(session).get(delivery.webhook_id, None)
-        except NotFound:
-            continue
+    """Send the deliveries that are due, one after the other; returns how many were tried."""
+    due = claim(ctx)
+    return sum(deliver(ctx, http, webhook, delivery) for webhook, delivery in due)
+
+
+def deliver(ctx: Context, http: httpx.Client, webhook: Webhook, delivery: Delivery) -> bool:
+    """Send one delivery and record the outcome, whatever it is; returns whether it was tried."""
+    try:
         status, error = _send(ctx, http, webhook, delivery)
-        _settle(ctx, delivery, status, error)
-    return len(due)
+    except Exception as raised:  # every failure counts as an attempt, so that none comes back for ever
+        status, error = None, f"{type(raised).__name__}: {raised}"
+    _settle(ctx, delivery, status, error)
+    return True
 
 
 @retried
-def _claim(ctx: Context) -> list[Delivery]:
+def claim(ctx: Context, busy: Collection[str] = ()) -> list[tuple[Webhook, Delivery]]:
+    """Claim due deliveries, none of teams that are ``busy``, with their webhooks."""
     now = ctx.clock()
     with ctx.db.write() as session:
-        return Webhooks(session).claim_due(now, now + CLAIMED, BATCH)
+        webhooks = Webhooks(session)
+        found = webhooks.claim_due(now, now + CLAIMED, BATCH, busy)
+        known = {webhook.id: webhook for webhook in webhooks.list(None)} if found else {}
+    return [(known[delivery.webhook_id], delivery) for delivery in found if delivery.webhook_id in known]
 
 
 def _send(ctx: Context, http: httpx.Client, webhook: Webhook, delivery: Delivery) -> tuple[int | None, str | None]:
     body = json.dumps(delivery.body, separators=(",", ":"))
     now = ctx.clock()
-    parts = urlsplit(webhook.url)
+    held: list[Any] = []
+
+    def note(event: str, info: dict[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            held.append(info["return_value"])
+
+    # A receiver that sends a byte now and then would never exceed a timeout of its own.
+    cut = threading.Timer(TOTAL_SECONDS, lambda: _cut(held))
+    cut.daemon = True
     try:
+        target = _parsed(webhook.url)
         address = permitted_address(webhook.url, ctx.settings.webhook_private)
-        port = f":{parts.port}" if parts.port else ""
-        target = f"[{address}]" if ":" in address else address
-        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-        answer = http.post(
-            f"{parts.scheme}://{target}{port}{path}",
+        port = f":{target.port}" if target.port else ""
+        place = f"[{address}]" if ":" in address else address
+        cut.start()
+        # The answer's body is not read: it may be of any size.
+        with http.stream(
+            "POST",
+            f"{target.scheme}://{place}{port}{target.path}",
             content=body,
             headers={
-                "Host": f"{parts.hostname}{port}",
+                "Host": f"{target.host}{port}",
                 "Content-Type": "application/json",
                 "User-Agent": "cdka-webhooks/1",
+                "Connection": "close",
                 "webhook-id": delivery.id,
                 "webhook-timestamp": str(int(now.timestamp())),
                 "webhook-signature": standardwebhooks.Webhook(webhook.secret).sign(delivery.id, now, body),
             },
-            extensions={"sni_hostname": parts.hostname},
+            extensions={"sni_hostname": target.host, "trace": note},
             timeout=TIMEOUT_SECONDS,
             follow_redirects=False,
-        )
+        ) as answer:
+            return answer.status_code, None if answer.is_success else f"answered {answer.status_code}"
     except InvalidRequest as error:
         return None, error.faults[0].detail
     except httpx.HTTPError as error:
         return None, f"{type(error).__name__}: {error}"
-    return answer.status_code, None if answer.is_success else f"answered {answer.status_code}"
+    finally:
+        cut.cancel()
+
+
+def _cut(streams: Sequence[Any]) -> None:
+    """End a connection that is in use by another thread."""
+    for stream in streams:
+        with suppress(OSError):
+            stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 @retried

@@ -116,11 +116,11 @@ def test_failed_deliveries_are_retried_with_backoff_then_abandoned(
 def test_webhook_deliveries_survive_receiver_outages_and_sender_crashes(
     api: Api, receiver: Receiver, http: httpx.Client, clock: FakeClock
 ) -> None:
-    from service.tenancy.webhooks import _claim
+    from service.tenancy.webhooks import claim
 
     made = hook(api, receiver)
     api.call("POST", f"/studies/{api.create()['id']}/cancel")
-    assert len(_claim(api.ctx)) == 1  # a sender takes it, and dies
+    assert len(claim(api.ctx)) == 1  # a sender takes it, and dies
     assert deliver_due(api.ctx, http) == 0
     clock.advance(121)
     assert deliver_due(api.ctx, http) == 1
