@@ -50,7 +50,7 @@ class MetaModel:
 
 def read_model(model: ModelSpec, kind: str | None, roots: Sequence[Path]) -> MetaModel | Fault:
     """The model of a study for a kind of task, or the fault that prevents reading it."""
-    where = model.path
+    where, file = model.path, None
     try:
         where, file = cdka.model_source(locate(model.path, roots))
         if Path(where).is_dir():
@@ -66,7 +66,7 @@ def read_model(model: ModelSpec, kind: str | None, roots: Sequence[Path]) -> Met
     except cdka.CdkaError as error:
         return Fault("#/model/path", str(error))
     except Exception as error:  # transformers may raise anything for a config of a user
-        return Fault("#/model/path", f"no model can be read from {model.path!r}: {_told(error, where)}")
+        return Fault("#/model/path", f"no model can be read from {model.path!r}: {_told(error, where, file)}")
 
 
 def _require_own(folder: Path, path: str, roots: Sequence[Path]) -> None:
@@ -87,14 +87,15 @@ def _require_own(folder: Path, path: str, roots: Sequence[Path]) -> None:
 _BARE = {KeyError: "there is no ", AttributeError: "a value has another type than expected: "}
 
 
-def _told(error: Exception, where: str) -> str:
+def _told(error: Exception, where: str, file: str | None) -> str:
     """What is wrong with a config, in one line: without paths of this machine, with what a bare name means."""
     lines = [line.strip() for line in (str(error) or type(error).__name__).splitlines() if line.strip()]
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     for kind, words in _BARE.items():
         if isinstance(error, kind):
             said = f"{words}{said}"
-    return f"its config cannot be used: {said.replace(where, 'it')}"
+    what = "its config cannot be used" if file is None else f"{file} is truncated, or no GGUF file of a known model"
+    return f"{what}: {said.replace(where, 'it')}"
 
 
 def _tensor_names(where: str, revision: str | None) -> frozenset[str] | None:

@@ -188,3 +188,13 @@ def test_two_gguf_files_in_a_folder_are_named(api: Api, data_root: Path, tmp_pat
     found = faults(api, model={"path": folder.name})["#/model/path"]
     assert "model-f16.gguf" in found
     assert "model-q8_0.gguf" in found
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\x01" * 60, b"<html>"])
+def test_a_gguf_file_that_cannot_be_read_is_named(api: Api, data_root: Path, tmp_path: Path, content: bytes) -> None:
+    folder = data_root / f"broken-{tmp_path.name}"
+    folder.mkdir()
+    (folder / "weights.gguf").write_bytes(content)
+    found = faults(api, model={"path": folder.name})["#/model/path"]
+    assert "weights.gguf is truncated, or no GGUF file of a known model" in found
+    assert str(folder) not in found
