@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Query, Request
@@ -15,15 +15,16 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from ..context.context import Context
 from ..domain.records import Event
 from ..domain.states import STUDY_ENDED
-from ..errors import ServiceError
+from ..errors import Forbidden, ServiceError, Unauthorized
 from ..results import events
 from ..schemas.common import Page
 from ..schemas.studies import EventOut
-from .dependencies import ContextDep, Id, Limit, Reader, problems
+from .dependencies import ContextDep, Id, Limit, Reader, identify, problems
 from .hub import EventHub
 
 router = APIRouter(tags=["studies"])
-KEEPALIVE_SECONDS = 15.0
+# How long a stream is silent, and how long it outlives the token that opened it.
+KEEPALIVE_SECONDS = 5.0
 RETRY_MS = 2000
 EventNumber = Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events after this one.")]
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
@@ -56,12 +57,26 @@ async def event_stream(
     since = min(int(last_event_id), 2**31 - 1) if last_event_id else after
     first = await run_in_threadpool(events.after, ctx, study_id, principal.scope, since, 500)
     hub = cast(EventHub, request.app.state.hub)
-    stream = _stream(ctx, hub, study_id, principal.scope, since, first)
+
+    def is_admitted() -> bool:
+        try:
+            identify(request, ctx)
+        except (Unauthorized, Forbidden):
+            return False
+        return True
+
+    stream = _stream(ctx, hub, study_id, principal.scope, since, first, is_admitted)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 async def _stream(
-    ctx: Context, hub: EventHub, study_id: str, team_id: str | None, since: int, first: list[Event]
+    ctx: Context,
+    hub: EventHub,
+    study_id: str,
+    team_id: str | None,
+    since: int,
+    first: list[Event],
+    is_admitted: Callable[[], bool],
 ) -> AsyncIterator[bytes]:
     yield format_sse_event(retry=RETRY_MS, comment="events of a study")
     async with hub.subscribed(study_id) as changed:
@@ -80,6 +95,9 @@ async def _stream(
                     yield KEEPALIVE_COMMENT
             changed.clear()
             try:
+                # A token that was revoked meanwhile gets no further event.
+                if not await run_in_threadpool(is_admitted):
+                    return
                 found = await run_in_threadpool(events.after, ctx, study_id, team_id, since, 500)
             except ServiceError:
                 # The study or the database is gone; the client reconnects after its last event.

@@ -69,3 +69,21 @@ def test_an_open_event_stream_gets_new_events(api: Api, monkeypatch: pytest.Monk
     assert len(found) == 3
     assert found[0] == found[1] == found[2]
     assert [kind for _, kind in found[0]].count("trial.reported") == 20
+
+
+def test_a_stream_ends_with_its_token(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(events_api, "KEEPALIVE_SECONDS", 0.05)
+    study = api.create(search={"trials": 2})
+    token = api.call("POST", "/tokens", "admin", json={"name": "short", "role": "viewer"}).json()
+    api.secrets["default/viewer"] = token["token"]
+    found: list[list[tuple[int, str]]] = []
+    listener = threading.Thread(target=lambda: found.append(stream(api, study["id"])))
+    listener.start()
+    listener.join(timeout=0.5)
+    assert listener.is_alive()
+    assert api.call("DELETE", f"/tokens/{token['id']}", "admin").status_code == 204
+    listener.join(timeout=10)
+    assert not listener.is_alive()
+    assert api.lease() is not None
+    assert "trial.started" not in [kind for _, kind in found[0]]
