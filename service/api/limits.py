@@ -12,6 +12,7 @@ from ..errors import TooMany
 
 # Tokens have 256 random bits, so this limits noise, not guessing.
 REFUSALS_A_MINUTE = 60
+ALL_REFUSALS_A_MINUTE = 600
 
 
 class RateLimits:
@@ -20,12 +21,19 @@ class RateLimits:
     Args:
         calls_a_minute: calls that one token may make; 0 is no limit. Workers are not counted.
         refusals_a_minute: invalid tokens of one address that get 401; further ones get 429.
+        all_refusals_a_minute: the same for all addresses together.
     """
 
-    def __init__(self, calls_a_minute: int, refusals_a_minute: int = REFUSALS_A_MINUTE) -> None:
+    def __init__(
+        self,
+        calls_a_minute: int,
+        refusals_a_minute: int = REFUSALS_A_MINUTE,
+        all_refusals_a_minute: int = ALL_REFUSALS_A_MINUTE,
+    ) -> None:
         self._windows = MovingWindowRateLimiter(MemoryStorage())
         self._calls = RateLimitItemPerMinute(calls_a_minute) if calls_a_minute else None
         self._refusals = RateLimitItemPerMinute(refusals_a_minute)
+        self._all_refusals = RateLimitItemPerMinute(all_refusals_a_minute)
 
     def count_call(self, token_id: str) -> None:
         """Count a call.
@@ -40,10 +48,12 @@ class RateLimits:
         """Count a request with an invalid token. Valid tokens are never limited here: many may share a proxy's address.
 
         Raises:
-            TooMany: the address has sent too many within the last minute.
+            TooMany: the address, or all together, have sent too many within the last minute.
         """
         if not self._windows.hit(self._refusals, "refusal", address):
             raise self._too_many(self._refusals, "refusal", address)
+        if not self._windows.hit(self._all_refusals, "refusals"):
+            raise self._too_many(self._all_refusals, "refusals")
 
     def _too_many(self, limit: RateLimitItem, *key: str) -> TooMany:
         reset = self._windows.get_window_stats(limit, *key).reset_time

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 import fastapi_offline
@@ -17,12 +17,13 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from ..api.dependencies import SESSION_COOKIE, ContextDep, get_principal
+from ..api.limits import RateLimits
 from ..context.context import Context
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
 from ..domain.states import STUDY_ENDED
 from ..domain.statistics import Estimate
-from ..errors import Forbidden, NotFound, ServiceError, Unauthorized
+from ..errors import Forbidden, NotFound, ServiceError, TooMany, Unauthorized
 from ..leases import hosts
 from ..results import comparison as comparing
 from ..results import reading
@@ -135,7 +136,8 @@ def log_in(request: Request, ctx: ContextDep, token: Annotated[str, Form(max_len
     _require_same_origin(request)
     try:
         cookie = tokens.log_in(ctx, token.strip())
-    except (Unauthorized, Forbidden) as error:
+    except (Unauthorized, Forbidden) as refused:
+        error = _counted(request, refused)
         return templates.TemplateResponse(request, "login.html", {"error": error.detail}, status_code=error.status)
     response = RedirectResponse("/", status_code=303)
     response.set_cookie(
@@ -147,6 +149,16 @@ def log_in(request: Request, ctx: ContextDep, token: Annotated[str, Form(max_len
         secure=request.url.scheme == "https",
     )
     return response
+
+
+def _counted(request: Request, refused: ServiceError) -> ServiceError:
+    """The answer to a wrong login: that it is wrong, or that there were too many."""
+    limits = cast(RateLimits, request.app.state.limits)
+    try:
+        limits.count_refusal(request.client.host if request.client else "unknown")
+    except TooMany as error:
+        return error
+    return refused
 
 
 @router.post("/logout")

@@ -292,3 +292,23 @@ def test_text_logs_cannot_be_forged(capfd: pytest.CaptureFixture[str]) -> None:
         assert r"GET /x\n2026 ERROR forged \x1b[2J\u202e 200" in line
     finally:
         root.handlers[:], root.level = before[0], before[1]
+
+
+def test_wrong_logins_are_slowed(api: Api) -> None:
+    codes = [api.http.post("/login", data={"token": f"wrong {k}"}).status_code for k in range(65)]
+    assert codes[0] == 401
+    assert codes[-1] == 429
+    # The right token is let in: many may share a proxy's address.
+    answer = api.http.post("/login", data={"token": api.token("member")}, follow_redirects=False)
+    assert answer.status_code == 303
+
+
+def test_wrong_tokens_of_many_addresses_are_limited_together() -> None:
+    from service.api.limits import RateLimits
+    from service.errors import TooMany
+
+    limits = RateLimits(0, refusals_a_minute=10, all_refusals_a_minute=50)
+    for k in range(50):
+        limits.count_refusal(f"203.0.113.{k}")
+    with pytest.raises(TooMany, match="more than 50 requests of this kind a minute"):
+        limits.count_refusal("198.51.100.7")
