@@ -30,6 +30,7 @@ class Deliverer:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="webhooks")
         self._busy: set[str] = set()
         self._lock = threading.Lock()
+        self._closing = threading.Event()
 
     def round(self) -> int:
         """Start sending what is due of teams that are not being served; returns how many deliveries were claimed."""
@@ -46,7 +47,8 @@ class Deliverer:
         return len(due)
 
     def close(self) -> None:
-        """Wait for what is being sent."""
+        """Wait for what is being sent; the rest is sent by others, or after a restart."""
+        self._closing.set()
         self._threads.shutdown(cancel_futures=True)
         self._http.close()
 
@@ -55,7 +57,7 @@ class Deliverer:
         try:
             for webhook, delivery in deliveries:
                 # What is left stays claimed for a while, and is sent later.
-                if time.monotonic() - started > TEAM_SECONDS:
+                if self._closing.is_set() or time.monotonic() - started > TEAM_SECONDS:
                     return
                 deliver(self._ctx, self._http, webhook, delivery)
         except Exception:  # the database may be away: the claim runs out
