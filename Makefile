@@ -65,8 +65,9 @@ test-slow-system:
 
 # Tests that use a database also run on PostgreSQL, with a cluster for each process; test_tasks is about training.
 test-slow-others:
-	$(PARALLEL) tests/cdka tests/service tests/workers -m slow $(ARGS)
-	$(PARALLEL) tests/service tests/workers --ignore tests/workers/tasks/test_tasks.py -m "not slow or both_databases" \
+	$(PARALLEL) tests/cdka tests/contracts tests/security tests/service tests/workers -m slow $(ARGS)
+	$(PARALLEL) tests/contracts tests/security tests/service tests/workers --ignore tests/workers/tasks/test_tasks.py \
+	  -m "not slow or both_databases" \
 	  --database postgresql $(ARGS)
 
 # The reference pages, from the code.
