@@ -33,7 +33,6 @@ from .dashboard import charts_api, pages
 from .db.engine import Database
 from .domain.records import Role
 from .errors import ServiceError
-from .parent import end_with_parent
 from .search.optuna_policy import OptunaPolicy
 from .server.bootstrap import embedded_tokens, prepare, prepare_database
 from .server.chores import Chores
@@ -150,7 +149,6 @@ def serve(
     embedded: Annotated[bool, typer.Option("--embedded", help="Make an embedded server's tokens.")] = False,
 ) -> None:
     """Run the API."""
-    end_with_parent()
     with _configured() as ctx:
         set_up_logging(ctx.settings.log_format, current_request_id.get)
         prepare_database(ctx)

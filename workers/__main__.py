@@ -16,7 +16,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.client import Client
-from service.parent import end_with_parent
 from service.paths import write_secret
 from service.settings import Settings
 
@@ -41,7 +40,6 @@ def own_cluster_environment(settings: Settings) -> None:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT. Runners end with a local cluster; on a joined cluster they stay."""
-    end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

@@ -8,7 +8,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import IO
 
 from ..client import Client
 from ..errors import ServiceError
-from ..parent import environment_of_child
+from ..parent import command_of_child, environment_of_child
 from ..paths import make_private
 from ..settings import Settings
 
@@ -56,7 +55,7 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                [sys.executable, *self.arguments],
+                command_of_child(*self.arguments),
                 env=environment_of_child(self.environment),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -99,10 +98,10 @@ class Server:
         self._lock: IO[str] | None = None
         logs = settings.home / "logs"
         environment = child_environment(settings)
-        self.api = Process("api", ["-m", "service.app", "serve", "--embedded"], environment, logs / "api.log")
+        self.api = Process("api", ["service.app", "serve", "--embedded"], environment, logs / "api.log")
         worker = {**environment, "CDKA_TOKEN_FILE": str(settings.home / "worker-token")}
         worker.pop("CDKA_TOKEN", None)
-        self.pool = Process("pool", ["-m", "workers"], worker, logs / "pool.log") if with_pool else None
+        self.pool = Process("pool", ["workers"], worker, logs / "pool.log") if with_pool else None
 
     @property
     def processes(self) -> list[Process]:

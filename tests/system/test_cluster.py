@@ -74,7 +74,7 @@ class ClusterSystem:
             "RAY_ADDRESS": self.cluster.address,
             "CDKA_TOKEN_FILE": str(home / "worker-token"),
         }
-        self.pool = Process("pool", ["-m", "workers"], worker, home / "logs" / "pool.log")
+        self.pool = Process("pool", ["workers"], worker, home / "logs" / "pool.log")
         self.pool.start()
         self.client = Client(self.settings.server_url, (home / "admin-token").read_text().strip(), attempts=8)
 

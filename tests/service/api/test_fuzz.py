@@ -40,7 +40,7 @@ def test_the_api_keeps_its_schema_under_generated_requests(api: Api, monkeypatch
     from service.tenancy import webhooks
 
     monkeypatch.setattr(webhooks, "permitted_address", lambda url, private, resolve=None: "203.0.113.9")
-    api.http.app.state.limits = RateLimits(0, refusals_a_minute=1_000_000)  # type: ignore[attr-defined]
+    api.http.app.state.limits = RateLimits(0, refusals_a_minute=1_000_000, all_refusals_a_minute=1_000_000)  # type: ignore[attr-defined]
     ids = _things(api)
     schema = schemathesis.openapi.from_asgi(
         "/openapi.json",
