@@ -80,7 +80,7 @@ def get_principal(request: Request, ctx: ContextDep, _: Annotated[Any, Security(
     limits = cast(RateLimits, request.app.state.limits)
     # The middleware has authenticated calls with a body.
     caller: Principal = getattr(request.state, "principal", None) or identify(request, ctx)
-    if caller.role is not Role.WORKER and caller.token_id:
+    if not caller.role.runs_trials and caller.token_id:
         limits.count_call(caller.token_id)
     request_id = getattr(request.state, "request_id", "")
     return Principal(caller.token_id, caller.team_id, caller.team, caller.role, caller.name, request_id)
@@ -146,7 +146,7 @@ def require(*roles: Role) -> Callable[[Principal], Awaitable[Principal]]:
 
 Reader = Annotated[Principal, Depends(require(Role.MEMBER, Role.VIEWER))]
 Writer = Annotated[Principal, Depends(require(Role.MEMBER))]
-Worker = Annotated[Principal, Depends(require(Role.WORKER))]
+Worker = Annotated[Principal, Depends(require(Role.WORKER, Role.POOL))]
 Admin = Annotated[Principal, Depends(require())]
 
 _MEANINGS = {

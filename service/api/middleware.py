@@ -129,7 +129,7 @@ class RequestMiddleware:
 
     def _largest_body(self, scope: Scope, principal: Principal | None) -> int:
         small = min(SMALL_BODY, self._max_body_bytes)
-        if principal is None or principal.role not in (Role.WORKER, Role.ADMIN):
+        if principal is None or not (principal.role.runs_trials or principal.role is Role.ADMIN):
             return small
         if _RESULT.fullmatch(scope["path"]):
             return self._max_body_bytes

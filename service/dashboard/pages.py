@@ -96,7 +96,7 @@ def _principal(request: Request, ctx: Context) -> Principal | None:
         principal = get_principal(request, ctx)
     except Unauthorized:
         return None
-    if principal.role is Role.WORKER:
+    if principal.role.runs_trials:
         raise Forbidden("a worker's token cannot open the dashboard")
     return principal
 

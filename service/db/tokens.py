@@ -70,6 +70,10 @@ class Tokens:
             query = query.where(TokenRow.team_id == team_id)
         return [_record(row, team) for row, team in self._session.execute(query)]
 
+    def change_role(self, token_id: str, role: Role) -> None:
+        """Give a token another role."""
+        self._session.execute(update(TokenRow).where(TokenRow.id == token_id).values(role=role))
+
     def get(self, token_id: str, team_id: str | None = None) -> Token:
         """The token; ``team_id`` restricts it to one team.
 

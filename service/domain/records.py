@@ -16,12 +16,22 @@ from .study_spec import StudySpec
 
 
 class Role(StrEnum):
-    """What a token may do. An admin may do everything; a worker only leases, reports and reads demand."""
+    """What a token may do. An admin may do everything.
+
+    A worker leases trials of its team, reports on them and reads the demand, and may do nothing else. A pool does the
+    same for all teams.
+    """
 
     ADMIN = "admin"
     MEMBER = "member"
     VIEWER = "viewer"
     WORKER = "worker"
+    POOL = "pool"
+
+    @property
+    def runs_trials(self) -> bool:
+        """Whether it is for runners, and opens no dashboard."""
+        return self in (Role.WORKER, Role.POOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +47,8 @@ class Principal:
 
     @property
     def scope(self) -> str | None:
-        """The team whose rows the caller may see; ``None`` (all) for an admin."""
-        return None if self.role is Role.ADMIN else self.team_id
+        """The team whose rows the caller may see; ``None`` (all) for an admin and a pool."""
+        return None if self.role in (Role.ADMIN, Role.POOL) else self.team_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,20 +41,20 @@ def close_to_others(settings: Settings) -> None:
 def embedded_tokens(ctx: Context) -> None:
     """Create the tokens of an embedded server in files that only their owner can read, unless valid ones exist."""
     ensure_team(ctx, DEFAULT_TEAM)
-    for role in (Role.ADMIN, Role.WORKER):
-        file = ctx.settings.home / f"{role}-token"
-        if file.exists() and _is_valid(ctx, file.read_text().strip()):
+    # The pool beside an embedded server serves all its teams.
+    for role, name in ((Role.ADMIN, "admin-token"), (Role.POOL, "worker-token")):
+        file = ctx.settings.home / name
+        if file.exists() and _is_valid(ctx, file.read_text().strip(), role):
             continue
         _, secret = create_token(ctx, DEFAULT_TEAM, f"embedded {role}", role)
         write_secret(file, secret)
 
 
-def _is_valid(ctx: Context, secret: str) -> bool:
+def _is_valid(ctx: Context, secret: str, role: Role) -> bool:
     try:
-        authenticate(ctx, secret)
+        return authenticate(ctx, secret).role is role
     except ServiceError:
         return False
-    return True
 
 
 def prepare(ctx: Context, tokens: Sequence[tuple[Role, Path]]) -> None:

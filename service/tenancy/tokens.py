@@ -79,6 +79,11 @@ def adopt_token(ctx: Context, team: str, name: str, role: Role, secret: str) -> 
         tokens = Tokens(session)
         found = tokens.by_digest(digest(secret))
         if found is not None:
+            if found.revoked_at is None and (found.role, role) == (Role.WORKER, Role.POOL):
+                # A deployment's one worker token is now to serve all teams.
+                tokens.change_role(found.id, role)
+                Audit(session).record(SYSTEM, now, "token.role", found.id, role=role)
+                return True
             if found.revoked_at is not None or found.role is not role:
                 raise InvalidRequest(f"the {role} token was revoked or belongs to another role; create a new one")
             return False
@@ -194,7 +199,7 @@ def log_in(ctx: Context, secret: str) -> str:
         Forbidden: a worker's token has no access to the dashboard.
     """
     principal = authenticate(ctx, secret)
-    if principal.role is Role.WORKER:
+    if principal.role.runs_trials:
         raise Forbidden("a worker's token cannot open the dashboard; use a viewer's, member's or admin's")
     cookie = secrets.token_urlsafe(32)
     now = ctx.clock()

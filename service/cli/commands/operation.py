@@ -29,7 +29,9 @@ QUOTAS = ("max_running_trials", "max_gpus", "max_studies", "max_storage_bytes")
 @tokens.command("create")
 def create_token(
     name: Annotated[str, typer.Option(help="What the token is for.")],
-    role: Annotated[str, typer.Option(help="admin, member, viewer or worker.")] = "member",
+    role: Annotated[
+        str, typer.Option(help="admin, member, viewer, worker, or pool (a worker for all teams).")
+    ] = "member",
     team: Annotated[str | None, typer.Option(help="The token's team. Default: your own.")] = None,
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires. Default: never.")] = None,
     local: Annotated[

@@ -14,8 +14,8 @@ from service.tenancy.tokens import TOKEN_PREFIX, digest
 from service.tenancy.webhooks import create_webhook
 from tests.conftest import Api, FakeClock, make_study
 
-ROLES = ("admin", "member", "viewer", "worker")
-READERS, WRITERS = {"admin", "member", "viewer"}, {"admin", "member"}
+ROLES = ("admin", "member", "viewer", "worker", "pool")
+READERS, WRITERS, RUNNERS = {"admin", "member", "viewer"}, {"admin", "member"}, {"admin", "worker", "pool"}
 # (method, path): roles that are let in. Anything not listed here makes the test fail.
 ROUTES: dict[tuple[str, str], set[str]] = {
     ("POST", "/api/v1/studies"): WRITERS,
@@ -45,12 +45,12 @@ ROUTES: dict[tuple[str, str], set[str]] = {
     ("POST", "/api/v1/predictions"): READERS,
     ("GET", "/api/v1/samplers"): READERS,
     ("GET", "/api/v1/pruners"): READERS,
-    ("POST", "/api/v1/leases"): {"admin", "worker"},
-    ("POST", "/api/v1/leases/{lease_id}/reports"): {"admin", "worker"},
-    ("POST", "/api/v1/leases/{lease_id}/logs"): {"admin", "worker"},
-    ("PUT", "/api/v1/leases/{lease_id}/inputs"): {"admin", "worker"},
-    ("PUT", "/api/v1/leases/{lease_id}/result"): {"admin", "worker"},
-    ("GET", "/api/v1/demand"): {"admin", "worker"},
+    ("POST", "/api/v1/leases"): RUNNERS,
+    ("POST", "/api/v1/leases/{lease_id}/reports"): RUNNERS,
+    ("POST", "/api/v1/leases/{lease_id}/logs"): RUNNERS,
+    ("PUT", "/api/v1/leases/{lease_id}/inputs"): RUNNERS,
+    ("PUT", "/api/v1/leases/{lease_id}/result"): RUNNERS,
+    ("GET", "/api/v1/demand"): RUNNERS,
     ("POST", "/api/v1/tokens"): {"admin"},
     ("GET", "/api/v1/tokens"): {"admin"},
     ("POST", "/api/v1/tokens/{token_id}/rotate"): {"admin"},
@@ -295,8 +295,41 @@ def test_a_browser_session_is_read_only_and_expires(api: Api, clock: FakeClock) 
     assert api.http.get("/api/v1/studies").status_code == 401
 
 
+def test_a_pools_token_leases_the_trials_of_every_team(api: Api) -> None:
+    """No pool needs an admin's token."""
+    for team in ("default", "other"):
+        api.token("member", team)
+        made = api.call("POST", "/studies", "member", team, json=make_study(search={"trials": 1}))
+        assert made.status_code == 201
+    assert [item["slots"] for item in api.call("GET", "/demand", "pool").json()["items"]] == [2]
+    leased = [api.call("POST", "/leases", "pool", json={"runner": f"r{k}"}).json()["leases"] for k in range(2)]
+    assert len({lease["trial"]["study_id"] for (lease,) in leased}) == 2
+    for (lease,) in leased:
+        body = {"state": "completed", "metrics": {"accuracy": 0.5}}
+        assert api.call("PUT", f"/leases/{lease['id']}/result", "pool", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("role", ["worker", "pool"])
+def test_a_stolen_workers_token_reaches_no_lease_of_others(api: Api, role: str) -> None:
+    api.create(search={"trials": 3, "concurrency": 3})
+    held = api.lease("theirs")
+    assert held is not None
+    seen = api.call("POST", "/leases", role, json={"runner": "thief"}).text + api.call("GET", "/demand", role).text
+    assert held["id"] not in seen
+    # Neither the trial's id nor any other that it sees opens the lease.
+    for guess in (held["trial"]["id"], held["trial"]["study_id"], held["id"][:-1] + "x", "0" * 32):
+        for method, path, body in (
+            ("POST", "reports", {"reports": []}),
+            ("POST", "logs", {"start": 0, "text": "x"}),
+            ("PUT", "result", {"state": "cancelled"}),
+        ):
+            assert api.call(method, f"/leases/{guess}/{path}", role, json=body).status_code in (404, 422), guess
+    assert api.report(held).status_code == 200
+
+
 def test_worker_and_invalid_tokens_cannot_log_in(api: Api) -> None:
-    assert api.http.post("/login", data={"token": api.token("worker")}).status_code == 403
+    for role in ("worker", "pool"):
+        assert api.http.post("/login", data={"token": api.token(role)}).status_code == 403
     wrong = api.http.post("/login", data={"token": "wrong"})
     assert wrong.status_code == 401
     assert "not valid" in wrong.text
