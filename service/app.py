@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from . import __version__
 from .api import catalog, events, health, leases, studies, teams, tokens, trials, webhooks
+from .api.connections import server_options
 from .api.dependencies import identify
 from .api.errors import add_error_handlers
 from .api.hub import EventHub
@@ -27,6 +28,7 @@ from .api.limits import RateLimits
 from .api.metrics import Metrics
 from .api.middleware import RequestMiddleware, current_request_id
 from .api.openapi import document, operation_id
+from .api.proxies import BehindProxy
 from .context.aside import Processes
 from .context.context import Clock, Context
 from .dashboard import charts_api, pages
@@ -71,6 +73,7 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         generate_unique_id_function=operation_id,
         lifespan=_background(ctx) if background else None,
     )
@@ -93,6 +96,8 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
         max_body_bytes=ctx.settings.max_body_bytes,
         identify=lambda request: identify(request, ctx),
     )
+    # Outermost: the others see the caller's own address, and paths without the proxy's prefix.
+    app.add_middleware(BehindProxy, root_path=ctx.settings.root_path, trusted=ctx.settings.trusted_proxies)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
@@ -159,10 +164,8 @@ def serve(
             create_app(ctx, background=True),
             host=ctx.settings.host,
             port=ctx.settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
+            **server_options(),
         )
 
 

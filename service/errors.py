@@ -9,6 +9,7 @@ ServiceError
 │   ├── InputsChanged    409  the study began with other data or another base model
 │   └── QuotaExceeded    409  the team's quota is used up
 ├── Changed              412  the resource is not what If-Match says
+├── TooSlow              408  the body does not come in time
 ├── TooLarge             413  the body is larger than the server takes
 ├── InvalidRequest       422  the request is wrong; ``faults`` names every place
 │   ├── InvalidStudy     422
@@ -96,6 +97,10 @@ class QuotaExceeded(Conflict):
 
 class Changed(ServiceError):
     status, slug, title = 412, "changed", "The resource has changed"
+
+
+class TooSlow(ServiceError):
+    status, slug, title = 408, "too-slow", "The request did not come in time"
 
 
 class TooLarge(ServiceError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .paths import DataRoots
@@ -39,6 +40,17 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="The address that the API listens on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8765, description="The port that the API listens on.")
+    root_path: str = Field(
+        default="",
+        description="The path below which a proxy serves the API and the dashboard, such as /cdka. A trusted proxy's "
+        "X-Forwarded-Prefix replaces it.",
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.1,::1",
+        validation_alias=AliasChoices("CDKA_TRUSTED_PROXIES", "FORWARDED_ALLOW_IPS"),
+        description="Addresses or networks of proxies whose X-Forwarded-For, -Proto and -Prefix headers are used; * is "
+        "all.",
+    )
     auth: Literal["on", "off"] = Field(
         default="on", description="off needs no tokens; allowed on loopback addresses only."
     )
@@ -92,6 +104,14 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return [Path(part) for part in value.split(os.pathsep) if part]
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        value = value.rstrip("/")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", value):
+            raise ValueError("give a path such as /cdka: a slash, then letters, digits, '.', '_', '~' or '-'")
         return value
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from ..errors import (
     ServiceError,
     TooLarge,
     TooMany,
+    TooSlow,
     Unauthorized,
     Unavailable,
 )
@@ -155,6 +156,7 @@ _MEANINGS = {
     404: "Not there, or not in the caller's team",
     409: "The state of the resource forbids the call",
     412: "The resource is not what If-Match says",
+    408: "The body did not come in time",
     413: "The body is too large",
     422: "The request is wrong; `errors` names every place",
     429: "Too many requests; see Retry-After",
@@ -168,6 +170,7 @@ _EXAMPLES: dict[int, ServiceError] = {
     404: NotFound("there is no study 019b76db96487736823e7f5cb438eab4"),
     409: Conflict("a cancelled study cannot become paused; that state is final"),
     412: Changed("the study is at revision 3, not 2: read it again, then change it"),
+    408: TooSlow("the request's body did not come in time"),
     413: TooLarge("the body is larger than 1,048,576 bytes, the most that this call takes"),
     422: InvalidStudy(
         "the study has 1 fault; nothing was stored",
@@ -190,7 +193,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
                 }
             },
         }
-        for status in sorted({401, 403, 413, 422, 429, 503, *statuses})
+        for status in sorted({401, 403, 408, 413, 422, 429, 503, *statuses})
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -15,7 +16,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..domain.records import Principal, Role
-from ..errors import Forbidden, TooLarge, TooMany, Unauthorized, Unavailable
+from ..errors import Forbidden, TooLarge, TooMany, TooSlow, Unauthorized, Unavailable
+from .connections import BODY_IDLE_SECONDS, BODY_SECONDS
 from .errors import problem_response
 from .metrics import Metrics
 
@@ -55,12 +57,20 @@ class RequestMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, identify: Callable[[Request], Principal]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body_bytes: int,
+        identify: Callable[[Request], Principal],
+        body_seconds: float = BODY_SECONDS,
+        body_idle_seconds: float = BODY_IDLE_SECONDS,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._identify = identify
+        self._body_seconds = body_seconds
+        self._body_idle_seconds = body_idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request (ASGI 3)."""
@@ -81,15 +91,18 @@ class RequestMiddleware:
                 self._finish_headers(MutableHeaders(scope=message), scope, request_id)
             await send(message)
 
-        taken, most = 0, SMALL_BODY
+        taken, most, whole = 0, SMALL_BODY, False
+        body_due = time.monotonic() + self._body_seconds
 
         async def receiving() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, whole
+            # After the body there comes nothing but the caller's leaving, for which streams wait.
+            message = await (receive() if whole else _in_time(receive, self._body_idle_seconds, body_due))
             if message["type"] == "http.request":
                 taken += len(message.get("body", b""))
                 if taken > most:
                     raise _too_large(most)
+            whole = not message.get("more_body", False)
             return message
 
         try:
@@ -99,7 +112,7 @@ class RequestMiddleware:
             if length.isdigit() and int(length) > most:
                 raise _too_large(most)
             await self._app(scope, receiving, sending)
-        except (TooLarge, Unauthorized, Forbidden, TooMany, Unavailable) as error:
+        except (TooLarge, TooSlow, Unauthorized, Forbidden, TooMany, Unavailable) as error:
             if started:
                 raise
             response = problem_response(error)
@@ -153,6 +166,18 @@ def _template(scope: Scope) -> str:
         return "static" if scope["path"].startswith("/static/") else "unmatched"
     # FastAPI's routes know their path without the prefix that they are included under.
     return API + path if scope["path"].startswith(API + "/") and not path.startswith(API) else path
+
+
+async def _in_time(receive: Receive, idle_seconds: float, due: float) -> Message:
+    """The next part of a body.
+
+    Raises:
+        TooSlow: it does not come in time.
+    """
+    try:
+        return await asyncio.wait_for(receive(), max(0.0, min(idle_seconds, due - time.monotonic())))
+    except TimeoutError:
+        raise TooSlow("the request's body did not come in time") from None
 
 
 def _too_large(most: int) -> TooLarge:

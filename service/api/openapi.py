@@ -88,7 +88,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             version=app.version,
             summary="Search Kronecker adapters: studies, trials, predictions and comparisons.",
             routes=app.routes,
-            servers=[{"url": app.root_path or "/"}],
+            servers=[{"url": "/"}],
         )
         components = schema.setdefault("components", {}).setdefault("schemas", {})
         # POST /studies reads the raw body, to report every fault at once; its schema is documented here.

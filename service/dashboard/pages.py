@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 import fastapi_offline
 import plotly
 from fastapi import APIRouter, FastAPI, Form, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from ..api.dependencies import SESSION_COOKIE, ContextDep, get_principal
 from ..api.limits import RateLimits
+from ..api.openapi import document
+from ..api.proxies import prefix_of
 from ..context.context import Context
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
@@ -39,7 +41,7 @@ PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 SHOWN_TRIALS = 200
 SHOWN_STUDIES = 50
 SHOWN_ENTRIES = 50
-templates = Jinja2Templates(HERE / "templates")
+templates = Jinja2Templates(HERE / "templates", context_processors=[lambda request: {"prefix": prefix_of(request)}])
 router = APIRouter(include_in_schema=False)
 
 
@@ -118,6 +120,12 @@ def _require_same_origin(request: Request) -> None:
         raise Forbidden("this form was sent from another site")
 
 
+@router.get("/openapi.json")
+def openapi_document(request: Request) -> JSONResponse:
+    """The OpenAPI document, with the prefix of the caller's proxy."""
+    return JSONResponse({**document(request.app), "servers": [{"url": prefix_of(request) or "/"}]})
+
+
 @router.get("/docs")
 def docs_page(request: Request) -> HTMLResponse:
     """The API's interactive documentation."""
@@ -144,6 +152,7 @@ def log_in(request: Request, ctx: ContextDep, token: Annotated[str, Form(max_len
         SESSION_COOKIE,
         cookie,
         max_age=int(tokens.SESSION_TIME.total_seconds()),
+        path=prefix_of(request) or "/",
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
@@ -169,7 +178,7 @@ def log_out(request: Request, ctx: ContextDep) -> Response:
     if cookie:
         tokens.log_out(ctx, cookie)
     response = _to_login()
-    response.delete_cookie(SESSION_COOKIE)
+    response.delete_cookie(SESSION_COOKIE, path=prefix_of(request) or "/")
     return response
 
 

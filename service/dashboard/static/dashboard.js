@@ -1,5 +1,7 @@
 // Keeps a study page current while the study runs, draws its charts, and logs in from the address' fragment.
 const POLL_MS = 2000;
+// The proxy's prefix, with a slash at its end: this file lies in PREFIX/static/.
+const root = new URL("..", import.meta.url).pathname;
 
 function logInFromFragment() {
   const form = document.getElementById("login");
@@ -23,8 +25,8 @@ async function drawCharts() {
 
 async function refreshStudy(container) {
   const version = container.querySelector("[data-version]").dataset.version;
-  const answer = await fetch(`/studies/${container.dataset.study}/body?version=${version}`);
-  if (answer.status === 401) return location.assign("/login");
+  const answer = await fetch(`${root}studies/${container.dataset.study}/body?version=${version}`);
+  if (answer.status === 401) return location.assign(`${root}login`);
   if (answer.status !== 200) return;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const part of fresh.querySelectorAll("[data-part]")) {
