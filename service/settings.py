@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     purge_hours: Annotated[float, Field(ge=0)] = Field(
         default=168.0, description="Hours after which a deleted study's rows and artifacts are removed."
     )
+    secret_key_file: Path | None = Field(
+        default=None,
+        description="A file with the key that encrypts webhooks' secrets in the database, the same for all replicas: a "
+        "line of 32 or more random characters; earlier keys follow as further lines. Default: made in CDKA_HOME.",
+    )
     webhook_private: bool = Field(default=False, description="Allow webhooks to call private addresses.")
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=32 * 1024 * 1024,
@@ -136,7 +141,9 @@ class Settings(BaseSettings):
             private.append(Path(self.artifacts_url))
         if self.database_url.startswith("sqlite:///"):
             private.append(Path(self.database_url.removeprefix("sqlite:///")))
-        private += [file for file in (self.token_file, self.database_password_file) if file is not None]
+        private += [
+            file for file in (self.token_file, self.database_password_file, self.secret_key_file) if file is not None
+        ]
         return DataRoots(self.data_dirs, private)
 
     def read_token(self) -> str | None:

@@ -302,7 +302,7 @@ class WebhookRow(Base):
     team_id: Mapped[str] = mapped_column(ForeignKey("teams.id", ondelete="CASCADE"), index=True)
     url: Mapped[str] = mapped_column(Text)
     events: Mapped[list[Any]]
-    # A signing key, which the server needs in plain text; it grants no access.
+    # A signing key, sealed: see service.tenancy.sealing.
     secret: Mapped[str] = mapped_column(String(100))
     active: Mapped[bool] = mapped_column(Boolean)
     created_at: Mapped[datetime]

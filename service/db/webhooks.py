@@ -60,6 +60,10 @@ class Webhooks:
         )
         self._session.flush()
 
+    def change_secret(self, webhook_id: str, secret: str) -> None:
+        """Store another secret."""
+        self._session.execute(update(WebhookRow).where(WebhookRow.id == webhook_id).values(secret=secret))
+
     def get(self, webhook_id: str, team_id: str | None) -> Webhook:
         """The webhook; ``team_id`` restricts it to one team.
 

@@ -10,14 +10,16 @@ from ..domain.records import Role
 from ..errors import ServiceError
 from ..paths import make_private, write_secret
 from ..settings import Settings
+from ..tenancy.sealing import WrongKey, sealer
 from ..tenancy.tokens import DEFAULT_TEAM, adopt_token, authenticate, create_token, ensure_team
+from ..tenancy.webhooks import seal_secrets
 
 
 def prepare_database(ctx: Context) -> None:
     """Upgrade an embedded SQLite schema; reject an outdated PostgreSQL schema.
 
     Raises:
-        SystemExit: with the command to run.
+        SystemExit: with the command to run, or because CDKA_SECRET_KEY_FILE has no usable key.
     """
     if ctx.db.is_sqlite:
         close_to_others(ctx.settings)
@@ -27,6 +29,12 @@ def prepare_database(ctx: Context) -> None:
             f"The database schema is at revision {ctx.db.revision() or 'none'}, this server's is {ctx.db.newest()}.\n"
             "Back it up, then upgrade it:\n    cdka db backup FILE\n    cdka db upgrade"
         )
+    try:
+        if ctx.settings.secret_key_file is not None:
+            sealer(ctx.settings).check()
+        seal_secrets(ctx)
+    except WrongKey as error:
+        raise SystemExit(error.detail) from None
 
 
 def close_to_others(settings: Settings) -> None:

@@ -17,7 +17,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ from ..domain.ids import new_id
 from ..domain.operation import Delivery, Webhook
 from ..domain.records import Principal
 from ..errors import Fault, InvalidRequest
+from .sealing import WrongKey, is_sealed, sealer
 
 _log = logging.getLogger(__name__)
 SECRET_PREFIX = "whsec_"  # noqa: S105  # a prefix is no secret
@@ -150,14 +151,41 @@ def create_webhook(ctx: Context, caller: Principal, url: str, events: Sequence[s
 @retried
 def _store(ctx: Context, caller: Principal, url: str, events: Sequence[str]) -> Webhook:
     now = ctx.clock()
-    secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
-    webhook = Webhook(new_id(now), caller.team_id, url, list(events), secret, True, now)
+    raw, webhook_id = secrets.token_bytes(32), new_id(now)
+    webhook = Webhook(webhook_id, caller.team_id, url, list(events), _written(raw), True, now)
+    stored = replace(webhook, secret=sealer(ctx.settings).seal(raw, webhook_id))
     with ctx.db.write() as session:
-        Webhooks(session).add(webhook)
+        Webhooks(session).add(stored)
         Audit(session).record(
             caller, now, "webhook.create", webhook.id, host=urlsplit(url).hostname, events=list(events)
         )
     return webhook
+
+
+def _written(secret: bytes) -> str:
+    return SECRET_PREFIX + base64.b64encode(secret).decode()
+
+
+def _secret(ctx: Context, webhook: Webhook) -> str:
+    if not is_sealed(webhook.secret):
+        return webhook.secret
+    return _written(sealer(ctx.settings).open(webhook.secret, webhook.id))
+
+
+@retried
+def seal_secrets(ctx: Context) -> int:
+    """Seal the secrets that an earlier version stored as they are; returns how many there were.
+
+    Raises:
+        WrongKey: there is no usable key.
+    """
+    with ctx.db.write() as session:
+        webhooks = Webhooks(session)
+        plain = [webhook for webhook in webhooks.list(None) if not is_sealed(webhook.secret)]
+        for webhook in plain:
+            raw = base64.b64decode(webhook.secret.removeprefix(SECRET_PREFIX))
+            webhooks.change_secret(webhook.id, sealer(ctx.settings).seal(raw, webhook.id))
+    return len(plain)
 
 
 def list_webhooks(ctx: Context, team_id: str | None) -> list[Webhook]:
@@ -251,7 +279,7 @@ def _send(ctx: Context, http: httpx.Client, webhook: Webhook, delivery: Delivery
                 "Connection": "close",
                 "webhook-id": delivery.id,
                 "webhook-timestamp": str(int(now.timestamp())),
-                "webhook-signature": standardwebhooks.Webhook(webhook.secret).sign(delivery.id, now, body),
+                "webhook-signature": standardwebhooks.Webhook(_secret(ctx, webhook)).sign(delivery.id, now, body),
             },
             extensions={"sni_hostname": target.host, "trace": note},
             timeout=TIMEOUT_SECONDS,
@@ -260,6 +288,8 @@ def _send(ctx: Context, http: httpx.Client, webhook: Webhook, delivery: Delivery
             return answer.status_code, None if answer.is_success else f"answered {answer.status_code}"
     except InvalidRequest as error:
         return None, error.faults[0].detail
+    except WrongKey as error:
+        return None, error.detail
     except httpx.HTTPError as error:
         return None, f"{type(error).__name__}: {error}"
     finally:
