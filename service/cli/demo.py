@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -73,7 +74,7 @@ def run_demo(sizes: Sizes, *, keep: bool, console: Console) -> int:
         server.start()
     try:
         threading.Thread(target=server.supervise, args=(stopping, console.print), daemon=True).start()
-        print(f"Dashboard  {server.login_url()}", flush=True)
+        print(f"Dashboard  {server.login_told(sys.stdout)}", flush=True)
         token = (home / "admin-token").read_text().strip()
         with Client(settings.server_url, token) as client:
             study = client.create_study(demo_study(sizes))

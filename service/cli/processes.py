@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 from ..client import Client
 from ..errors import ServiceError
@@ -162,6 +162,12 @@ class Server:
         """The dashboard's address with the admin's token in its fragment, which browsers never send."""
         token = (self.settings.home / "admin-token").read_text().strip()
         return f"{self.settings.server_url}/login#token={token}"
+
+    def login_told(self, output: TextIO) -> str:
+        """How to open the dashboard, for a terminal or for a log that others may read: without the token there."""
+        if output.isatty():
+            return self.login_url()
+        return f"{self.settings.server_url}/login (the token is in {self.settings.home / 'admin-token'})"
 
 
 def lock_home(home: Path) -> IO[str]:

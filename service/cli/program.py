@@ -62,7 +62,7 @@ def serve(
     server.start()
     # Whole lines, so that the address can be copied.
     print(f"API        {settings.server_url}/api/v1 (docs: {settings.server_url}/docs)")
-    print(f"Dashboard  {server.login_url()}", flush=True)
+    print(f"Dashboard  {server.login_told(sys.stdout)}", flush=True)
     try:
         server.supervise(stopping, lambda words: errors.print(words, markup=False))
     finally:

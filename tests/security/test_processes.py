@@ -1,7 +1,8 @@
-"""Processes that are killed or stopped: no orphan keeps a home, no pause loses a healthy lease, no retry is refused."""
+"""Killed or suspended processes: no orphan keeps CDKA_HOME, no healthy lease expires, retries get one answer."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from service.cli.processes import StartFailed, free_port, lock_home
+from service.cli.processes import Server, StartFailed, free_port, lock_home
+from service.paths import write_secret
+from service.settings import Settings
 from tests.conftest import Api, FakeClock
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +60,7 @@ time.sleep(60)
 """
 
 
-def test_a_child_ends_with_a_parent_that_was_killed_but_not_with_a_thread_of_it() -> None:
+def test_a_child_ends_with_its_killed_parent_but_not_with_the_thread_that_started_it() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -69,7 +72,7 @@ def test_a_child_ends_with_a_parent_that_was_killed_but_not_with_a_thread_of_it(
     until(lambda: not is_running(child), 10)
 
 
-def test_two_servers_do_not_share_a_home(tmp_path: Path) -> None:
+def test_a_second_server_cannot_use_the_same_home(tmp_path: Path) -> None:
     held = lock_home(tmp_path)
     with pytest.raises(
         StartFailed, match=rf"another server \(process {os.getpid()}\) uses .*: stop it, or set CDKA_HOME"
@@ -118,7 +121,7 @@ def _kill_and_start_again(stack: ExitStack, command: list[str], folder: Path, en
         )
         stack.callback(server.kill)
         assert server.stdout is not None
-        # Its API is only starting now.
+        # At this point the API is still starting.
         assert server.stdout.readline().startswith("CDKA_HOME")
         return server
 
@@ -136,11 +139,11 @@ def _kill_and_start_again(stack: ExitStack, command: list[str], folder: Path, en
     third.wait(120)
 
 
-# --- a server that stood still
+# --- a suspended server
 
 
-def test_a_server_that_stood_still_expires_no_lease(api: Api, clock: FakeClock) -> None:
-    """As under SIGSTOP: wall clock and true time went on alike, but nobody could report."""
+def test_a_suspended_server_expires_no_lease(api: Api, clock: FakeClock) -> None:
+    """As under SIGSTOP: wall clock and monotonic time both advanced, but no runner could report."""
     api.create(search={"trials": 1})
     lease = api.lease()
     assert lease is not None
@@ -156,7 +159,7 @@ def test_a_server_that_stood_still_expires_no_lease(api: Api, clock: FakeClock) 
     assert api.report(lease).status_code == 200
 
 
-def test_a_lease_still_expires_where_the_server_goes_on(api: Api, clock: FakeClock) -> None:
+def test_a_lease_expires_while_the_server_keeps_running(api: Api, clock: FakeClock) -> None:
     api.create(search={"trials": 1})
     assert api.lease() is not None
     for _ in range(62):
@@ -201,9 +204,25 @@ def test_simultaneous_retries_get_the_same_answer(api: Api, what: str) -> None:
 # --- what a viewer may not start
 
 
-def test_a_viewer_downloads_nothing_from_the_hub(api: Api) -> None:
+def test_a_viewer_cannot_download_from_the_hub(api: Api) -> None:
     body = {"model": {"path": "someone/some-model"}, "budget": {"lora_rank": 4}}
     answer = api.call("POST", "/predictions", "viewer", json=body)
     assert answer.status_code == 403
     assert "names models in the data directories" in answer.json()["detail"]
     assert api.call("POST", "/predictions", "viewer", json={**body, "model": {"path": "tiny-bert"}}).status_code == 200
+
+
+# --- what a log shows
+
+
+def test_the_admins_login_address_is_printed_on_terminals_alone(tmp_path: Path) -> None:
+    write_secret(tmp_path / "admin-token", "cdka_" + "s" * 43)
+    server = Server(Settings(home=tmp_path), with_pool=False)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert server.login_told(Terminal()).endswith("/login#token=cdka_" + "s" * 43)
+    assert "cdka_s" not in server.login_told(io.StringIO())
+    assert str(tmp_path / "admin-token") in server.login_told(io.StringIO())
