@@ -1,1 +1,1 @@
-"""Measurements as ratios side by side in one run; figures, not tests."""
+"""Benchmarks: contenders are measured in one run and compared as ratios. These are not tests."""

@@ -1,4 +1,4 @@
-"""CDKA beside no adapter, LoRA, rsLoRA, MiSS, PEFT's LoKr and LyCORIS' LoKr of equal parameters.
+"""Time CDKA against no adapter, LoRA, rsLoRA, MiSS, PEFT's LoKr and LyCORIS' LoKr of equal parameters.
 
     python -m benchmarks.adapter [--full | --models | --groups | --crossover | --memory | --merged | --profile]
 
@@ -226,7 +226,7 @@ def group_contenders(
 
 
 def groups() -> None:
-    """Three layers with the same input, over the same computed layer by layer, and over LoRA and MiSS."""
+    """Time three layers with the same input, relative to computing them one by one, to LoRA and to MiSS."""
     for d, tokens in ((384, 512), (1024, 512)):
         for structure in CONFIGURATIONS:
             x, cotangent = torch.randn(tokens, d, requires_grad=True), torch.randn(tokens, 3 * d)
@@ -236,7 +236,7 @@ def groups() -> None:
 
 
 def models() -> None:
-    """A training step (forward, backward, optimizer) of whole models, over LoRA's of rank 8."""
+    """Time a training step (forward, backward, optimizer) of whole models, relative to LoRA of rank 8."""
     for kind in (_Bert, _Llama):
         shared: dict[str, Any] = {"target_modules": "all-linear", "task_type": kind.task_type}
         configs: dict[str, Any] = {
@@ -258,7 +258,7 @@ def _model_step(kind: Any, config: Any) -> Callable[[], None]:
     torch.manual_seed(0)
     model, batch = kind.make()
     if config is None:
-        # Nothing but the head is trained, yet the backward pass runs down to the input.
+        # Nothing is trained, but the backward pass still runs down to the input.
         model.requires_grad_(False)
         model.enable_input_require_grads()
     else:
@@ -277,7 +277,7 @@ def _model_step(kind: Any, config: Any) -> Callable[[], None]:
 
 
 def crossover() -> None:
-    """Both ways around the interleaving, by width and inner size ``r*r1*r2``."""
+    """Compare expanded and shuffled products by width and inner size ``r*r1*r2``."""
     sizes = ((2, 1, 8), (2, 2, 8), (2, 4, 6), (2, 8, 4), (4, 4, 4), (2, 8, 8), (4, 8, 4), (4, 16, 4))
     for d, tokens in ((384, 512), (1024, 512), (4096, 256)):
         for structure in sizes:
@@ -298,7 +298,7 @@ def crossover() -> None:
 
 
 def merged() -> None:
-    """Inference after ``merge_and_unload``, over the base layer."""
+    """Time inference after ``merge_and_unload``, relative to the base layer."""
     model = _adapted(1024, torch.float32, _cdka((2, 8, 4))).merge_and_unload()
     base, x = _One(1024, torch.float32), torch.randn(512, 1024)
     with torch.inference_mode():
@@ -330,7 +330,7 @@ def peak(name: str, structure: Structure) -> None:
 
 
 def memory() -> None:
-    """CDKA's step memory over LoRA's."""
+    """Compare CDKA's memory of a step with LoRA's."""
     for structure in CONFIGURATIONS:
         used = {}
         for name in ("cdka", "lora"):
@@ -342,7 +342,7 @@ def memory() -> None:
 
 
 def profile() -> None:
-    """Operators of one layer's step, by their own time."""
+    """Print the operators of one layer's step, sorted by self time."""
     for structure in CONFIGURATIONS:
         step = contenders(1024, 512, torch.float32, structure)["cdka"]
         step()

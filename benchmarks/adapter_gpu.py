@@ -1,10 +1,10 @@
-"""CDKA's layer on a GPU, beside the base layer, LoRA, rsLoRA and MiSS of equal parameters.
+"""Time CDKA's layer on a GPU against the base layer, LoRA, rsLoRA and MiSS of equal parameters.
 
     python -m benchmarks.adapter_gpu [--tokens 4096] [--width 4096]
 
 bf16, forward and backward, medians of interleaved rounds timed with CUDA events. Each CDKA layer is measured expanded
-and shuffled, beside the activations that the model in ``benchmarks/traffic.py`` says it moves. Needs a CUDA device. It
-has not been run on one yet.
+and shuffled, and is printed with the traffic that ``benchmarks/traffic.py`` predicts. Needs a CUDA device. It has not
+been run on one yet.
 """
 
 from __future__ import annotations

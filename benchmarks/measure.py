@@ -1,4 +1,4 @@
-"""Interleaved timing of CPU time: every contender in every round, so that a noisy machine disturbs all alike."""
+"""Interleaved CPU timing: every contender runs in every round, so that noise affects all of them equally."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the service costs, on SQLite and on PostgreSQL: ``python -m benchmarks.service [--database URL] [--quick]``.
+"""Benchmark the service on SQLite and PostgreSQL: ``python -m benchmarks.service [--database URL] [--quick]``.
 
 Every figure is the median of several runs on a fresh, migrated database. PostgreSQL is a private cluster of this run.
-Aims are those of the issue they come from; what misses one is printed as it is.
+Each figure is printed beside its aim, whether or not it reaches it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def study_body(**search: Any) -> dict[str, Any]:
 
 
 def make_data(folder: Path) -> None:
-    """A model's configuration (BERT-base's shapes) and a line of data: all that the server looks at."""
+    """Write a model's configuration (BERT-base's shapes) and one line of data, which is all that the server reads."""
     BertConfig().save_pretrained(folder / "model")
     (folder / "train.jsonl").write_text(json.dumps({"text": "a", "label": "b"}) + "\n")
 
@@ -247,7 +247,7 @@ def reads(made: Service, finished: int, calls: int = 40) -> dict[str, tuple[floa
             size = len(http.get(path).raise_for_status().content)
             times = [timed(lambda path=path: http.get(path)) * 1000 for _ in range(calls)]
             found[name] = sorted(times)[int(0.95 * len(times))], size
-        # While a study runs every read comes after a change, and what was worked out before is out of date.
+        # While a study runs, every read follows a change, so cached results are out of date.
         with made.client() as client:
             for name, path in (
                 ("page (html) after a change", f"/studies/{study.id}"),

@@ -1,7 +1,7 @@
 """How many activations an adapter's step reads and writes, beyond the frozen layer's own.
 
-At adapter ranks a step is bound by memory, so this is what its time is about. Numbers are in units of ``N*d``: N tokens
-times the width of a square layer. ``tests/cdka/test_traffic.py`` counts what the operations really touch.
+At adapter ranks a step is bound by memory, so this traffic determines its time. Numbers are in units of ``N*d``: N
+tokens times the width of a square layer. ``tests/cdka/test_traffic.py`` checks them against real operations.
 
 - CDKA: the docstring of ``cdka/fused.py``.
 - LoRA as PEFT composes it, ``result + lora_B(lora_A(x)) * scaling``, rank r. Forward: x read, y_adapter written, read
@@ -24,7 +24,7 @@ class Traffic:
 
 
 def cdka_traffic(d: int, r1: int, r2: int, r: int, *, expanded: bool, bias: bool = False) -> Traffic:
-    """Of one CDKA layer with its frozen base layer, all gradients wanted."""
+    """Traffic of one CDKA layer with its frozen base layer, when all gradients are computed."""
     t = r * r1 * r2 / d
     if expanded:
         return Traffic(3 + 2 * t, 5 + 4 * t)
@@ -32,18 +32,18 @@ def cdka_traffic(d: int, r1: int, r2: int, r: int, *, expanded: bool, bias: bool
 
 
 def grouped_traffic(d: int, r1: int, r2: int, r: int, layers: int) -> Traffic:
-    """Of each of ``layers`` layers that see the same input (``cdka/groups.py``); B is expanded.
+    """Traffic of each of ``layers`` layers with the same input (``cdka/groups.py``); B is expanded.
 
     Alone, k frozen layers write k gradients of x, which autograd sums (k - 1 times two reads and a write). A group
     writes the first, and adds the others and its adapters' in place.
     """
     t = r * r1 * r2 / d
-    # Each layer's T is copied out of the common product, unless it lies there as it is needed; dT is copied into one.
+    # T is copied out of the common product, unless its layout there is already right; dT is copied into one tensor.
     copied = 0 if r2 == 1 else 2 * t
     return Traffic(2 + 1 / layers + 2 * t + copied, 5 / layers + 6 * t)
 
 
 def lora_traffic(d: int, rank: int) -> Traffic:
-    """Of one LoRA layer as PEFT computes it, in one precision and without dropout."""
+    """Traffic of one LoRA layer as PEFT computes it, in one precision and without dropout."""
     t = rank / d
     return Traffic(7 + 2 * t, 9 + 4 * t)

@@ -1,10 +1,10 @@
-"""A whole sweep by fresh processes, by a warm runner, and by a warm runner with pruning: seconds and best score.
+"""Time a whole sweep with fresh processes, with a warm runner, and with a warm runner that prunes.
 
     python -m benchmarks.workers [--full]
 
 All run the same trials of the demo's model and articles, one at a time, one thread, against a real server. Random
 search with one seed proposes the same configurations to all three, so the best scores can be compared. A fresh process
-pays for imports, model and data every time; a pruned trial ends at the evaluation that condemns it.
+pays for imports, model and data every time; a pruned trial ends at the evaluation that prunes it.
 """
 
 from __future__ import annotations

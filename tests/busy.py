@@ -1,4 +1,4 @@
-"""Run a command beside busy processes, as on a machine that others use: ``python -m tests.busy 4 -- make test``."""
+"""Run a command while other processes keep CPUs busy: ``python -m tests.busy 4 -- make test``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-# Each ends by itself when the process that started it is gone.
+# Each process ends by itself when its parent has ended.
 _SPIN = "import os\nwhile os.getppid() == {}: sum(range(100_000))"
 
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Processes that keep a CPU each busy while the block runs."""
+    """Keep ``count`` CPUs busy, with one process each, while the block runs."""
     busy = [subprocess.Popen([sys.executable, "-c", _SPIN.format(os.getpid())]) for _ in range(count)]
     try:
         yield
@@ -25,7 +25,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command that follows the number of processes and ``--``; returns its exit code."""
+    """Run the command given after the number of processes and ``--``. Returns its exit code."""
     count, separator, *command = arguments
     if separator != "--" or not command:
         raise SystemExit(__doc__)

@@ -1,4 +1,4 @@
-"""What tests share: a tiny model in hub layout, data files, a clock that is set, and a service on either database."""
+"""Shared fixtures: a tiny model in hub layout, data files, a fake clock, and a service on either database."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WORDS = {
 
 
 class FakeClock:
-    """A clock that moves when it is told to."""
+    """A clock that moves only when a test advances it."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,7 +55,7 @@ class FakeClock:
         self.now += timedelta(seconds=seconds)
 
     def elapsed(self) -> float:
-        """True time goes as this clock does, unless a test sets one of them alone."""
+        """Monotonic time in seconds. It follows this clock unless a test replaces one of the two."""
         return self.now.timestamp()
 
 
@@ -91,7 +91,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    # Without its head, as a pretrained encoder comes.
+    # Saved without its head, like a pretrained encoder.
     BertForSequenceClassification(config).bert.save_pretrained(folder)
     write_lines(root / "train.jsonl", sentences(40))
     write_lines(root / "validation.jsonl", sentences(20, 40))
@@ -124,7 +124,7 @@ def make_study(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file, copied for every test: migrations make the schema, here too."""
+    """A migrated SQLite file that is copied for every test. Migrations create the schema in tests, too."""
     file = tmp_path_factory.mktemp("template") / "cdka.db"
     ctx = make_context(Settings(home=file.parent, database_url=f"sqlite:///{file}"))
     ctx.db.upgrade()
@@ -145,12 +145,15 @@ def _note_connection(connection: Any, _: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _every_connection_is_closed() -> Iterator[None]:
-    """A connection to SQLite that nobody closes is a warning from Python 3.13 on, in whatever test it is collected."""
+    """Fail the test that leaves a SQLite connection open.
+
+    From Python 3.13 on, an open connection causes a warning when it is collected, often in a later, unrelated test.
+    """
     _opened.clear()
     yield
     left = 0
     for connection in _opened:
-        with contextlib.suppress(sqlite3.ProgrammingError):  # raised by closed ones
+        with contextlib.suppress(sqlite3.ProgrammingError):  # raised by a closed connection
             connection.total_changes  # noqa: B018
             left += 1
     _opened.clear()
@@ -163,9 +166,9 @@ def clock() -> FakeClock:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the Ray tests first: they are the longest, and a process that starts one last keeps the other waiting.
+    """Sort the Ray tests first: they are the longest, and one that starts last delays the end of a parallel run.
 
-    With ``--database postgresql``, deselect tests that use no database: they ran with SQLite and would do the same.
+    With ``--database postgresql``, deselect tests that use no database: they would repeat the run with SQLite.
     """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     if config.getoption("--database") == "postgresql":
@@ -175,7 +178,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays. The Trainer collects garbage twice a training, at 0.7 s each if it has to look at it."""
+    """Exclude what has been imported from garbage collection.
+
+    The Trainer collects garbage twice per training, and scanning all imported objects takes 0.7 s each time.
+    """
     gc.collect()
     gc.freeze()
 
@@ -186,7 +192,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A private PostgreSQL cluster with a migrated database ``empty``, which nobody is connected to."""
+    """A private PostgreSQL cluster with a migrated database ``empty`` that tests copy. Nothing is connected to it."""
     made = Cluster()
     try:
         database = Database(made.create("empty"))
@@ -224,7 +230,7 @@ def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def ctx(tmp_path: Path, database_url: str, data_root: Path, clock: FakeClock) -> Iterator[Context]:
-    """The use cases on a fresh database, past the lease time after start-up in which nothing expires."""
+    """A service context on a fresh database. The clock is past the first lease time, in which no lease expires."""
     settings = Settings(home=tmp_path, database_url=database_url, data_dirs=[data_root], lease_seconds=60, rate_limit=0)
     made = make_context(settings, clock, clock.elapsed)
     ensure_team(made, "default")
@@ -235,7 +241,7 @@ def ctx(tmp_path: Path, database_url: str, data_root: Path, clock: FakeClock) ->
 
 @dataclass
 class Api:
-    """The server in this process, and callers of every role."""
+    """The application in this process, and tokens of every role."""
 
     ctx: Context
     http: TestClient
@@ -250,12 +256,12 @@ class Api:
         return self.secrets[key]
 
     def call(self, method: str, path: str, role: str = "member", team: str = "default", **kwargs: Any) -> Any:
-        """A call under /api/v1 as someone of this role."""
+        """Send a request under /api/v1 with a token of this role and team."""
         headers = {"Authorization": f"Bearer {self.token(role, team)}", **kwargs.pop("headers", {})}
         return self.http.request(method, f"/api/v1{path}", headers=headers, **kwargs)
 
     def create(self, **changes: Any) -> dict[str, Any]:
-        """Create a study that is valid."""
+        """Create a valid study."""
         response = self.call("POST", "/studies", json=make_study(**changes))
         assert response.status_code == 201, response.text
         return response.json()
@@ -268,7 +274,7 @@ class Api:
         return leases[0] if leases else None
 
     def report(self, lease: dict[str, Any], *values: float, first_step: int = 1, metric: str = "accuracy") -> Any:
-        """Report values, one a step."""
+        """Report one value per step."""
         reports = [{"step": first_step + k, "metrics": {metric: v}} for k, v in enumerate(values)]
         return self.call("POST", f"/leases/{lease['id']}/reports", "worker", json={"reports": reports})
 
@@ -279,7 +285,7 @@ class Api:
         return self.call("PUT", f"/leases/{lease['id']}/result", "worker", json=body)
 
     def run_all(self, value: Callable[[dict[str, Any]], float], most: int = 500) -> list[dict[str, Any]]:
-        """Play a runner that does every trial at once; returns the trials in order."""
+        """Lease and finish every trial, one after the other. Returns the trials in order."""
         done = []
         while (lease := self.lease()) is not None:
             assert len(done) < most, "the study does not end"

@@ -1,4 +1,4 @@
-"""A private PostgreSQL cluster for the tests: own folder, free port, loopback only; nobody's server is touched."""
+"""A private PostgreSQL cluster for the tests: own folder, free port, loopback only. Other servers are not touched."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Cluster:
         self.start()
 
     def start(self) -> None:
-        """Start it, again after :meth:`halt`."""
+        """Start the cluster. Also restarts it after :meth:`halt`."""
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         self._run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-l", f"{self.folder}/log", "-o", options, "start")
 
     def halt(self) -> None:
-        """Stop it at once, as a crash would; its files stay."""
+        """Stop the cluster at once, as a crash would. Its files stay."""
         self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", "immediate", "-w", "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -66,7 +66,7 @@ class Cluster:
         return self.url(name)
 
     def drop(self, name: str) -> None:
-        """Remove a database, whoever is still connected."""
+        """Remove a database, even if clients are still connected."""
         self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def _execute(self, statement: str) -> None:

@@ -1,4 +1,4 @@
-"""What the layout of the repository promises."""
+"""The repository follows its layout rules: top level, imports, exported names, pins."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ TOOLS = {
 
 
 def tracked() -> set[str]:
-    """Top-level names of what is in version control. A user's own files beside them are the user's."""
+    """Top-level names of the tracked files. A user's own untracked files are ignored."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     return {name.split("/")[0] for name in listed.stdout.split("\0") if name}
 
 
-def test_the_top_level_is_the_agreed_one() -> None:
+def test_the_top_level_has_only_the_agreed_names() -> None:
     assert tracked() <= TOP | TOOLS
     assert TOP - {"docker"} <= tracked()
     assert not (ROOT / "alembic" / "__init__.py").exists()  # it would shadow the library
 
 
 def imports_of(package: str) -> dict[str, set[str]]:
-    """The modules of a package that each of its modules imports, also within functions."""
+    """For each module of a package, the modules of the package that it imports, including imports inside functions."""
     files = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in (ROOT / package).rglob("*.py")}
     modules = {name.removesuffix(".__init__"): file for name, file in files.items()}
     graph: dict[str, set[str]] = {}
@@ -61,17 +61,17 @@ def imports_of(package: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("package", ["cdka", "service", "workers"])
-def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+def test_there_are_no_import_cycles(package: str) -> None:
     sorter = TopologicalSorter(imports_of(package))
-    sorter.prepare()  # raises CycleError and names the circle
+    sorter.prepare()  # raises CycleError, which names the cycle
 
 
-def test_no_folder_or_module_without_a_subject() -> None:
+def test_no_module_has_a_name_without_a_subject() -> None:
     names = {p.stem for package in ("cdka", "service", "workers") for p in (ROOT / package).rglob("*.py")}
     assert names.isdisjoint({"utils", "helpers", "common_utils", "manager", "misc"})
 
 
-def test_the_exported_names_of_cdka() -> None:
+def test_cdka_exports_the_promised_names() -> None:
     assert all(hasattr(cdka, name) for name in cdka.__all__)
     promised = {
         "CdkaConfig",

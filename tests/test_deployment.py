@@ -1,4 +1,4 @@
-"""What ``docker/`` says agrees with the code: settings, metrics, versions. Running it is ``make test-compose``."""
+"""The files in ``docker/`` agree with the code: settings, metrics, versions. ``make test-compose`` runs them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Api
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 FILES = sorted(DOCKER.glob("compose*.yaml"))
-# Read by the node, the pool and the runners from the environment themselves.
+# The node, the pool and the runners read these from the environment, not through Settings.
 OWN = {f"CDKA_NODE_{name}" for name in ("ADDRESS", "CPUS", "DEVICES", "RESOURCES")}
 OWN |= {"CDKA_POOL_ALIVE", "CDKA_GRACE_SECONDS"}
 
@@ -27,18 +27,18 @@ def services(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
-def test_every_setting_that_is_passed_is_one(file: Path) -> None:
+def test_compose_files_pass_only_known_settings(file: Path) -> None:
     known = {f"CDKA_{name.upper()}" for name in Settings.model_fields} | OWN
     for name, service in services(file).items():
         given = {key for key in service.get("environment", {}) if key.startswith("CDKA_")}
         assert given <= known, (name, given - known)
 
 
-def test_every_variable_is_explained() -> None:
+def test_the_example_env_file_explains_every_compose_variable() -> None:
     explained = set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", (DOCKER / ".env.example").read_text(), re.MULTILINE))
     for file in FILES:
         used = set(re.findall(r"\$\{([A-Z][A-Z0-9_]+)", file.read_text()))
-        # Of stores and monitors that stand beside the service their own files say enough.
+        # The compose files of optional stores and monitors explain these themselves.
         apart = {
             "S3_PORT",
             "S3_IMAGE",
@@ -68,7 +68,7 @@ def test_compose_services_are_hardened_and_bounded() -> None:
     assert "PASSWORD:" not in plain.replace("POSTGRES_PASSWORD_FILE:", "")
 
 
-def test_alerts_and_panels_ask_for_metrics_that_there_are(api: Api) -> None:
+def test_alerts_and_panels_query_only_existing_metrics(api: Api) -> None:
     study = api.create()
     api.run_all(lambda t: 0.5)
     assert study["id"]
@@ -87,7 +87,7 @@ def test_alerts_and_panels_ask_for_metrics_that_there_are(api: Api) -> None:
                 assert name in ("le", "instance") or f'{name}="' in text, (expression, name)
 
 
-def test_versions_agree() -> None:
+def test_kuberay_has_the_pinned_ray_version_and_only_known_settings() -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     cluster, pool = yaml.safe_load_all((DOCKER / "kuberay/raycluster.yaml").read_text())
     assert cluster["spec"]["rayVersion"] == pinned["ray"]

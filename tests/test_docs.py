@@ -1,4 +1,4 @@
-"""The documentation is true: links, commands, study files, code, state diagrams and generated pages."""
+"""The documentation matches the code: links, commands, study files, code, state diagrams and generated pages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def all_blocks(*languages: str) -> list[Any]:
     ]
 
 
-def test_the_generated_pages_are_what_the_code_says() -> None:
+def test_the_generated_pages_are_up_to_date() -> None:
     generate = runpy.run_path(str(ROOT / "docs/generate.py"))
     for file, make in generate["PAGES"].items():
         assert (ROOT / "docs/reference" / file).read_text() == make().rstrip() + "\n", f"run make docs: {file} is stale"
@@ -117,7 +117,7 @@ def test_every_command_and_option_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("text", all_blocks("yaml"))
 def test_study_files_validate(text: str) -> None:
-    """A fragment is put in its place in a whole study."""
+    """Each fragment is first inserted into a complete study."""
     given = yaml.safe_load(text)
     study: dict[str, Any] = {
         "name": "fragment",
@@ -132,15 +132,15 @@ def test_study_files_validate(text: str) -> None:
     StudySpec.model_validate(study)
 
 
-# What these pages show is run in a real service by tests/system/test_tutorial.py, and in a runner by
-# tests/workers/tasks/test_tasks.py.
+# tests/system/test_tutorial.py runs the first page in a real service; tests/workers/tasks/test_tasks.py runs the second
+# in a runner.
 RUN_ELSEWHERE = ("docs/tutorial.md", "docs/your-own-task.md")
 
 
 def test_python_blocks_run(data_root: Path) -> None:
-    """On the tiny model in place of a download. Blocks of one page run one after the other."""
+    """The tiny model replaces the download. The blocks of a page run in order and share variables."""
     for page in WRITTEN:
-        # Settings that the text around a block has named.
+        # Variables that the text around the blocks defines.
         space: dict[str, Any] = {"budget": 20_000, "batches": []}
         for text in blocks(page, "python"):
             compile(text, name(page), "exec")
@@ -164,13 +164,13 @@ def transitions(title: str) -> set[tuple[str, str]]:
     return {(a, b) for a, b in re.findall(r"(\w+) --> (\w+)", diagram)}
 
 
-def test_the_state_diagrams_are_the_tables_of_transitions() -> None:
+def test_the_state_diagrams_match_the_transition_tables() -> None:
     for title, table in (("A study", STUDY_TRANSITIONS), ("A trial", TRIAL_TRANSITIONS)):
         assert transitions(title) == {(str(a), str(b)) for a, after in table.items() for b in after}
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name)
-def test_every_variable_is_a_setting(page: Path) -> None:
+def test_every_cdka_variable_in_the_docs_is_a_setting(page: Path) -> None:
     known = {f"CDKA_{field.upper()}" for field in Settings.model_fields}
     files = [*(ROOT / "docker").glob("*.yaml"), ROOT / "docker/.env.example"]
     compose = {found for file in files for found in re.findall(r"CDKA_[A-Z_]+", file.read_text())}

@@ -1,4 +1,4 @@
-"""``make test`` on a machine that lacks something says what, and how to get it, before it installs anything."""
+"""``make test`` names missing programs, and how to install them, before it installs anything."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def test_missing_programs_are_named_with_the_command_that_installs_them(tmp_path
     assert (there.returncode, there.stderr) == (0, "")
 
 
-def test_tools_are_looked_for_before_anything_is_installed() -> None:
+def test_required_programs_are_checked_before_anything_is_installed() -> None:
     done = subprocess.run(["make", "--dry-run", "--always-make", "test"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.index("The tests need:") < done.stdout.index("pip")

@@ -1,6 +1,6 @@
-"""Fill a database in every state that a study and a trial can have, and back it up: the assets of the upgrade tests.
+"""Make the assets of the upgrade tests: a backup with studies and trials in every state.
 
-Run at a release, before the next revision of the schema is written:
+Run this at a release, before the next schema revision is written:
 
     python -m tests.assets.fill tests/assets/revision-0004.cdka
 """
@@ -28,7 +28,7 @@ def _lease(api: Api, runner: str = "runner-1") -> dict[str, Any]:
 
 
 def fill(api: Api, clock: FakeClock) -> None:
-    """Six studies; the last two are open."""
+    """Create six studies. The last two stay open."""
     values = iter([0.5, 0.51, 0.52, 0.53])
     api.create(name="done", compare={"seeds": 2, "learning_rate": "shared"})
     api.run_all(lambda trial: next(values, 0.5))

@@ -51,12 +51,12 @@ def test_every_row_of_a_mixed_batch_gets_its_own_adapter() -> None:
         (["defualt"] * 5, "no adapter named defualt; available: default, other"),
     ],
 )
-def test_a_mixed_batch_with_wrong_names_is_refused(names: list[str], message: str) -> None:
+def test_a_mixed_batch_with_wrong_names_is_rejected(names: list[str], message: str) -> None:
     with pytest.raises(cdka.AdapterError, match=message):
         two()(X, adapter_names=names)
 
 
-def test_mixed_batches_are_for_inference_with_unmerged_adapters() -> None:
+def test_mixed_batches_in_training_or_with_merged_adapters_are_rejected() -> None:
     model = two()
     with pytest.raises(cdka.AdapterError, match="call model.eval"):
         model.train()(X, adapter_names=["default"] * 5)
@@ -103,12 +103,12 @@ def test_svd_keeps_the_nearest_components() -> None:
         ((["default"], [1], "new", "linear"), "available: cat, svd"),
     ],
 )
-def test_wrong_combinations_are_refused(arguments: Any, message: str) -> None:
+def test_invalid_combinations_are_rejected(arguments: Any, message: str) -> None:
     with pytest.raises(cdka.AdapterError, match=message):
         two().add_weighted_adapter(*arguments)
 
 
-def test_different_structures_are_not_combined() -> None:
+def test_combining_different_structures_is_rejected() -> None:
     model = net()
     model.add_adapter("other", config(r1=1))
     with pytest.raises(cdka.AdapterError, match=r"different \(r1, r2\)"):
@@ -118,7 +118,7 @@ def test_different_structures_are_not_combined() -> None:
 # --- fit
 
 
-def test_strict_refuses_and_nearest_takes_the_largest_divisors_and_records_them(tmp_path: Path) -> None:
+def test_strict_rejects_and_nearest_uses_and_records_the_largest_divisors(tmp_path: Path) -> None:
     with pytest.raises(cdka.IndivisibleError, match="r2=16 does not divide d_in=24 of first"):
         net(r2=16)
     model = net(r2=16, r1=16, fit="nearest")
@@ -141,7 +141,7 @@ def test_strict_refuses_and_nearest_takes_the_largest_divisors_and_records_them(
 @pytest.mark.parametrize(
     ("rule", "scale"), [("cdka", 8 / math.sqrt(12)), ("rslora", 8 / math.sqrt(3)), ("constant", 8)]
 )
-def test_scales_by_name(rule: str, scale: float) -> None:
+def test_each_scaling_rule_gives_its_scale(rule: str, scale: float) -> None:
     model = net(scaling=rule, r=3, alpha=8)
     layer = model.base_model.model.first
     assert layer.scaling["default"] == pytest.approx(scale) == pytest.approx(model.peft_config["default"].scale)
@@ -157,17 +157,17 @@ def test_scales_by_name(rule: str, scale: float) -> None:
         ({"fit": "loose"}, "available: strict, nearest"),
     ],
 )
-def test_unknown_names_are_refused_with_those_there_are(arguments: dict[str, str], message: str) -> None:
+def test_unknown_names_are_rejected_with_the_available_ones(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(cdka.CdkaError, match=message):
         config(**arguments)
 
 
 @pytest.mark.parametrize("name", ["kaiming", "gaussian", "orthogonal"])
-def test_named_starts_leave_the_model_as_it_is(name: str) -> None:
+def test_named_starts_do_not_change_the_outputs(name: str) -> None:
     torch.testing.assert_close(net(init_weights=name)(X), Net()(X), rtol=0, atol=0)
 
 
-def test_gaussian_has_the_variance_of_its_fan_in() -> None:
+def test_a_gaussian_start_has_the_variance_of_its_fan_in() -> None:
     model = get_peft_model(
         nn.Sequential(nn.Linear(1024, 64)), config(target_modules=["0"], init_weights="gaussian", r=16)
     )
@@ -175,14 +175,14 @@ def test_gaussian_has_the_variance_of_its_fan_in() -> None:
     assert A.std().item() == pytest.approx(math.sqrt(4 / 1024), rel=0.05)
 
 
-def test_orthogonal_components_do_not_overlap() -> None:
+def test_components_of_an_orthogonal_start_do_not_overlap() -> None:
     A = net(init_weights="orthogonal").base_model.model.first.cdka_A["default"].detach().flatten(1)
     torch.testing.assert_close(A @ A.T, torch.eye(4) * 2 / 3, rtol=1e-5, atol=1e-6)
     with pytest.raises(cdka.CdkaError, match=r"r is at most 2"):
         net(init_weights="orthogonal", r1=1, r2=12, r=3, target_modules=["first"])
 
 
-def test_weight_moves_the_nearest_part_of_the_weight_into_the_adapter(tmp_path: Path) -> None:
+def test_a_weight_start_moves_the_nearest_part_of_the_weight_into_the_adapter(tmp_path: Path) -> None:
     before = Net()
     model = net(init_weights="weight")
     torch.testing.assert_close(model(X), before(X), rtol=1e-5, atol=1e-5)
@@ -206,7 +206,7 @@ def test_weight_moves_the_nearest_part_of_the_weight_into_the_adapter(tmp_path: 
     torch.testing.assert_close(model.unload()(X), before(X), rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_starts_along_the_negative_gradient() -> None:
+def test_a_gradient_start_points_along_the_negative_gradient() -> None:
     base = Net()
     base(X).square().sum().backward()
     gradients = {n: getattr(base, n).weight.grad for n in ("first", "second")}
@@ -252,7 +252,7 @@ def test_a_convolution_is_a_linear_map_of_patches(arguments: dict[str, Any]) -> 
     assert shape.d_in * shape.d_out == base.conv.weight.numel()
 
 
-def test_a_grouped_convolution_is_refused() -> None:
+def test_a_grouped_convolution_is_rejected() -> None:
     with pytest.raises(cdka.TargetError, match="groups=2"):
         get_peft_model(ConvNet(groups=2), config(target_modules=["conv"]))
 
@@ -267,7 +267,7 @@ def test_copies_and_pickles_compute_the_same() -> None:
     torch.testing.assert_close(pickle.loads(pickle.dumps(model))(X), expected, rtol=0, atol=0)
 
 
-# torch's remark about one patch release of Python: slower, not wrong.
+# torch warns that one patch release of Python is slower; results are correct.
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_the_layer_compiles_without_graph_breaks() -> None:
     model = net()
@@ -320,7 +320,7 @@ def test_backward_hooks_on_the_base_layer_are_still_called() -> None:
 
 
 def test_a_base_layer_whose_forward_was_replaced_is_still_called() -> None:
-    """As accelerate does to bring an offloaded weight to its device for the length of a call."""
+    """accelerate replaces it to move an offloaded weight to its device during a call."""
     model = net()
     expected = model(X)
     base = model.base_model.model.first.base_layer

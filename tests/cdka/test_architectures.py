@@ -1,4 +1,4 @@
-"""Counts from a config alone are those of the instantiated adapter, over the architectures that are fine-tuned."""
+"""Counts from a config equal those of the instantiated adapter, for the architectures that are fine-tuned."""
 
 from __future__ import annotations
 

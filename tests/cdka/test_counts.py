@@ -59,7 +59,7 @@ def test_nothing_infeasible_is_returned_and_a_low_budget_names_the_smallest_cost
 
 @given(shapes=shape_sets)
 @settings(max_examples=40, deadline=None)
-def test_the_guideline_gives_its_default_back_at_its_own_cost(shapes: list[cdka.ModuleShape]) -> None:
+def test_the_guideline_returns_its_default_at_the_cost_of_the_default(shapes: list[cdka.ModuleShape]) -> None:
     assume(all(s.d_in < 32 * s.d_out for s in shapes))
     best = cdka.predict(shapes, cdka.count_parameters(shapes, 2, 8, 4))[0]
     assert best.configuration.structure == (2, 8, 4)
@@ -67,12 +67,12 @@ def test_the_guideline_gives_its_default_back_at_its_own_cost(shapes: list[cdka.
 
 @pytest.mark.parametrize("d", [384, 768, 2048, 4096])
 @pytest.mark.parametrize("family", [bert_shaped, llama_shaped])
-def test_the_guideline_at_the_cost_of_lora_rank_8(d: int, family: type) -> None:
+def test_the_guideline_at_the_cost_of_lora_rank_8_is_2_4_6(d: int, family: type) -> None:
     shapes = family(d)
     assert cdka.predict(shapes, cdka.count_lora_parameters(shapes, 8))[0].configuration.structure == (2, 4, 6)
 
 
-def test_the_guideline_says_when_it_must_do_without_r1_of_2() -> None:
+def test_the_guideline_explains_why_r1_is_not_2() -> None:
     shapes = [cdka.ModuleShape("odd", 64, 63)]
     best = cdka.predict(shapes, 5_000)[0]
     assert best.configuration.r1 == 1

@@ -1,4 +1,4 @@
-"""Used as PEFT is used: swaps beside heads and scales, tied weights, wrapped modules, biases, refused combinations."""
+"""Common uses of PEFT: swaps with heads and scales, tied weights, wrapped modules, biases, rejected combinations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .helpers import Net, X, adapted, bert, config, logits, net
 
 
 class Headed(nn.Module):
-    """A network whose head's name begins as the adapter's parameters do."""
+    """A network whose head has the same name prefix as the adapter's parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
 # --- hot swap
 
 
-def test_a_swap_takes_the_head_along(tmp_path: Path) -> None:
+def test_a_swap_also_replaces_the_head(tmp_path: Path) -> None:
     other = headed(1)
     other.save_pretrained(tmp_path)
     model = headed(2)
@@ -58,7 +58,7 @@ def test_a_swap_takes_the_head_along(tmp_path: Path) -> None:
     same(model(X), other(X))
 
 
-def test_a_swap_without_the_head_that_is_loaded_is_refused(tmp_path: Path) -> None:
+def test_a_swap_to_an_adapter_without_the_loaded_head_is_rejected(tmp_path: Path) -> None:
     get_peft_model(Headed(), config(target_modules=["first"])).save_pretrained(tmp_path)
     model = headed()
     before = model(X)
@@ -67,7 +67,7 @@ def test_a_swap_without_the_head_that_is_loaded_is_refused(tmp_path: Path) -> No
     assert torch.equal(model(X), before)
 
 
-def test_a_head_of_another_size_is_refused_before_anything_changes(tmp_path: Path) -> None:
+def test_a_head_of_another_size_is_rejected_before_anything_changes(tmp_path: Path) -> None:
     other = Headed()
     other.cdka_head = nn.Linear(32, 5)
     get_peft_model(other, config(target_modules=["first"], modules_to_save=["cdka_head"])).save_pretrained(tmp_path)
@@ -92,7 +92,7 @@ def test_a_scale_that_was_set_stays_after_a_swap(tmp_path: Path, scale: float) -
     same(model(X), other(X))
 
 
-def test_a_swap_into_a_merged_model_is_refused_and_the_base_comes_back(tmp_path: Path) -> None:
+def test_a_swap_into_a_merged_model_is_rejected_and_it_can_still_be_unmerged(tmp_path: Path) -> None:
     net().save_pretrained(tmp_path)
     model = net()
     weight = model.base_model.model.first.base_layer.weight.clone()
@@ -104,7 +104,7 @@ def test_a_swap_into_a_merged_model_is_refused_and_the_base_comes_back(tmp_path:
 
 
 @pytest.mark.parametrize("started", [True, False])
-def test_adapters_that_started_from_the_weight_and_others_are_not_mixed(tmp_path: Path, started: bool) -> None:
+def test_a_swap_between_weight_and_other_starts_is_rejected(tmp_path: Path, started: bool) -> None:
     saved, loaded = ("weight", True) if started else (True, "weight")
     net(init_weights=saved).save_pretrained(tmp_path)
     model = net(init_weights=loaded)
@@ -114,7 +114,7 @@ def test_adapters_that_started_from_the_weight_and_others_are_not_mixed(tmp_path
     assert torch.equal(model(X), before)
 
 
-def test_a_swap_of_an_adapter_that_is_not_loaded_is_refused(tmp_path: Path) -> None:
+def test_a_swap_of_an_adapter_that_is_not_loaded_is_rejected(tmp_path: Path) -> None:
     net().save_pretrained(tmp_path)
     with pytest.raises(cdka.AdapterError, match="no CDKA adapter named 'other'"):
         cdka.hotswap_adapter(net(), tmp_path, "other")
@@ -204,7 +204,7 @@ def ids_logits(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:Model .*tie_word_embeddings")
-def test_a_start_from_a_tied_weight_is_refused() -> None:
+def test_a_start_from_a_tied_weight_is_rejected() -> None:
     with pytest.raises(cdka.AdapterError, match="a weight that lm_head shares with another module"):
         get_peft_model(tied(), cdka.CdkaConfig(target_modules=["lm_head"], r2=4, init_weights="weight"))
 
@@ -212,7 +212,7 @@ def test_a_start_from_a_tied_weight_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:Model .*tie_word_embeddings", "ignore:Input and output embeddings")
 @pytest.mark.parametrize("safe", [True, False])
 def test_merging_into_a_tied_head_leaves_the_embeddings_alone(tmp_path: Path, safe: bool) -> None:
-    """PEFT's LoRA adds dW to the embeddings, too."""
+    """PEFT's LoRA adds dW to the embeddings, too; CDKA does not."""
     lent = get_peft_model(tied(), cdka.CdkaConfig(target_modules=["lm_head"], r2=4, init_weights=False)).eval()
     expected = ids_logits(lent)
     merged = lent.merge_and_unload(safe_merge=safe)
@@ -245,7 +245,9 @@ def two() -> PeftModel:
         ([1.0, 1.0], {"adapter_name": ""}, "is no name of an adapter"),
     ],
 )
-def test_a_refused_combination_leaves_nothing_behind(weights: list[Any], changes: dict[str, Any], message: str) -> None:
+def test_a_rejected_combination_leaves_nothing_behind(
+    weights: list[Any], changes: dict[str, Any], message: str
+) -> None:
     model = two()
     before, names = model(X), set(model.peft_config)
     with pytest.raises(cdka.AdapterError, match=message):
@@ -257,14 +259,14 @@ def test_a_refused_combination_leaves_nothing_behind(weights: list[Any], changes
     model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "new")
 
 
-def test_an_adapter_that_started_from_the_weight_is_not_combined() -> None:
+def test_combining_an_adapter_that_started_from_the_weight_is_rejected() -> None:
     model = net(init_weights="weight")
     with pytest.raises(cdka.AdapterError, match="cannot be combined; merge it instead"):
         model.add_weighted_adapter(["default"], [1.0], "new")
     assert set(model.peft_config) == {"default"}
 
 
-def test_a_combination_that_fails_halfway_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_combination_that_fails_halfway_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = two()
     original = cdka.CdkaLinear.update_layer
 
@@ -312,18 +314,18 @@ def test_biases_are_trained_saved_counted_and_exported(tmp_path: Path, bias: str
     same(model.merge_and_unload()(X), expected)
 
 
-def test_one_adapter_at_a_time_may_train_biases() -> None:
+def test_a_second_adapter_with_biases_is_rejected() -> None:
     model = net(bias="all")
     with pytest.raises(ValueError, match="supports only 1 adapter with bias"):
         model.add_adapter("other", config(bias="cdka_only"))
 
 
-def test_adapters_that_differ_in_bias_are_not_swapped(tmp_path: Path) -> None:
+def test_a_swap_of_adapters_that_differ_in_bias_is_rejected(tmp_path: Path) -> None:
     net(bias="all").save_pretrained(tmp_path)
     with pytest.raises(cdka.AdapterError, match="differ in bias: saved with 'all', loaded with 'none'"):
         cdka.hotswap_adapter(net(), tmp_path)
 
 
-def test_an_unknown_bias_is_refused_with_those_there_are() -> None:
+def test_an_unknown_bias_is_rejected_with_the_available_ones() -> None:
     with pytest.raises(cdka.CdkaError, match="bias='lora_only' is unknown; available: none, all, cdka_only"):
         cdka.CdkaConfig(bias="lora_only")

@@ -1,4 +1,4 @@
-"""Adapters go out as LoRA and LoKr, and come in from the paper's public code, computing the same."""
+"""Adapters are exported as LoRA and LoKr and imported from the paper's public code, with the same outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_lora_computes_the_same_in_plain_peft(tmp_path: Path, structure: tuple[i
     assert sum("modules_to_save" in n for n, _ in loaded.named_parameters()) == 2
 
 
-def test_a_saved_adapter_is_exported_as_the_model_would(tmp_path: Path) -> None:
+def test_a_saved_adapter_is_exported_like_the_loaded_model(tmp_path: Path) -> None:
     model = adapted()
     model.save_pretrained(tmp_path / "ours")
     cdka.to_lora(model, tmp_path / "from-model")
@@ -62,7 +62,7 @@ def test_peft_loads_the_lokr_export(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(X), model(X), rtol=0, atol=1e-5)
 
 
-def test_lokr_of_several_components_is_the_nearest_and_says_how_near(tmp_path: Path) -> None:
+def test_lokr_of_several_components_is_the_nearest_one_and_returns_its_error(tmp_path: Path) -> None:
     model = net(r=3, target_modules=["first"])
     error = cdka.to_lokr(model, tmp_path)["first"]
     whole = model.base_model.model.first.get_delta_weight("default").detach()
@@ -73,7 +73,7 @@ def test_lokr_of_several_components_is_the_nearest_and_says_how_near(tmp_path: P
     assert error == pytest.approx(float((S[1:].square().sum() / S.square().sum()).sqrt()), rel=1e-3)
 
 
-def test_the_reference_stacking_is_read(tmp_path: Path) -> None:
+def test_adapters_of_the_reference_code_are_imported(tmp_path: Path) -> None:
     r1, r2, r, alpha = 2, 4, 3, 12.0
     A, B = torch.randn(r1 * r, 24 // r2), torch.randn(32 // r1, r2 * r)
     (tmp_path / "theirs").mkdir()
@@ -88,7 +88,7 @@ def test_the_reference_stacking_is_read(tmp_path: Path) -> None:
         cdka.from_reference(tmp_path / "theirs", tmp_path / "no", r1=4, r2=r2, r=r, alpha=alpha)
 
 
-def test_adapters_started_from_the_weight_are_not_exported(tmp_path: Path) -> None:
+def test_exporting_an_adapter_that_started_from_the_weight_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(cdka.AdapterError, match="merge it instead"):
         cdka.to_lora(net(init_weights="weight"), tmp_path)
 
@@ -103,14 +103,14 @@ def test_adapters_started_from_the_weight_are_not_exported(tmp_path: Path) -> No
         ({"adapter_config.json": '{"peft_type": "CDKA"}', "adapter_model.safetensors": "x"}, "cannot be read"),
     ],
 )
-def test_broken_folders_are_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
+def test_broken_folders_are_rejected(tmp_path: Path, files: dict[str, str], message: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(cdka.AdapterError, match=message):
         cdka.read_adapter(tmp_path)
 
 
-def test_an_adapter_for_another_base_says_which_shapes_differ(tmp_path: Path) -> None:
+def test_loading_onto_another_base_model_names_the_shapes_that_differ(tmp_path: Path) -> None:
     adapted().save_pretrained(tmp_path)
     wide = AutoModelForSequenceClassification.from_config(
         BertConfig(**{**BERT.to_diff_dict(), "hidden_size": 64, "intermediate_size": 128})
@@ -119,7 +119,7 @@ def test_an_adapter_for_another_base_says_which_shapes_differ(tmp_path: Path) ->
         PeftModel.from_pretrained(wide, tmp_path)
 
 
-def test_convolutions_go_out_as_loras_pair_of_convolutions(tmp_path: Path) -> None:
+def test_convolutions_are_exported_as_loras_pair_of_convolutions(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"kernel_size": (3, 2), "stride": 2, "padding": 1}
     model = get_peft_model(ConvNet(**arguments), config(target_modules=["conv"], r2=2)).eval()
     cdka.to_lora(model, tmp_path)
@@ -133,7 +133,7 @@ def test_convolutions_go_out_as_loras_pair_of_convolutions(tmp_path: Path) -> No
 # --- hot swap
 
 
-def test_hot_swap_exchanges_values_in_place(tmp_path: Path) -> None:
+def test_hot_swap_replaces_values_in_place(tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = net(alpha=3)
     other.save_pretrained(tmp_path)
@@ -149,7 +149,9 @@ def test_hot_swap_exchanges_values_in_place(tmp_path: Path) -> None:
     ("changes", "message"),
     [({"r": 5}, r"at first: saved with shapes \(5, 2, 6\)"), ({"target_modules": ["first"]}, "second")],
 )
-def test_hot_swap_of_another_structure_changes_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_hot_swap_of_another_structure_is_rejected_and_changes_nothing(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     net(**changes).save_pretrained(tmp_path)
     model = net()
     expected = model(X)
@@ -167,7 +169,7 @@ def run(*arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-def test_inspect_tells_the_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_the_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = net()
     model.save_pretrained(tmp_path)
     assert run("inspect", str(tmp_path), "--json") == 0
@@ -183,7 +185,7 @@ def test_inspect_tells_the_structure(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "2 layers" in capsys.readouterr().out
 
 
-def test_export_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_prints_the_rank_and_merge_keeps_the_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = adapted()
     bert().save_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "ours")

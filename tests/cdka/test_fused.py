@@ -26,7 +26,7 @@ def tensors(structure: tuple[int, int, int], bias: bool = True) -> list[torch.Te
     return [x, A, B, W, *([torch.randn(D_OUT, generator=make, dtype=torch.float64)] if bias else [])]
 
 
-def test_the_structures_here_take_both_ways_around_the_interleaving() -> None:
+def test_the_structures_cover_expanded_and_shuffled_products() -> None:
     ways = {expands("cpu", r, r1, r2) for r1, r2, r in STRUCTURES if r1 > 1}
     assert ways == {True, False}
 
@@ -92,7 +92,7 @@ def saved_bytes() -> Iterator[dict[int, int]]:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_keeps_the_input_and_T_alone(structure: tuple[int, int, int]) -> None:
+def test_only_the_input_and_T_are_kept_for_the_backward_pass(structure: tuple[int, int, int]) -> None:
     x, A, B, W, b = tensors(structure)
     with saved_bytes() as kept:
         fused(x, A, B, 0.5, W, b)
@@ -117,7 +117,7 @@ class Allocations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("structure", [(1, 1, 4), (2, 2, 4), (2, 8, 2), (4, 16, 2)])
-def test_nothing_of_the_size_of_dW_is_ever_made(structure: tuple[int, int, int]) -> None:
+def test_no_tensor_of_the_size_of_dW_is_allocated(structure: tuple[int, int, int]) -> None:
     r1, r2, r = structure
     d, tokens = 512, 8
     x = torch.randn(tokens, d, requires_grad=True)
@@ -128,8 +128,8 @@ def test_nothing_of_the_size_of_dW_is_ever_made(structure: tuple[int, int, int])
     assert tokens * d <= allocations.largest <= d * d // 8
 
 
-def test_double_backward_where_nothing_but_the_base_output_needs_a_gradient() -> None:
-    """As behind another adapter that is trained, on an input that is not."""
+def test_double_backward_works_if_only_the_base_output_needs_a_gradient() -> None:
+    """This happens to a frozen adapter whose base layer has another, trained adapter."""
     x, A, B, _, _ = (t.detach() for t in tensors((2, 8, 4)))
     base = torch.randn(2, TOKENS // 2, D_OUT, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(fused(x, A, B, 0.5, base=base).square().sum(), base, create_graph=True)

@@ -1,4 +1,4 @@
-"""Layers that see the same input are computed together: which they are, what they compute, and when they are not."""
+"""Layers with the same input are computed together: which layers, with which results, and when they are not."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor], **tolerance: Any) 
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many layers each group that was computed had."""
+    """The number of layers in each group that was computed."""
     sizes: list[int] = []
     original = groups.grouped
 
@@ -101,7 +101,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("need_x", [True, False])
 @pytest.mark.parametrize("structures", [[(1, 3)], [(2, 3), (1, 2)], [(4, 1), (2, 3), (1, 8)]])
-def test_outputs_and_gradients_are_those_of_the_formula(structures: list[tuple[int, int]], need_x: bool) -> None:
+def test_outputs_and_gradients_match_the_formula(structures: list[tuple[int, int]], need_x: bool) -> None:
     torch.manual_seed(1)
     x = torch.randn(2, 2, 8, dtype=torch.float64, requires_grad=need_x)
     layers, r2 = [], 2
@@ -206,7 +206,9 @@ def test_layers_of_real_models_are_grouped_by_their_input(name: str, checkpointe
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_precisions_are_those_of_layers_by_themselves(dtype: torch.dtype, autocast: bool, together: list[int]) -> None:
+def test_precisions_match_those_of_layers_computed_alone(
+    dtype: torch.dtype, autocast: bool, together: list[int]
+) -> None:
     model = adapted()
     model.base_model.model.to(dtype)
     x = X.to(dtype)
@@ -229,7 +231,7 @@ def test_a_backward_pass_outside_of_autocast_keeps_the_forward_passs_precision()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_saves_the_same_in_both_passes_even_where_a_layer_turns_out_not_to_belong(
+def test_checkpointing_is_correct_when_a_layer_leaves_the_group(
     reentrant: bool,
 ) -> None:
     model = adapted()
@@ -303,7 +305,7 @@ def test_changes_between_the_calls_of_two_layers_take_effect(change: str) -> Non
         ({"r": 64}, 0),
     ],
 )
-def test_only_what_has_the_same_blocks_of_the_input_is_computed_together(
+def test_only_layers_with_the_same_input_blocks_are_computed_together(
     changes: dict[str, Any], size: int, together: list[int]
 ) -> None:
     model = adapted(**changes)
@@ -327,7 +329,7 @@ def test_frozen_adapters_and_inference_are_computed_layer_by_layer(together: lis
     assert together == []
 
 
-def test_an_output_that_was_not_taken_is_of_no_use_after_the_backward_pass() -> None:
+def test_a_precomputed_output_is_not_used_after_a_backward_pass() -> None:
     net = adapted().base_model.model
     net.q_proj(X).sum().backward()
     net.k_proj(X).sum().backward()
@@ -347,7 +349,7 @@ def test_copies_are_computed_layer_by_layer(together: list[int]) -> None:
     assert "group" not in "".join(model.state_dict())
 
 
-def test_a_checkpointed_region_does_not_depend_on_what_was_computed_outside_of_it() -> None:
+def test_a_checkpointed_region_does_not_use_outputs_computed_outside_of_it() -> None:
     results = []
     for model in (adapted(), alone(adapted())):
         net = model.base_model.model
@@ -374,7 +376,7 @@ def test_empty_batches_and_single_vectors_are_computed(shape: tuple[int, ...], t
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_an_output_of_another_precision_is_not_taken(first: bool) -> None:
+def test_an_output_of_another_precision_is_not_reused(first: bool) -> None:
     net = adapted().base_model.model
     with torch.autocast("cpu", torch.bfloat16, enabled=first):
         q = net.q_proj(X)
@@ -383,7 +385,7 @@ def test_an_output_of_another_precision_is_not_taken(first: bool) -> None:
     assert {q.dtype, k.dtype} == {torch.bfloat16, torch.float32}
 
 
-def test_a_pass_that_fails_leaves_no_graph_behind_and_breaks_up_no_group(together: list[int]) -> None:
+def test_a_failed_pass_frees_its_graph_and_keeps_the_group(together: list[int]) -> None:
     model = adapted()
     kept = []
 
@@ -420,7 +422,7 @@ def test_a_model_that_is_dropped_is_freed_without_the_garbage_collector() -> Non
         gc.enable()
 
 
-def test_layers_of_other_widths_and_layers_that_are_not_whole_are_left_alone() -> None:
+def test_layers_of_other_widths_and_sharded_layers_are_computed_alone() -> None:
     class Uneven(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -462,7 +464,7 @@ def test_shared_factors_are_counted_once_in_double_backward() -> None:
         lambda net, x: setattr(net.k_proj.base_layer.weight, "data", net.k_proj.base_layer.weight.data * 2),
     ],
 )
-def test_changes_of_what_needs_a_gradient_and_replaced_data_are_seen(change: Callable[[Any, Tensor], object]) -> None:
+def test_changes_of_requires_grad_and_replaced_data_take_effect(change: Callable[[Any, Tensor], object]) -> None:
     outputs = []
     for model in (adapted(), alone(adapted())):
         net, x = model.base_model.model, X.clone()
@@ -473,7 +475,7 @@ def test_changes_of_what_needs_a_gradient_and_replaced_data_are_seen(change: Cal
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
 
 
-def test_threads_do_not_take_each_others_outputs() -> None:
+def test_threads_do_not_use_each_others_outputs() -> None:
     net = adapted().base_model.model
     reference = alone(adapted()).base_model.model
     failures: list[BaseException] = []
@@ -496,8 +498,8 @@ def test_threads_do_not_take_each_others_outputs() -> None:
     assert not failures
 
 
-def test_a_second_backward_pass_through_a_group_asks_for_its_graph() -> None:
-    """As for any node; one pass for query and one for key are two."""
+def test_a_second_backward_pass_through_a_group_raises() -> None:
+    """As for any node. A pass from query and then one from key count as two passes."""
     net = adapted().base_model.model
     q, k = net.q_proj(X), net.k_proj(X)
     q.sum().backward(retain_graph=True)
@@ -519,7 +521,7 @@ def test_outputs_may_be_changed_in_place() -> None:
 
 
 def step_under_distributed_data_parallel(store: str) -> None:
-    """Compare two steps with those of layers by themselves, and exit 0 if they are the same."""
+    """Compare two steps with those of layers computed alone. Exits with 0 if they are equal."""
     sizes: list[int] = []
     original = groups.grouped
     groups.grouped = lambda x, layers, *more: (sizes.append(len(layers)), original(x, layers, *more))[1]
@@ -531,11 +533,11 @@ def step_under_distributed_data_parallel(store: str) -> None:
         found = gradients(net, X)
     assert sizes == [3, 3]
     same({n.removeprefix("module."): t for n, t in found.items()}, expected, rtol=1e-4, atol=1e-5)
-    # Without destructors: gloo's joins a thread that may wait for the interpreter's lock.
+    # Skip destructors: gloo's destructor joins a thread that may wait for the interpreter's lock.
     os._exit(0)
 
 
-def test_a_step_under_distributed_data_parallel_is_the_step_without(tmp_path: Path) -> None:
+def test_a_step_under_distributed_data_parallel_equals_one_without(tmp_path: Path) -> None:
     program = f"from tests.cdka.test_groups import *; step_under_distributed_data_parallel({str(tmp_path / 'store')!r})"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)

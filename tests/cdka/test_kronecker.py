@@ -56,7 +56,7 @@ def test_second_derivatives_exist() -> None:
     )
 
 
-def test_an_input_that_is_not_contiguous_is_taken() -> None:
+def test_a_non_contiguous_input_is_accepted() -> None:
     A, B = factors(2, 2, 3, 4, 5)
     x = torch.randn(15, 7, dtype=torch.float64).T
     torch.testing.assert_close(kron_linear(x, A, B), x @ dense(A, B).T)
@@ -70,7 +70,7 @@ def test_an_input_that_is_not_contiguous_is_taken() -> None:
         ((2, 2, 3), (2, 4, 2), 7, "d_in = r2 \\* d_in/r2 = 6"),
     ],
 )
-def test_factors_that_do_not_fit_are_refused(
+def test_factors_of_mismatched_shapes_are_rejected(
     shape_a: tuple[int, ...], shape_b: tuple[int, ...], features: int, message: str
 ) -> None:
     with pytest.raises(CdkaError, match=message):

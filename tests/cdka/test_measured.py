@@ -24,7 +24,7 @@ def prepared(model: nn.Module) -> tuple[list[cdka.ModuleShape], list[cdka.Config
     return shapes, cdka.feasible(shapes, 600, r1=[1, 2, 4], r2=[1, 2, 4, 8])
 
 
-def test_shares_are_those_of_the_full_svd() -> None:
+def test_scores_equal_the_shares_of_the_full_svd() -> None:
     model = Net()
     shapes, candidates = prepared(model)
     spectra = cdka.collect_spectra(model, [X[:3], X[3:]], shapes, candidates, loss)
@@ -63,12 +63,12 @@ def test_measuring_restores_the_model() -> None:
     assert model.second.weight.grad is None
 
 
-def test_one_layers_gradient_is_held_at_a_time() -> None:
+def test_only_one_layers_gradient_is_held_at_a_time() -> None:
     layers = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
     shapes = cdka.module_shapes(layers, ["0", "1", "2", "3", "4", "5"])
     held = []
     for layer in layers:
-        # Called as soon as this layer's backward pass is done: the layers above have been looked at and freed.
+        # Called right after this layer's backward pass, when the gradients above are already measured and freed.
         layer.register_full_backward_hook(lambda *_: held.append(sum(m.weight.grad is not None for m in layers)))
     candidates = cdka.feasible(shapes, 2000, r1=2, r2=4)
     inputs = torch.randn(4, 16, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The memory of a training step: estimated from shapes, against what a real step on this CPU takes."""
+"""The memory of a training step, estimated from shapes and compared with a real step on this CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 import cdka
 
-# A process of its own, so that nothing else allocates; one for all cases, because its imports take longer than they do.
+# A separate process, so that nothing else allocates. One process for all cases, because its imports are slow.
 STEPS = """
 import json, sys
 import torch
@@ -84,7 +84,7 @@ def estimate(config: LlamaConfig, **options: object) -> cdka.MemoryEstimate:
         pytest.param(CONFIG, 4, 256, id="large", marks=pytest.mark.slow),
     ],
 )
-def test_estimates_are_what_a_step_takes(config: dict[str, int], batch_size: int, length: int) -> None:
+def test_estimates_are_within_5_percent_of_a_real_step(config: dict[str, int], batch_size: int, length: int) -> None:
     """In fp32 and bf16, with and without gradient checkpointing: within 5 % of the allocator's own peak."""
     sizes = {"batch_size": batch_size, "length": length}
     said = subprocess.run(
@@ -98,7 +98,7 @@ def test_estimates_are_what_a_step_takes(config: dict[str, int], batch_size: int
         assert found.activations == pytest.approx(peak, rel=0.05), case
 
 
-def test_depth_is_extended_from_two_shallow_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_models_are_extrapolated_from_two_shallow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     config = LlamaConfig(**CONFIG)
     extended = estimate(config).activations
     monkeypatch.setattr("cdka.memory._DEEP", 100)

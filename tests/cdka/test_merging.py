@@ -1,4 +1,4 @@
-"""The meaning of a model's outputs travels with its adapter, into a plain pipeline; another base model is refused."""
+"""An adapter's class names reach a plain pipeline, merged or loaded; other base models are rejected."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def base(folder: Path, seed: int = 0, **config: Any) -> Path:
 
 
 def classifier(folder: Path, base_folder: Path, **task: Any) -> nn.Module:
-    """An adapter as a study stores it; returns the model that it came from, in evaluation mode."""
+    """Write an adapter as a study stores it. Returns the adapted model in evaluation mode."""
     config = cdka.CdkaConfig(
         r1=2, r2=2, r=2, target_modules=["query", "value"], task_type="SEQ_CLS", init_weights=False
     )
@@ -135,7 +135,7 @@ def wider(folder: Path) -> Path:
         (wider, "the adapter was trained on"),
     ],
 )
-def test_another_base_model_is_refused_by_its_hash(
+def test_another_base_model_is_rejected_by_its_hash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, told: str
 ) -> None:
     classifier(tmp_path / "ad", base(tmp_path / "base"))
@@ -156,7 +156,7 @@ def test_another_base_model_is_refused_by_its_hash(
         (wider, "query maps 64 to 64 values, the adapter's 32 to 32"),
     ],
 )
-def test_another_base_model_is_refused_by_its_layers_where_no_hash_is_known(
+def test_another_base_model_is_rejected_by_its_layers_if_no_hash_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, told: str
 ) -> None:
     classifier(tmp_path / "ad", base(tmp_path / "base"), base_sha256=None)
@@ -167,20 +167,20 @@ def test_another_base_model_is_refused_by_its_layers_where_no_hash_is_known(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_weights_in_another_layout_are_the_same_base_model(tmp_path: Path) -> None:
+def test_the_same_base_weights_in_another_layout_are_accepted(tmp_path: Path) -> None:
     classifier(tmp_path / "ad", base(tmp_path / "base"))
     BertModel.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     assert run("merge", str(tmp_path / "ad"), "--base", str(tmp_path / "sharded"), "--out", str(tmp_path / "out")) == 0
 
 
-def test_a_further_trained_base_model_is_taken_if_one_says_so(tmp_path: Path) -> None:
+def test_another_base_model_is_accepted_with_any_base(tmp_path: Path) -> None:
     classifier(tmp_path / "ad", base(tmp_path / "base"))
     arguments = ["--base", str(other_weights(tmp_path / "other")), "--out", str(tmp_path / "out"), "--any-base"]
     assert run("merge", str(tmp_path / "ad"), *arguments) == 0
 
 
-def test_a_missing_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_head_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An adapter without modules to save, on a base model without a head: its answers would be random."""
     folder = base(tmp_path / "base")
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
@@ -197,14 +197,14 @@ def test_a_task_is_read_from_the_adapter_and_not_guessed(tmp_path: Path, capsys:
     assert run("merge", str(tmp_path / "ad"), *out, "--kind", "causal_lm") == 2
     assert "the adapter is for sequence_classification, not for causal_lm" in capsys.readouterr().err
     (tmp_path / "ad" / "cdka_task.json").unlink()
-    # PEFT's own task type still says so; the head says how many classes.
+    # PEFT's task type still gives the kind, and the head gives the number of classes.
     assert run("merge", str(tmp_path / "ad"), *out, "--base", str(tmp_path / "base")) == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert len(config["id2label"]) == 4
 
 
-def test_an_adapter_that_says_nothing_needs_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_without_a_task_needs_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = base(tmp_path / "base")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     get_peft_model(model, cdka.CdkaConfig(target_modules=["query"])).save_pretrained(tmp_path / "ad")
@@ -242,7 +242,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ({"cdka_task.json": '{"kind": "causal_lm", "base_model": ".cdka/demo/m"}'}, "name the base model"),
     ],
 )
-def test_a_folder_that_cannot_be_merged_is_refused_in_one_line(
+def test_a_folder_that_cannot_be_merged_is_rejected_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], told: str
 ) -> None:
     if files:

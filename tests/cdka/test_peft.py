@@ -30,7 +30,7 @@ LLAMA = LlamaConfig(
 )
 
 
-def test_the_enum_member_is_a_true_one() -> None:
+def test_the_registered_enum_member_behaves_like_a_built_in_one() -> None:
     member = PeftType["CDKA"]
     assert member is PeftType("CDKA") is pickle.loads(pickle.dumps(member)) is copy.deepcopy(member)
     assert member in list(PeftType)
@@ -43,7 +43,7 @@ def test_a_fresh_adapter_changes_nothing() -> None:
     torch.testing.assert_close(logits(adapted(init_weights=True)), before, rtol=0, atol=0)
 
 
-def test_init_weights_false_is_no_identity() -> None:
+def test_init_weights_false_changes_the_outputs() -> None:
     assert not torch.allclose(logits(adapted()), logits(bert()), atol=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_merge_and_unmerge() -> None:
     torch.testing.assert_close(logits(model.merge_and_unload()), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_safe_merge_sees_a_broken_adapter_and_leaves_the_weight_alone() -> None:
+def test_safe_merge_rejects_a_nan_adapter_and_keeps_the_weight() -> None:
     model = adapted()
     layer = model.base_model.model.bert.encoder.layer[0].output.dense
     layer.cdka_B["default"].data[0, 0, 0] = float("nan")
@@ -152,7 +152,7 @@ def test_a_size_that_does_not_divide_names_layer_and_divisors() -> None:
         adapted(r2=7)
 
 
-def test_a_module_that_is_not_linear_is_refused_by_name() -> None:
+def test_a_module_that_is_not_linear_is_rejected_by_name() -> None:
     with pytest.raises(cdka.TargetError, match="bert.embeddings.word_embeddings is a Embedding"):
         adapted(target_modules=["word_embeddings"])
 
@@ -171,7 +171,7 @@ def test_a_module_that_is_not_linear_is_refused_by_name() -> None:
         ({"target_modules": ".*q", "layers_to_transform": [0]}, "not with a regular expression"),
     ],
 )
-def test_wrong_arguments_are_refused_at_construction(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_rejected_at_construction(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(cdka.CdkaError, match=message):
         cdka.CdkaConfig(**arguments)
 
@@ -186,7 +186,7 @@ def test_wrong_arguments_are_refused_at_construction(arguments: dict[str, Any], 
     ids=["bert", "gpt2", "llama"],
 )
 @pytest.mark.parametrize("structure", [(1, 1, 3), (2, 8, 4), (4, 2, 1)])
-def test_counts_are_those_of_the_instantiated_model(
+def test_counts_equal_those_of_the_instantiated_model(
     config: Any, auto: Any, kind: str, structure: tuple[int, int, int]
 ) -> None:
     r1, r2, r = structure
@@ -207,6 +207,6 @@ def test_targets_default_to_pefts_mapping_for_lora() -> None:
     assert names == {"q_proj", "v_proj"}
 
 
-def test_targets_that_select_nothing_are_refused_with_what_there_is() -> None:
+def test_targets_that_select_nothing_are_rejected_with_the_available_names() -> None:
     with pytest.raises(cdka.TargetError, match="linear layers are named: .*query"):
         cdka.module_shapes(BERT, ["nope"], "sequence_classification")

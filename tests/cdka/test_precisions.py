@@ -1,4 +1,4 @@
-"""Which path runs in real settings: precisions, autocast, dropout, quantised bases; and that nothing grows to fp32."""
+"""Precisions, autocast, dropout and quantised bases use the fused path, and no activation becomes fp32."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]
     return calls
 
 
-# Checkpoint, input, factors in fp32, autocast: what trainings come as. BERT, MiniLM and T5 are fp32 checkpoints.
+# Precision of checkpoint and input, factors in fp32, autocast. BERT, MiniLM and T5 are fp32 checkpoints.
 SETTINGS = {
     "fp32": (FP32, FP32, True, False),
     "fp32 checkpoint, autocast": (FP32, FP32, True, True),
@@ -85,7 +85,7 @@ SETTINGS = {
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_every_setting_is_fused_and_right(
+def test_every_setting_is_fused_and_correct(
     structure: tuple[int, int, int], setting: str, dropout: float, fused_calls: list[Any]
 ) -> None:
     """Against the plain formula in fp64 on the same (dropped out) input, to 16-bit accuracy."""
@@ -130,17 +130,17 @@ def test_no_activation_becomes_fp32(structure: tuple[int, int, int], setting: st
             y = model(x)
         y.backward(torch.ones_like(y))
     assert largest.numbers[y.dtype] >= 400 * D_IN
-    # B as it is expanded, at the most.
+    # At most the expanded B is fp32.
     assert largest.numbers.get(FP32, 0) <= 256 * D_OUT < 400 * D_IN
 
 
-def test_an_input_of_another_precision_is_refused_as_by_any_linear_layer() -> None:
+def test_an_input_of_another_precision_raises_as_in_any_linear_layer() -> None:
     with pytest.raises(RuntimeError, match="dtype"):
         adapted((2, 8, 4), BF16)(torch.randn(3, D_IN))
 
 
 class Quantised(nn.Linear):
-    """Stands for a 4-bit layer: its weight is not there to be multiplied with, its output is."""
+    """Stands in for a 4-bit layer: callers can use its output, but cannot multiply with its weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias).view_as(x[..., :1].expand(*x.shape[:-1], D_OUT))
@@ -205,7 +205,7 @@ def test_two_steps_give_the_same_bits(structure: tuple[int, int, int]) -> None:
 def test_shapes_and_precisions_hold_on_tensors_without_storage(
     dtype: torch.dtype, structure: tuple[int, int, int], tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meta tensors stand for a GPU's: they are expanded as far as CUDA's are, and any product of wrong shapes fails."""
+    """Meta tensors stand in for a GPU's: they have CUDA's limit of expansion, and products of wrong shapes fail."""
     r1, r2, r = structure
     d_in, d_out = 320, 192
     expansions: list[int] = []

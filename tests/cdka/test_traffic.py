@@ -1,4 +1,4 @@
-"""The model of activations moved, against what the fused function's operations really read and write."""
+"""The model of activation traffic, compared with what the fused function's operations read and write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Touched(TorchDispatchMode):
         if torch.Tag.inplace_view in func.tags or func.is_view or func is torch.ops.aten._unsafe_view.default:
             return result
         for tensor in tree_leaves([args, result]):
-            # Tokens are a prime: only activations have a multiple of so many numbers.
+            # The number of tokens is prime, so only the sizes of activations are multiples of it.
             if isinstance(tensor, torch.Tensor) and tensor.numel() % self.tokens == 0:
                 self.numbers += tensor.numel()
         return result
@@ -36,7 +36,7 @@ class Touched(TorchDispatchMode):
 
 @pytest.mark.parametrize(("structure", "limit"), [((2, 8, 4), 64), ((2, 2, 8), 64), ((2, 8, 4), 0), ((4, 16, 4), 0)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_model_of_activations_moved_is_what_operations_touch(
+def test_the_modelled_traffic_of_a_layer_equals_the_counted_traffic(
     structure: tuple[int, int, int], limit: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     r1, r2, r = structure
@@ -61,7 +61,7 @@ def test_the_model_of_activations_moved_is_what_operations_touch(
 
 @pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("structure", [(1, 1, 8), (2, 2, 8), (2, 8, 4)])
-def test_the_model_of_layers_that_see_the_same_input_is_what_operations_touch(
+def test_the_modelled_traffic_of_a_group_equals_the_counted_traffic(
     structure: tuple[int, int, int], layers: int
 ) -> None:
     r1, r2, r = structure
@@ -93,7 +93,7 @@ def test_the_model_of_layers_that_see_the_same_input_is_what_operations_touch(
 
 
 @pytest.mark.parametrize("structure", [(1, 1, 8), (2, 2, 8), (2, 8, 4), (4, 16, 4), (8, 4, 4)])
-def test_a_gpu_expands_what_is_bound_by_memory_there(structure: tuple[int, int, int]) -> None:
+def test_a_gpu_expands_inner_sizes_up_to_256(structure: tuple[int, int, int]) -> None:
     r1, r2, r = structure
     assert expands("cuda", r, r1, r2) == (r * r1 * r2 <= 256)
     assert expands("cuda", 16, 4, 16) is False

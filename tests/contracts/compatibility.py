@@ -74,7 +74,7 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def _sent(document: dict[str, Any]) -> set[str]:
-    """The schemas of requests, with those within."""
+    """The names of the schemas that requests use, including nested ones."""
     found: set[str] = set()
 
     def walk(schema: Any) -> None:

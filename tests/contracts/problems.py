@@ -1,4 +1,4 @@
-"""Search problems and histories that policies are tried on."""
+"""Search problems and histories for tests of policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the database layer promises, on every database that it supports."""
+"""The contract of the database layer, on every supported database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def names(database: Database) -> set[str]:
         return {team.name for team in Teams(session).list()}
 
 
-def test_the_schema_is_current_and_in_order(database: Database) -> None:
+def test_a_new_database_is_current_and_passes_the_check(database: Database) -> None:
     assert database.is_current()
     assert database.revision() == database.newest()
     assert check(database) == []
@@ -68,7 +68,7 @@ def test_a_write_that_raises_changes_nothing(database: Database) -> None:
     assert names(database) == before
 
 
-def test_a_read_sees_one_moment(database: Database) -> None:
+def test_a_read_sees_one_snapshot(database: Database) -> None:
     with database.read() as session:
         before = {team.name for team in Teams(session).list()}
         with database.write() as other:
@@ -92,7 +92,7 @@ def test_a_unit_of_work_is_one_transaction_over_several_blocks(database: Databas
         assert ({"first", "second"} <= names(database)) == commit
 
 
-def test_a_name_that_is_taken_fails_the_block(database: Database) -> None:
+def test_a_duplicate_name_raises_integrity_error(database: Database) -> None:
     def add(team_id: str) -> None:
         with database.write() as session:
             Teams(session).add(Team(team_id, "first", NOW))
@@ -104,7 +104,7 @@ def test_a_name_that_is_taken_fails_the_block(database: Database) -> None:
     assert check(database) == []
 
 
-def test_two_writers_of_one_row_both_succeed_or_one_is_told_of_contention(database: Database) -> None:
+def test_two_writers_of_one_row_both_succeed_or_one_gets_contention(database: Database) -> None:
     with database.write() as session:
         Teams(session).add(Team("1" * 32, "first", NOW))
     told: list[str] = []

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, as it is committed, and good enough for generated clients to run a sweep."""
+"""The OpenAPI document is valid and compatible with the committed one, and generated clients can run a sweep."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.conftest import Api, make_study
 from .compatibility import incompatible_changes
 
 FILE = Path(__file__).parents[2] / "docs" / "reference" / "openapi.json"
-# What a test may wait for.
+# Timeout of the slow tests, in seconds.
 LONG = 600
 
 
@@ -44,7 +44,7 @@ def test_the_document_is_valid(document: dict[str, Any]) -> None:
     assert [error.message for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
 
 
-def test_operations_have_short_names_of_their_own_and_bodies_an_example(api: Api, document: dict[str, Any]) -> None:
+def test_operation_ids_are_short_and_unique_and_bodies_have_examples(api: Api, document: dict[str, Any]) -> None:
     names = [operation["operationId"] for operation in operations(document)]
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+){0,3}", name) for name in names)
@@ -54,15 +54,15 @@ def test_operations_have_short_names_of_their_own_and_bodies_an_example(api: Api
     assert document["servers"] == [{"url": "/"}]
 
 
-def test_every_answer_in_json_has_a_schema(document: dict[str, Any]) -> None:
+def test_every_json_answer_has_a_schema(document: dict[str, Any]) -> None:
     for operation in operations(document):
         for code, answer in operation["responses"].items():
             for kind, body in answer.get("content", {}).items():
                 assert kind != "application/json" or body["schema"].keys() - {"title"}, (operation["operationId"], code)
 
 
-def test_examples_are_taken(api: Api, document: dict[str, Any]) -> None:
-    """As far as they name nothing that has to exist."""
+def test_request_examples_are_accepted(api: Api, document: dict[str, Any]) -> None:
+    """Except the examples that name an existing resource."""
     examples = {
         o["operationId"]: o["requestBody"]["content"]["application/json"]["example"]
         for o in operations(document)
@@ -90,7 +90,7 @@ def test_examples_are_taken(api: Api, document: dict[str, Any]) -> None:
     assert api.call("POST", "/teams", "admin", json=examples["create_team"]).status_code == 201
 
 
-def test_clients_of_the_committed_document_go_on_working(document: dict[str, Any]) -> None:
+def test_the_api_is_compatible_with_the_committed_document(document: dict[str, Any]) -> None:
     """If this fails, name the change in CHANGELOG.md; ``make docs`` then writes the document."""
     assert incompatible_changes(json.loads(FILE.read_text()), document) == []
 
@@ -155,10 +155,10 @@ def server(api: Api) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.both_databases
 @pytest.mark.timeout(LONG)
-def test_a_generated_python_client_carries_a_sweep_through(
+def test_a_generated_python_client_runs_a_sweep(
     api: Api, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Beside our own packages: it needs an older typer.
+    # Installed apart from our own packages, because it needs an older typer.
     target = ["--quiet", "--target", str(tmp_path / "tool"), "openapi-python-client==0.29.1"]
     subprocess.run([sys.executable, "-m", "pip", "install", *target], check=True, capture_output=True)
     binaries = Path(sys.executable).parent

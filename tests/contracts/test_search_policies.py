@@ -1,4 +1,4 @@
-"""What every search policy and stop rule promises, for each implementation and each sampler and pruner."""
+"""The contract of search policies and stop rules, for each implementation, sampler and pruner."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def make_policy(request: pytest.FixtureRequest) -> Callable[[], SearchPolicy]:
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("objectives", [1, 2])
-def test_kept_and_rebuilt_histories_propose_the_same_with_four_at_once_and_results_out_of_order(
+def test_a_rebuilt_history_gives_the_same_proposals_with_results_out_of_order(
     make_policy: Callable[[], SearchPolicy], sampler: str, objectives: int
 ) -> None:
-    """Four trials run at any time and end in random order; at every ask a policy and history that have seen everything,
-    and ones that start anew from the records in another order, agree."""
+    """Four trials run at a time and end in random order. At every ask, a policy and history that have seen everything
+    agree with new ones that are built from the records in another order."""
     if objectives > 1 and not SAMPLERS[sampler].multi_objective:
-        return  # refused when a study is created: test_create_study
+        return  # such a study is rejected when it is created
     both = [{"metric": "accuracy", "direction": "maximize"}, {"metric": "parameters", "direction": "minimize"}]
     options = {"population_size": 4} if sampler in ("cmaes", "nsga2") else {}
     kept, p = make_policy(), problem({"objectives": both[:objectives]}, sampler=sampler, sampler_options=options)
@@ -55,7 +55,7 @@ def test_kept_and_rebuilt_histories_propose_the_same_with_four_at_once_and_resul
             history.update([trials[done.number]])
 
 
-def test_only_admitted_configurations_are_proposed(make_policy: Callable[[], SearchPolicy]) -> None:
+def test_only_configurations_of_the_plan_are_proposed(make_policy: Callable[[], SearchPolicy]) -> None:
     policy, p = make_policy(), problem(sampler="random")
     seen = set()
     for number in range(300):
@@ -75,9 +75,9 @@ def test_only_admitted_configurations_are_proposed(make_policy: Callable[[], Sea
 def test_no_configuration_runs_twice_and_an_exhausted_space_is_reported(
     make_policy: Callable[[], SearchPolicy], sampler: str
 ) -> None:
-    """2 pairs x 2 r x 2 alphas x 2 rates = 16 configurations, each proposed once, whatever the sampler.
+    """2 pairs x 2 r x 2 alphas x 2 rates = 16 configurations, each proposed once by every sampler.
 
-    A Gaussian process is slow, so gp has one rate, and 8.
+    The Gaussian process is slow, so gp has one learning rate and 8 configurations.
     """
     policy, p = make_policy(), small(sampler=sampler)
     count = 16

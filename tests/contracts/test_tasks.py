@@ -1,4 +1,4 @@
-"""What every kind of task promises, for each built-in one on a tiny model of its architecture."""
+"""The contract of tasks, for each built-in task on a tiny model of its architecture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def test_every_built_in_task_is_tried() -> None:
+def test_every_built_in_task_has_a_case() -> None:
     assert set(CASES) == set(TASKS)
 
 

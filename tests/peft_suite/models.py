@@ -1,4 +1,4 @@
-"""Small random models under the names that PEFT's tests load, laid out as the hub's local cache lays them out."""
+"""Small random models under the names that PEFT's tests load, in the layout of the hub's local cache."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A pytest plugin that puts CDKA in the place of all methods in PEFT's own tests.
+"""A pytest plugin that runs PEFT's own tests with CDKA as the only method.
 
-PEFT's modules list the methods to test (``ALL_CONFIGS``, ``TEST_CASES``) and hand these lists to ``parametrize``. They
-are changed in place as soon as a module is imported, and only what is parametrised by a method stays collected.
+PEFT's modules list the methods to test (``ALL_CONFIGS``, ``TEST_CASES``) and pass these lists to ``parametrize``. The
+plugin changes the lists in place as soon as a module is imported, and keeps only tests that are parametrised by CDKA.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> Any:
     collector = yield
     for name, cases in _cases(module_path.stem).items():
         getattr(collector.obj, name)[:] = cases
-        # Their helper goes online for the first use of a model; ours are all at hand.
+        # PEFT's helper goes online at the first use of a model. All models are local here.
         helpers: Any = sys.modules[f"{collector.obj.__package__}.testing_utils"]
         helpers._HUB_MODEL_ACCESSES = _Known(int)
     return collector
 
 
 class _Known(defaultdict[str, int]):
-    """A count per model in which every model is known already."""
+    """A counter of model uses that reports every model as already used."""
 
     def __contains__(self, model: object) -> bool:
         return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep what is parametrised by our method, and nothing of other methods'."""
+    """Keep only tests that are parametrised by CDKA and by no other method."""
     kept = [item for item in items if _methods(item) == {CdkaConfig}]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept

@@ -1,4 +1,4 @@
-"""Runs PEFT's own tuner tests, of the installed version, with CDKA as the method.
+"""Run the tuner tests of the installed PEFT version with CDKA as the method.
 
 python -m tests.peft_suite.run [pytest options]
 
@@ -30,12 +30,12 @@ def sources() -> Path:
         subprocess.run(command, check=True)
         with tarfile.open(HOME / f"{folder.name}.tar.gz") as archive:
             archive.extractall(HOME, filter="data")
-    (folder / "tests" / "__init__.py").touch()  # its modules import each other as a package, whose mark is left out
+    (folder / "tests" / "__init__.py").touch()  # the tests import each other as a package, but __init__.py is missing
     return folder
 
 
 def main() -> int:
-    """The exit status of pytest."""
+    """Run the tests. Returns pytest's exit status."""
     root = sources()
     write_models(HOME / "home" / "hub")
     environment = os.environ | {
@@ -46,7 +46,7 @@ def main() -> int:
     tests = [f"tests/test_{name}.py" for name in MODULES]
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(root), "-p", "no:cacheprovider"]
     command += ["-p", "tests_of_cdka_plugin", "-q", "-rs", "--tb=short", *tests, *sys.argv[1:]]
-    # PEFT's tests are a package named ``tests`` as ours are, so the plugin is found under another name.
+    # PEFT's tests are a package named ``tests``, like ours, so the plugin is copied under another name.
     link = HOME / "plugin"
     link.mkdir(exist_ok=True)
     (link / "tests_of_cdka_plugin.py").write_text(Path(__file__).with_name("plugin.py").read_text())

@@ -1,4 +1,4 @@
-"""One caller does not stop the service: patterns, sizes, bodies and numbers that grow without bound."""
+"""One caller cannot block the service with patterns, sizes, bodies or numbers without a limit."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def prediction(**adapter: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("role", ["viewer", "member"])
-def test_a_pattern_that_backtracks_for_ever_is_answered_at_once(api: Api, role: str) -> None:
+def test_a_pattern_with_exponential_backtracking_is_answered_quickly(api: Api, role: str) -> None:
     answer, seconds = timed(lambda: api.call("POST", "/predictions", role, json=prediction(target_modules=SLOW)))
     assert answer.status_code == 422
     assert "matches no module; linear layers are named: " in answer.text
     assert seconds < 30
 
 
-def test_a_pattern_selects_what_it_matches_as_a_whole(api: Api) -> None:
+def test_a_pattern_selects_modules_whose_whole_name_it_matches(api: Api) -> None:
     answer = api.call("POST", "/predictions", json=prediction(target_modules=r".*\.(query|value)"))
     assert answer.status_code == 200, answer.text
     study = api.create(adapter={"target_modules": r".*\.(query|value)"}, search={"trials": 1})
@@ -50,13 +50,13 @@ def test_a_pattern_selects_what_it_matches_as_a_whole(api: Api) -> None:
         (r"((a{1000}){1000}){1000}", "invalid repetition size"),
     ],
 )
-def test_a_pattern_that_cannot_be_matched_in_linear_time_is_refused(api: Api, pattern: str, told: str) -> None:
+def test_a_pattern_that_cannot_be_matched_in_linear_time_is_rejected(api: Api, pattern: str, told: str) -> None:
     found = api.call("POST", "/studies", json=make_study(adapter={"target_modules": pattern})).json()["errors"]
     (fault,) = [f for f in found if f["pointer"] == "#/adapter/target_modules"]
     assert told in fault["detail"]
 
 
-def test_an_answers_pattern_is_refused_at_submit_and_matched_in_linear_time(api: Api) -> None:
+def test_an_invalid_answer_pattern_is_rejected_at_submit_and_matching_is_linear(api: Api) -> None:
     from service.schemas.specs import GenerationSpec
 
     task = {
@@ -103,7 +103,7 @@ INF, LONE = float("inf"), "\ud800"
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_measurements_that_are_none_are_refused_and_no_page_breaks(api: Api, resources: dict[str, Any]) -> None:
+def test_invalid_resources_are_rejected_and_pages_still_work(api: Api, resources: dict[str, Any]) -> None:
     import json
 
     study = api.create(search={"trials": 1})
@@ -118,7 +118,7 @@ def test_measurements_that_are_none_are_refused_and_no_page_breaks(api: Api, res
     assert api.call("GET", f"/studies/{study['id']}/export?format=csv").status_code == 200
 
 
-def test_db_check_finds_such_rows_and_repair_mends_them(api: Api, blank_url: str, tmp_path: Any) -> None:
+def test_db_check_finds_invalid_resources_and_repair_removes_them(api: Api, blank_url: str, tmp_path: Any) -> None:
     from sqlalchemy import text
 
     from service.db.backup import back_up, restore
@@ -150,7 +150,7 @@ def test_db_check_finds_such_rows_and_repair_mends_them(api: Api, blank_url: str
 # --- bodies
 
 
-def test_nobody_without_a_token_has_a_body_read(api: Api) -> None:
+def test_a_large_body_without_a_valid_token_gets_401_quickly(api: Api) -> None:
     read = 0
 
     def pieces() -> Any:
@@ -177,7 +177,7 @@ def test_nobody_without_a_token_has_a_body_read(api: Api) -> None:
         ("worker", "/leases/x/result", 32 * 2**20),
     ],
 )
-def test_every_call_has_its_largest_body(api: Api, role: str, path: str, most: int) -> None:
+def test_every_call_limits_the_size_of_its_body(api: Api, role: str, path: str, most: int) -> None:
     method = "PUT" if path.endswith("/result") else "POST"
     kind = {"Content-Type": "application/json"}
     said = api.call(method, path, role, content=b" " * (most + 1), headers=kind)
@@ -189,7 +189,7 @@ def test_every_call_has_its_largest_body(api: Api, role: str, path: str, most: i
 # --- reports
 
 
-def test_one_report_holds_the_writer_for_a_bounded_time(api: Api) -> None:
+def test_a_request_with_too_many_values_is_rejected(api: Api) -> None:
     api.create(search={"trials": 1})
     lease = api.lease()
     assert lease is not None
@@ -217,7 +217,7 @@ def test_the_sdk_sends_many_values_in_several_requests(api: Api) -> None:
     assert api.call("GET", f"/trials/{lease['trial']['id']}").json()["state"] == "running"
 
 
-def test_a_trial_has_a_largest_number_of_values(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_values_of_a_trial_is_limited(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.leases import reports
 
     monkeypatch.setattr(reports, "MOST_VALUES_OF_TRIAL", 300)
@@ -247,15 +247,15 @@ def open_api(ctx: Any) -> Any:
 
 
 @pytest.mark.parametrize("host", ["localhost:8765", "127.0.0.1:8765", "[::1]:8765", "localhost"])
-def test_without_tokens_a_server_answers_to_this_machine(open_api: Any, host: str) -> None:
+def test_without_tokens_requests_to_loopback_names_are_accepted(open_api: Any, host: str) -> None:
     assert open_api.get("/api/v1/studies", headers={"Host": host}).status_code == 200
     headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
     assert open_api.post("/api/v1/tokens", json={"name": "n", "role": "viewer"}, headers=headers).status_code == 201
 
 
 @pytest.mark.parametrize("host", ["evil.example.org:8765", "127.0.0.1.nip.io:8765", "192.168.1.7:8765", ""])
-def test_without_tokens_another_name_of_this_machine_gets_nothing(open_api: Any, host: str) -> None:
-    """As after DNS rebinding: the browser believes that the page's own server answers."""
+def test_without_tokens_requests_to_other_names_are_rejected(open_api: Any, host: str) -> None:
+    """As after DNS rebinding, when a browser takes this server for the page's own server."""
     for method, path in (("GET", "/api/v1/studies"), ("POST", "/api/v1/tokens"), ("GET", "/"), ("GET", "/operation")):
         answer = open_api.request(method, path, headers={"Host": host}, follow_redirects=False)
         assert answer.status_code in (400, 403), (method, path, answer.status_code)
@@ -271,7 +271,7 @@ def test_without_tokens_another_name_of_this_machine_gets_nothing(open_api: Any,
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_without_tokens_another_site_starts_nothing(open_api: Any, headers: dict[str, str]) -> None:
+def test_without_tokens_requests_from_other_sites_are_rejected(open_api: Any, headers: dict[str, str]) -> None:
     study = open_api.post("/api/v1/studies", json=make_study()).json()["id"]
     for method, path in (("POST", f"/api/v1/studies/{study}/cancel"), ("DELETE", f"/api/v1/studies/{study}")):
         assert open_api.request(method, path, headers=headers).status_code == 403
@@ -294,11 +294,11 @@ def test_text_logs_cannot_be_forged(capfd: pytest.CaptureFixture[str]) -> None:
         root.handlers[:], root.level = before[0], before[1]
 
 
-def test_wrong_logins_are_slowed(api: Api) -> None:
+def test_logins_with_wrong_tokens_are_limited(api: Api) -> None:
     codes = [api.http.post("/login", data={"token": f"wrong {k}"}).status_code for k in range(65)]
     assert codes[0] == 401
     assert codes[-1] == 429
-    # The right token is let in: many may share a proxy's address.
+    # A valid token still works, because many users may share a proxy's address.
     answer = api.http.post("/login", data={"token": api.token("member")}, follow_redirects=False)
     assert answer.status_code == 303
 

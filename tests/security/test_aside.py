@@ -1,4 +1,4 @@
-"""Work that grows with what a caller sends runs in another process, with limits of time and memory."""
+"""Work whose cost depends on a caller's input runs in another process, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def aside() -> Iterator[Processes]:
     made.close()
 
 
-def test_a_call_is_answered_by_a_process_that_is_kept(aside: Processes) -> None:
+def test_calls_run_in_another_process_that_is_reused(aside: Processes) -> None:
     assert aside(work.add, 1, 2) == 3
     first = aside(work.pid)
     assert first != os.getpid()
     assert aside(work.pid) == first
 
 
-def test_errors_come_back_whole(aside: Processes) -> None:
+def test_errors_keep_their_faults(aside: Processes) -> None:
     with pytest.raises(InvalidStudy, match="1 fault") as raised:
         aside(work.fault)
     assert raised.value.faults == (Fault("#/model/path", "there is none"),)
@@ -50,7 +50,7 @@ def test_a_call_that_takes_too_long_ends_with_its_process(aside: Processes, func
     assert aside(work.add, 1, 1) == 2
 
 
-def test_a_call_that_allocates_too_much_is_refused(aside: Processes) -> None:
+def test_a_call_that_allocates_too_much_is_rejected(aside: Processes) -> None:
     with pytest.raises(InvalidRequest, match="takes more than 1 GiB of memory"):
         aside(work.fill, 4 << 30)
     assert aside(work.fill, 1 << 20) == 1 << 20
@@ -91,7 +91,7 @@ def planner() -> Iterator[Processes]:
     made.close()
 
 
-def test_a_study_is_planned_there_as_here(api: Api, planner: Processes, data_root: Path) -> None:
+def test_the_other_process_gives_the_same_plan(api: Api, planner: Processes, data_root: Path) -> None:
     roots = DataRoots([data_root], [data_root / "home"])
     here, there = plans.plan_study(make_study(), roots), planner(plans.plan_study, make_study(), roots)
     assert there == here
@@ -110,7 +110,7 @@ HUGE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", HUGE)
-def test_a_config_that_asks_for_too_much_is_refused_and_others_are_served(
+def test_a_config_with_too_many_layers_is_rejected_and_other_calls_are_served(
     api: Api, planner: Processes, data_root: Path, case: str
 ) -> None:
     api.ctx.aside = planner
@@ -131,7 +131,7 @@ def test_a_config_that_asks_for_too_much_is_refused_and_others_are_served(
 @pytest.mark.parametrize(
     "budget", [{"max_parameters": 10**12}, {"max_parameters": 2**63 - 1}, {"max_parameters": 10**300}]
 )
-def test_a_budget_beyond_the_base_model_is_refused_at_once(api: Api, budget: dict[str, Any]) -> None:
+def test_a_budget_beyond_the_base_model_is_rejected_at_once(api: Api, budget: dict[str, Any]) -> None:
     started = time.monotonic()
     answer = api.call("POST", "/studies", json=make_study(budget=budget))
     assert answer.status_code == 422

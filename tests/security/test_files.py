@@ -1,4 +1,4 @@
-"""What lies on the server's and the workers' disks, and must not be read by a study."""
+"""Studies cannot read private files on the server's or the workers' disks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from workers.inputs.splits import load_splits
 
 @pytest.fixture
 def started_here(tmp_path: Path, clock: FakeClock, data_root: Path, database_url: str) -> Any:
-    """A server whose data folder is the folder that it was started in, with its home below: the default."""
+    """A server with the default folders: the data folder is the working folder, and the home lies inside it."""
     home = tmp_path / ".cdka"
     home.mkdir()
     (tmp_path / "tiny-bert").symlink_to(data_root / "tiny-bert")
@@ -56,7 +56,7 @@ SECRETS = (".cdka/admin-token", ".cdka/worker-token", ".cdka/cdka.db", ".cdka/lo
 
 @pytest.mark.parametrize("builder", ["csv", "json", "parquet", "arrow"])
 @pytest.mark.parametrize("secret", SECRETS)
-def test_a_member_reads_none_of_the_servers_files(started_here: Any, builder: str, secret: str) -> None:
+def test_a_member_cannot_read_the_servers_files(started_here: Any, builder: str, secret: str) -> None:
     api, folder = started_here
     for name in (".env", ".ssh/id_rsa"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def test_a_member_reads_none_of_the_servers_files(started_here: Any, builder: st
 @pytest.mark.parametrize(
     "name", ["link.csv", "folder/link.csv", "absolute.csv", "tiny-bert/../.cdka/admin-token", "./.cdka/./admin-token"]
 )
-def test_no_link_or_detour_leads_to_them(started_here: Any, name: str) -> None:
+def test_links_and_relative_paths_do_not_reach_the_servers_files(started_here: Any, name: str) -> None:
     api, folder = started_here
     (folder / "folder").mkdir()
     (folder / "link.csv").symlink_to(".cdka/admin-token")
@@ -81,7 +81,7 @@ def test_no_link_or_detour_leads_to_them(started_here: Any, name: str) -> None:
     assert (folder / ".cdka/admin-token").read_text().strip() not in said
 
 
-def test_a_home_that_is_not_hidden_is_no_data_either(tmp_path: Path) -> None:
+def test_a_home_with_a_visible_name_is_rejected_as_data(tmp_path: Path) -> None:
     home = tmp_path / "state"
     home.mkdir()
     (home / "admin-token.csv").write_text("text,label\n")
@@ -93,7 +93,7 @@ def test_a_home_that_is_not_hidden_is_no_data_either(tmp_path: Path) -> None:
     assert settings.data_roots.holding_private()[0] == (tmp_path.resolve(), home.resolve())
 
 
-def test_a_data_folder_that_was_named_inside_the_home_is_read(tmp_path: Path) -> None:
+def test_a_data_folder_configured_inside_the_home_can_be_read(tmp_path: Path) -> None:
     data = tmp_path / ".cdka" / "demo" / "data"
     data.mkdir(parents=True)
     (data / "train.csv").touch()
@@ -119,7 +119,7 @@ def test_columns_are_shown_only_if_they_look_like_a_header(content: list[str], s
     assert names_shown(content) == shown
 
 
-def test_no_first_line_that_is_no_header_is_told(api: Api, data_root: Path) -> None:
+def test_a_first_line_that_is_not_a_header_is_not_shown(api: Api, data_root: Path) -> None:
     (data_root / "keys.csv").write_text("AKIAIOSFODNN7EXAMPLE/wJalrXUtnFEMI/K7MDENG\nsecond\n")
     said = refused(api, path="csv", data_files={"train": "keys.csv"})
     assert "does not look like a header" in said
@@ -127,7 +127,7 @@ def test_no_first_line_that_is_no_header_is_told(api: Api, data_root: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["passwd", "notes.md", "model.safetensors", "train.py", "archive.zip"])
-def test_files_whose_names_are_not_those_of_data_are_refused(api: Api, data_root: Path, name: str) -> None:
+def test_files_without_a_data_suffix_are_rejected(api: Api, data_root: Path, name: str) -> None:
     (data_root / name).write_text("text,label\na,b\n")
     assert "ends in one of: .csv, .tsv" in refused(api, path="csv", data_files={"train": name})
     task = TaskSpec.model_validate({**make_study()["task"], "dataset": {"path": "csv", "data_files": {"train": name}}})
@@ -143,7 +143,7 @@ def test_every_packaged_builder_is_known() -> None:
 
 
 @pytest.mark.parametrize("builder", sorted(_PACKAGED_DATASETS_MODULES))
-def test_a_packaged_builder_without_files_reads_no_working_folder(
+def test_a_packaged_builder_without_files_does_not_read_the_working_folder(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str
 ) -> None:
     (tmp_path / "secret.txt").write_text("a secret\n")
@@ -183,7 +183,7 @@ CARDS = {
 
 @pytest.mark.parametrize("form", ["README.md", ".huggingface.yaml"])
 @pytest.mark.parametrize("case", CARDS)
-def test_a_dataset_folder_names_no_files_outside(tmp_path: Path, case: str, form: str) -> None:
+def test_a_dataset_card_that_names_files_outside_its_folder_is_rejected(tmp_path: Path, case: str, form: str) -> None:
     outside(tmp_path)
     folder = tmp_path / "data" / "news"
     folder.mkdir(parents=True)
@@ -196,7 +196,7 @@ def test_a_dataset_folder_names_no_files_outside(tmp_path: Path, case: str, form
 
 
 @pytest.mark.parametrize("target", ["file", "folder", "hidden"])
-def test_links_in_a_dataset_folder_do_not_lead_outside(tmp_path: Path, target: str) -> None:
+def test_links_that_lead_out_of_the_data_directories_are_rejected(tmp_path: Path, target: str) -> None:
     stolen = outside(tmp_path)
     folder = tmp_path / "data" / "news"
     folder.mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_links_in_a_dataset_folder_do_not_lead_outside(tmp_path: Path, target: s
 
 
 def test_a_dataset_folder_with_links_within_the_data_folders_is_read(tmp_path: Path) -> None:
-    """As the hub's cache is laid out: snapshots are links to blobs."""
+    """The hub's cache has this layout: snapshots are links to blobs."""
     blobs, snapshot = tmp_path / "data" / "blobs", tmp_path / "data" / "snapshots" / "1"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -241,7 +241,7 @@ def test_only_the_owner_can_enter_the_home_or_read_the_database(tmp_path: Path) 
         database.upgrade()
         assert mode(tmp_path / "home") == 0o700
         assert {mode(file) for file in (tmp_path / "home").iterdir()} == {0o600}
-        # As an earlier release left them.
+        # The permissions that an earlier release set.
         (tmp_path / "home").chmod(0o755)
         (tmp_path / "home" / "cdka.db").chmod(0o644)
         close_to_others(settings)
@@ -258,7 +258,7 @@ def test_a_folder_that_is_not_the_servers_own_keeps_its_permissions(tmp_path: Pa
     assert mode(tmp_path / "shared") == 0o755
 
 
-def test_a_backup_does_not_take_over_what_lies_at_its_temporary_name(api: Api, tmp_path: Path) -> None:
+def test_a_backup_does_not_reuse_a_file_at_its_temporary_name(api: Api, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     target.write_text("of another")
     (tmp_path / "one.cdka.part").symlink_to(target)
@@ -310,8 +310,8 @@ def test_links_in_the_artifact_store_are_not_served(api: Api, tmp_path: Path, ki
     assert b"stolen" not in answer.content
 
 
-def test_an_adapter_is_sent_while_it_is_read(api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Six slow readers of a large adapter would fill the temporary folder with six archives."""
+def test_an_adapter_is_sent_without_a_temporary_file(api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise several slow downloads of a large adapter would fill the temporary folder."""
     import io
     import tempfile
     import zipfile

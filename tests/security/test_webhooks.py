@@ -1,4 +1,4 @@
-"""Receivers of webhooks that answer without end, drip, or have addresses that are none, and others' deliveries."""
+"""Webhook receivers that answer endlessly or slowly, invalid addresses, and effects on other teams' deliveries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kind(connection: socket.socket) -> None:
 
 
 class Receiver:
-    """Answers every connection in one way."""
+    """Answers every connection with the same function."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -125,7 +125,7 @@ def test_a_receiver_that_does_not_answer_properly_costs_a_bounded_time(
     assert found["error"]
 
 
-def test_an_answer_of_any_size_is_not_read(api: Api, receivers: Any, http: httpx.Client) -> None:
+def test_a_large_answer_is_not_read_into_memory(api: Api, receivers: Any, http: httpx.Client) -> None:
     made = hook(api, receivers(flood).url)
     api.create()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -134,7 +134,7 @@ def test_an_answer_of_any_size_is_not_read(api: Api, receivers: Any, http: httpx
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
 
-def test_any_exception_counts_as_an_attempt_and_starves_nobody(
+def test_an_unexpected_exception_counts_as_an_attempt_and_blocks_no_other_delivery(
     api: Api, receivers: Any, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = hook(api, receivers(kind).url), receivers(kind)
@@ -153,7 +153,7 @@ def test_any_exception_counts_as_an_attempt_and_starves_nobody(
     assert entry(api, other)["state"] == "delivered"
 
 
-def test_a_team_does_not_wait_for_anothers_receivers(api: Api, receivers: Any) -> None:
+def test_a_team_does_not_wait_for_another_teams_receivers(api: Api, receivers: Any) -> None:
     slow = [hook(api, receivers(silence).url) for _ in range(10)]
     theirs = hook(api, receivers(kind).url, "other")
     study = api.call("POST", "/studies", "member", "other", json=None)
@@ -170,7 +170,7 @@ def test_a_team_does_not_wait_for_anothers_receivers(api: Api, receivers: Any) -
             assert time.monotonic() - started < 3, "it waits for the other team"
             time.sleep(0.05)
         assert entry(api, slow[-1])["attempts"] == 0
-        # While a team is served, nothing more of it is claimed, and others are.
+        # While a team is served, no more of its deliveries are claimed; those of other teams are.
         assert api.call("POST", "/studies", "member", "other", json=make_study()).status_code == 201
         assert deliverer.round() == 1
     finally:
@@ -199,14 +199,14 @@ def test_a_team_does_not_wait_for_anothers_receivers(api: Api, receivers: Any) -
         "fe80::1%eth0",
     ],
 )
-def test_an_address_inside_is_private_however_it_is_written(address: str) -> None:
+def test_private_addresses_are_rejected_in_every_notation(address: str) -> None:
     assert not is_public(address)
     with pytest.raises(InvalidRequest):
         permitted_address("http://x.example/", False, lambda host, port: [address])
 
 
 @pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "64:ff9b::5db8:d70e"])
-def test_an_address_outside_is_public(address: str) -> None:
+def test_public_addresses_are_recognised(address: str) -> None:
     assert is_public(address)
 
 
@@ -223,12 +223,12 @@ def test_an_address_outside_is_public(address: str) -> None:
         "http://ex\u3002ample..org/",
     ],
 )
-def test_an_address_that_is_none_is_refused_when_it_is_created(api: Api, url: str) -> None:
+def test_an_invalid_url_is_rejected_when_the_webhook_is_created(api: Api, url: str) -> None:
     answer = api.call("POST", "/webhooks", json={"url": url})
     assert answer.status_code == 422, answer.text
 
 
-def test_a_host_in_another_script_is_called_by_its_ascii_name() -> None:
+def test_a_non_ascii_host_is_resolved_by_its_ascii_name() -> None:
     asked: list[str] = []
 
     def resolve(host: str, port: int) -> list[str]:

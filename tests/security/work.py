@@ -1,4 +1,4 @@
-"""What :mod:`tests.security.test_aside` calls in another process; imports nothing that takes long."""
+"""Functions that :mod:`tests.security.test_aside` calls in another process. Has only fast imports."""
 
 from __future__ import annotations
 

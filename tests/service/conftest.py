@@ -1,4 +1,4 @@
-"""The SDK and the command with the application behind them."""
+"""Fixtures that connect the SDK and the ``cdka`` command to the application in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def client(api: Api) -> Iterator[Client]:
 
 @pytest.fixture
 def command(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs ``cdka`` with the application behind it; returns exit code, output and error output."""
+    """Run ``cdka`` against the application in this process. Returns exit code, stdout and stderr."""
     admin = api.token("admin")
     monkeypatch.setattr(session, "connect", lambda: Client("http://localhost", admin, transport=AppTransport(api.http)))
 
@@ -41,6 +41,6 @@ def command(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def in_order(ctx: Context) -> Any:
-    """After every test the database's own promises hold: counts, leases, events without gaps."""
+    """After each test, check the database's invariants: counts, leases, events without gaps."""
     yield
     assert check(ctx.db) == []

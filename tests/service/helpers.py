@@ -1,4 +1,4 @@
-"""Short forms of calls, for several suites."""
+"""Shorthands for API calls, shared by several suites."""
 
 from __future__ import annotations
 

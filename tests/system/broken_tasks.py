@@ -1,4 +1,4 @@
-"""Tasks as a team might write them that day: one hangs, one takes its process down."""
+"""Broken custom tasks: one hangs, one kills its process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.tasks.task import Prepared, Scores
 
 
 class Hanging(SequenceClassification):
-    """Judges the first epoch for ever."""
+    """Never finishes judging the first epoch."""
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
         print("waiting for an answer that never comes", flush=True)
@@ -23,7 +23,7 @@ class Hanging(SequenceClassification):
 
 
 class Deadly(SequenceClassification):
-    """Ends its process the hard way, as a fault in native code does."""
+    """Kills its process, as a fault in native code would."""
 
     def judge(self, study: StudySpec, model: Any, split: Any, prepared: Prepared, wanted: Collection[str]) -> Scores:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -22,19 +22,19 @@ SLICE = Sizes(trials=3, seeds=1, train=48, validation=24, test=24, epochs=2, bat
 LEASE_SECONDS = 8.0
 
 
-# Waits are for quick machines; a slow one gets so many times as long. What is waited for is not a matter of speed.
+# Factor by which every wait is longer, for slow machines. The tests do not measure speed.
 PATIENCE = 4.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give these tests an hour: on a slow machine their waits, several a test, may take it."""
+    """Set a timeout of one hour: on a slow machine the several waits of a test may take that long."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(3600))
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Wait for a condition; a wait that is over says what for."""
+    """Wait until ``condition`` is true. Returns its value. If time runs out, the error names ``what``."""
     deadline = time.monotonic() + PATIENCE * seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {PATIENCE * seconds:.0f} s for {what}"
@@ -66,7 +66,7 @@ class System:
         return self.client.create_study(study)
 
     def ended(self, study_id: str, seconds: float = 240) -> Any:
-        """The study once it has ended."""
+        """Wait until the study has ended, and return it."""
         return until(
             lambda: s if (s := self.client.study(study_id)).state in ("completed", "failed", "cancelled") else None,
             seconds,
@@ -74,7 +74,7 @@ class System:
         )
 
     def running_trial(self, study_id: str) -> Any:
-        """A trial that runs now and has reported nothing final."""
+        """Wait until a trial is running, and return it."""
         return until(
             lambda: next((t for t in self.client.trials(study_id) if t.state == "running"), None),
             120,
@@ -90,7 +90,7 @@ class System:
         return [p.pid for p in children if _title(p).startswith("ray::RunnerActor")]
 
     def stop(self) -> None:
-        """End everything; nothing may be left behind."""
+        """Stop everything. Fails if a process is left behind."""
         family = [c for p in self.server.processes if p.pid for c in psutil.Process(p.pid).children(recursive=True)]
         self.client.close()
         self.server.stop()

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes that the pool joins: what is lost with a node, a pool, a server; what hangs."""
+"""A Ray cluster of several nodes: lost nodes, restarted pools, server outages, and trials that hang or crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.settings import Settings
 
 from .conftest import SLICE, until
 
-# What tells our processes from those of other clusters.
+# Distinguishes our processes from those of other clusters.
 MARK = "CDKA_TEST_CLUSTER"
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ NOTICED = {
 
 
 class ClusterSystem:
-    """API and pool as in production: apart, on a cluster with a head that runs nothing and two nodes of one CPU."""
+    """API and pool in separate processes, as in production. The head has no CPUs, two nodes have one each."""
 
     def __init__(self, home: Path) -> None:
         token = home / "ray-token"
@@ -97,11 +97,11 @@ class ClusterSystem:
         return list(self.client.trials(study_id))
 
     def evaluated(self, trial_id: str, steps: int = 1) -> Any:
-        """Wait until so many evaluations of a trial have been reported."""
+        """Wait until ``steps`` evaluations of a trial have been reported."""
         return until(lambda: len({m.step for m in self.client.metrics(trial_id)}) >= steps, 180, f"{steps} evaluations")
 
     def runners(self) -> dict[int, int]:
-        """Processes of this cluster's runners, with that of the node which started each."""
+        """Process ids of this cluster's runners, each with the id of the node process that started it."""
         found = {}
         for process in psutil.process_iter(["cmdline", "ppid"]):
             if " ".join(process.info["cmdline"] or []).startswith("ray::RunnerActor"):
@@ -137,7 +137,7 @@ def test_a_lost_nodes_trial_resumes_elsewhere_from_its_checkpoint(system: Cluste
     study = system.create(training={"epochs": 8}, search={"trials": 2, "concurrency": 2})
     until(lambda: [t.state for t in system.trials(study.id)] == ["running"] * 2, 120, "two running trials")
     for trial in system.trials(study.id):
-        # The report of the second evaluation brings the first one's checkpoint, or comes after it.
+        # Once the second evaluation is reported, the server knows the first one's checkpoint.
         system.evaluated(trial.id, 2)
     pids = system.runners()
     assert len(set(pids.values())) == 2, "a runner on each node"
@@ -150,7 +150,7 @@ def test_a_lost_nodes_trial_resumes_elsewhere_from_its_checkpoint(system: Cluste
     assert sorted(t.attempts for t in trials) == [1, 2], "the other trial was not touched"
     again = next(t for t in trials if t.attempts == 2)
     assert "/checkpoints/001-" in again.resources["resumed_from"]
-    # No evaluation is there twice; what was done before the loss was not done again.
+    # No evaluation is stored twice, and work from before the loss was not repeated.
     steps = [m.step for m in system.client.metrics(again.id) if m.name == "accuracy"]
     assert steps == [6 * k for k in range(1, 9)]
     assert again.failure is None
@@ -194,7 +194,7 @@ def test_a_trial_that_hangs_is_stopped_and_its_process_replaced(system: ClusterS
     assert (trial.state, trial.failure.kind) == ("failed", "stalled")
     assert "no progress" in trial.failure.message
     assert "an answer that never comes" in system.client.log(trial.id).text
-    # Its runner does not hang on: the next study is run.
+    # The hung process was replaced, so the next study runs.
     after = system.create()
     assert system.ended(after.id).state == "completed"
 

@@ -1,4 +1,4 @@
-"""One trial in two processes that share its batches, on a real Ray: gloo here, NCCL where there are GPUs."""
+"""One trial in two processes that share its batches, on a real Ray with gloo (NCCL on GPUs)."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_two_processes_train_like_one_and_a_lost_process_costs_an_attempt(system
         assert trial.artifact is not None
         curves[processes] = [(m.step, m.value) for m in system.client.metrics(trial.id) if m.name == "loss"]
         assert "step 6:" in system.client.log(trial.id).text
-    # The same examples in every step, and the mean of their gradients: as far as sums of floats go, the same training.
+    # Each step averages the gradients of the same examples, so the losses agree up to floating-point rounding.
     assert [s for s, _ in curves[1]] == [s for s, _ in curves[2]]
     for (_, one), (_, two) in zip(curves[1], curves[2], strict=True):
         assert two == pytest.approx(one, rel=2e-2)
-    # One of the two is killed: the trial goes back to the queue and its second attempt ends it.
+    # Kill one of the two: the trial is queued again and its second attempt completes it.
     made = study(system, 2, epochs=6, checkpoint_steps=2)
     until(lambda: known_checkpoint(system, made.id), 180, "a checkpoint that the server knows")
     victims = processes_of_trials()

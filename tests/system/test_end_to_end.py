@@ -1,4 +1,4 @@
-"""The whole loop, real in every part: uvicorn, SQLite, Ray, MiniLM on news articles, Chromium."""
+"""The whole loop with only real parts: uvicorn, SQLite, Ray, MiniLM on news articles, Chromium."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_study_from_rest_to_browser(system: System, tmp_path: Path) -> None:
     assert all(0 <= v <= 1 for c in comparison.candidates for v in c.values)
     assert comparison.predictors[0].verdict.startswith("too few seeds for a verdict")
 
-    # The stored adapter is one that PEFT loads, of the size that the budget counted.
+    # PEFT can load the stored adapter, and it has the size that the budget counted.
     best = next(t for t in confirmed if t.candidate == "best")
     base = AutoModelForSequenceClassification.from_pretrained(
         system.server.settings.data_dirs[0] / MODEL_NAME, num_labels=5
@@ -62,7 +62,7 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path) -> None:
         page.on(
             "request", lambda r: None if r.url.startswith(system.server.settings.server_url) else outside.append(r.url)
         )
-        page.goto(system.server.login_url())  # the token in the fragment logs in by itself
+        page.goto(system.server.login_url())  # the page logs in with the token in the fragment
         page.wait_for_url(f"{system.server.settings.server_url}/")
         assert "token" not in page.url
         page.get_by_role("link", name="bbc-news").first.click()
@@ -86,7 +86,7 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path) -> None:
 
 
 def _check_live(page: Any, system: System) -> None:
-    """A study that changes while its page is open changes on the page."""
+    """An open study page shows changes of the study."""
     study = system.create(search={"trials": 1})
     page.goto(f"{system.server.settings.server_url}/studies/{study.id}")
     system.running_trial(study.id)

@@ -1,4 +1,4 @@
-"""Processes killed for real in mid-trial; afterwards the rows are looked at."""
+"""Real processes are killed in mid-trial; then the stored trials are checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_killed_runners_trial_resumes_and_ends_once(system: System) -> None:
     again = next(t for t in trials if t.id == victim.id)
     assert again.attempts == 2
     assert again.failure is None
-    # Ray put fresh processes in place of the dead ones.
+    # Ray replaced the dead processes.
     assert set(system.runner_pids()).isdisjoint(pids)
 
 
@@ -49,7 +49,7 @@ def test_a_preempted_runner_leaves_a_checkpoint_to_resume_from(system: System) -
     assert ended.state == "completed"
     (trial,) = system.client.trials(study.id)
     assert (trial.state, trial.attempts) == ("completed", 2)
-    # It went on where it was told to end: no evaluation is there twice, and none was made again.
+    # The second attempt continued where the first one stopped: no evaluation was repeated.
     assert "/checkpoints/001-" in trial.resources["resumed_from"]
     first, second = (system.client.log(trial.id, attempt=k).text for k in (1, 2))
     assert "SIGTERM" in first
@@ -60,7 +60,7 @@ def test_a_preempted_runner_leaves_a_checkpoint_to_resume_from(system: System) -
     until(lambda: not list(home.rglob("checkpoints/*")), 150, "the checkpoints to be removed")
 
 
-def test_a_killed_server_resumes(system: System) -> None:
+def test_a_killed_server_is_restarted_and_its_study_completes(system: System) -> None:
     stopping = threading.Event()
     watcher = threading.Thread(target=system.server.supervise, args=(stopping, print), daemon=True)
     watcher.start()
@@ -82,6 +82,6 @@ def test_a_killed_server_resumes(system: System) -> None:
     searched = [t for t in trials if t.phase == "search"]
     assert [t.number for t in searched] == [0, 1, 2]
     assert all(t.state == "completed" for t in trials)
-    # The outage killed no lease: nobody had to start again.
+    # The outage expired no lease, so no trial started again.
     assert [t.attempts for t in trials] == [1] * len(trials)
     assert ended.confirmation.finished == ended.confirmation.planned > 0

@@ -1,4 +1,4 @@
-"""SmolLM2-135M, as its package ships it (a GGUF file), tuned on sums that are made here."""
+"""SmolLM2-135M, from the GGUF file in its package, is fine-tuned on generated sums."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def test_a_language_model_learns_to_answer(tmp_path: Path) -> None:
         reported = api.call("GET", f"/trials/{lease.trial.id}/metrics").json()["items"]
         losses = [m["value"] for m in reported if m["name"] == "loss"]
         assert losses[1] < losses[0] < 1.5
-        # An answer after #### is a form that only the training shows.
+        # Only the training data has answers after ####.
         assert trial["metrics"]["exact_match"] > 0
-    # Merged into the GGUF file's weights, it answers so in a plain pipeline.
+    # Merged into the GGUF file's weights, the model answers in this form in a plain pipeline.
     cdka.merge_adapter(Path(trial["artifact"]), tmp_path / "merged", str(data / "smollm2"))
     answer = pipeline("text-generation", model=str(tmp_path / "merged"))
     (found,) = answer("Question: What is 21 + 34?\nAnswer: ", max_new_tokens=24, do_sample=False)

@@ -1,4 +1,4 @@
-"""PostgreSQL gone and back under a running service, two replicas on it, and a server that is away for long."""
+"""Outages: PostgreSQL stops under a running service, replicas are killed, event streams break."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class Replica:
         for client in self.clients:
             client.close()
         self.process.terminate()
-        # uvicorn ends in good order and then by the signal that it was sent.
+        # uvicorn shuts down cleanly and then raises the signal that it received.
         assert self.process.wait(20) in (0, -signal.SIGTERM, -signal.SIGKILL), self.log.read_text()[-2000:]
 
 
 @pytest.fixture
 def private() -> Iterator[Cluster]:
-    """A cluster of this test's own: it is stopped in mid-work."""
+    """A PostgreSQL cluster for one test, which stops it while the service runs."""
     made = Cluster()
     yield made
     made.stop()
@@ -98,7 +98,9 @@ def finish(client: Client, lease: Any, value: float) -> None:
     client.finish(lease.id, {"state": "completed", "metrics": {"accuracy": value}})
 
 
-def test_postgresql_gone_for_30_seconds_loses_nothing(private: Cluster, pair: tuple[Replica, Replica, str]) -> None:
+def test_a_30_second_postgresql_outage_loses_no_trial_and_no_report(
+    private: Cluster, pair: tuple[Replica, Replica, str]
+) -> None:
     first, second, token = pair
     one, two = first.client(token), second.client(token)
     study = one.create_study(make_study(search={"trials": 4, "concurrency": 2}))
@@ -119,10 +121,10 @@ def test_postgresql_gone_for_30_seconds_loses_nothing(private: Cluster, pair: tu
             assert httpx.get(f"{replica.url}/healthz").status_code == 200
             assert httpx.get(f"{replica.url}/readyz").status_code == 503
         time.sleep(1.0)
-    assert max(answers) < 10  # an error soon, not a call that hangs
+    assert max(answers) < 10  # an error within 10 s, not a call that hangs
     private.start()
     until(lambda: one.ready() and two.ready(), 30, "recovery")
-    # The outage was three leases long; nobody else gets the trial, and its holder goes on.
+    # The outage lasted three lease times. No other runner gets the trial, and its holder continues.
     assert held.trial.id not in [lease.trial.id for lease in two.lease("thief", Shape()).leases]
     assert one.report(held.id, [(2, {"accuracy": 0.5})]).directive == "continue"
     finish(two, held, 0.6)
@@ -150,7 +152,7 @@ def _play_to_the_end(one: Client, two: Client, study_id: str) -> None:
 def test_outages_of_replicas_expire_no_lease(
     private: Cluster, pair: tuple[Replica, Replica, str], tmp_path: Path, data_root: Path
 ) -> None:
-    """One replica is kill -9ed: the other goes on at once. Then both are away for four lease times."""
+    """One replica is killed and the other keeps serving. Then both are down for four lease times."""
     first, second, token = pair
     one, two = first.client(token), second.client(token)
     study = one.create_study(make_study(search={"trials": 3, "concurrency": 2}))
@@ -163,7 +165,7 @@ def test_outages_of_replicas_expire_no_lease(
     time.sleep(4 * LEASE_SECONDS)
     url = private.url("service")
     third, fourth = Replica(url, tmp_path, data_root), Replica(url, tmp_path, data_root)
-    # What is stopped at the end.
+    # The fixture stops these replicas at the end.
     first.process, second.process = third.process, fourth.process
     first.clients, second.clients = [*first.clients, *third.clients], [*second.clients, *fourth.clients]
     third.clients, fourth.clients = first.clients, second.clients
@@ -180,8 +182,8 @@ def test_outages_of_replicas_expire_no_lease(
     database.engine.dispose()
 
 
-def test_two_replicas_race_exactly(pair: tuple[Replica, Replica, str]) -> None:
-    """Twelve clients on two processes: 40 trials asked for are 40 run, at most five at once."""
+def test_two_racing_replicas_run_every_trial_once_within_the_concurrency(pair: tuple[Replica, Replica, str]) -> None:
+    """Twelve clients on two server processes run 40 trials, at most five at once."""
     from concurrent.futures import ThreadPoolExecutor
 
     first, second, token = pair
@@ -218,7 +220,7 @@ def test_two_replicas_race_exactly(pair: tuple[Replica, Replica, str]) -> None:
 def test_an_event_stream_resumes_after_its_server_was_killed(
     private: Cluster, pair: tuple[Replica, Replica, str]
 ) -> None:
-    """Watched through one replica, changed through the other; the first dies and the rest comes from the other."""
+    """The watcher's replica is killed. The watcher gets the remaining events from the other replica."""
     first, second, token = pair
     two = second.client(token)
     study = two.create_study(make_study(search={"trials": 2, "concurrency": 1}))

@@ -31,7 +31,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 class Reader:
-    """A newcomer's folder, where ``make demo`` has run and ``cdka serve`` runs, with a smaller study."""
+    """A new user's folder, in which ``make demo`` has run and ``cdka serve`` is running. Studies are made smaller."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ def test_the_tutorial_leads_from_a_csv_file_to_a_served_adapter(reader: Reader) 
             (reader.folder / "articles.yaml").write_text(reader.text(block))
             continue
         if block.strip() == "CDKA_DATA_DIRS=.:.cdka/demo/data cdka serve":
-            continue  # it runs
+            continue  # the fixture has started it
         printed = reader.run(language, block)
         if "cdka submit" in block:
             reader.ids["STUDY_ID"] = re.findall(r"\b[0-9a-f]{32}\b", printed)[0]
@@ -128,7 +128,7 @@ def test_the_tutorial_leads_from_a_csv_file_to_a_served_adapter(reader: Reader) 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_readme_ends_with_the_winner_in_a_plain_pipeline(reader: Reader) -> None:
+def test_the_readmes_section_on_the_winner_runs(reader: Reader) -> None:
     assert reader.ids, "the tutorial runs first and has a study"
     text = (ROOT / "README.md").read_text()
     section = text[text.index("## Use the winner") : text.index("## The adapter alone")]

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def live_server(tmp_path: Path) -> Iterator[str]:
-    """The address of an API without tokens."""
+    """Start an API server without authentication. Yields its address."""
     port = free_port(18890)
     env = {**os.environ, "CDKA_HOME": str(tmp_path / "server"), "CDKA_PORT": str(port), "CDKA_AUTH": "off"}
     server = subprocess.Popen([sys.executable, "-m", "service.app", "serve", "--embedded"], env=env)
@@ -126,7 +126,7 @@ def test_the_wheel_serves_outside_of_the_repository(tmp_path: Path) -> None:
     assert any(n.startswith("service/db/migrations/versions/0001") for n in names)
     assert not any(n.startswith(("tests/", "benchmarks/")) for n in names)
 
-    # An environment with nothing of ours in it; the dependencies are lent by path, so nothing is downloaded twice.
+    # A new environment without our code. It borrows the installed dependencies, so nothing is downloaded again.
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     site = next(environment.glob("lib/python*/site-packages"))

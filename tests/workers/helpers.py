@@ -1,4 +1,4 @@
-"""Run trials of tiny models in a test, for several suites."""
+"""Helpers that run trials of tiny models, shared by several suites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.db.trials import Trials
 from tests.conftest import Api, make_study
 from workers.runner.runner import Runner
 
-# Five steps an epoch; what interrupts comes in the middle of one.
+# Five steps per epoch, so that interruptions come in the middle of an epoch.
 LONG = {"epochs": 3, "checkpoint_steps": 4}
 SPACE = {"learning_rate": 5e-3, "r1": 2, "r2": {"choices": [4]}}
 DIGITS = "zero one two three four five six seven eight nine".split()
@@ -35,7 +35,7 @@ def checkpoint_of(api: Api, study: dict[str, Any]) -> str | None:
 
 
 def release_at(runner: Runner, step: int) -> None:
-    """Tell the runner to give its trial back as a preemption notice does, at a step."""
+    """Make the runner return its trial at ``step``, as after a preemption notice."""
     original = runner.train_trial
 
     def training(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> Any:
@@ -65,7 +65,7 @@ def tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 
 def run_one(api: Api, runner: Runner, model: str, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The only trial of a study of this task, after its runner is done with it."""
+    """Create a study of one trial, run it, and return the completed trial."""
     task = {"dataset": {"path": "json", "data_files": {"train": "sums.jsonl"}}, **task}
     sections: dict[str, Any] = {
         "model": {"path": model},

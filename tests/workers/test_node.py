@@ -1,4 +1,4 @@
-"""A machine as a node of a cluster: what Ray is told, and how runners end when the machine does."""
+"""Cluster nodes: Ray's start arguments, and how runners end when the node shuts down."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ time.sleep(60)
 
 
 def test_runners_are_waited_for_before_ray_ends(tmp_path: Path) -> None:
-    """``exec -a`` gives a process a title; a stand-in for Ray ends it at once, as Ray would."""
+    """``exec -a`` sets the runner's process title. A process that sleeps stands in for Ray."""
     script = tmp_path / "runner.py"
     script.write_text(RUNNER)
     left = tmp_path / "left"

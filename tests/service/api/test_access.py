@@ -1,4 +1,4 @@
-"""Who may call what: every route, by role and by team."""
+"""Access rules: every route, by role and by team."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import Api, FakeClock, make_study
 
 ROLES = ("admin", "member", "viewer", "worker", "pool")
 READERS, WRITERS, RUNNERS = {"admin", "member", "viewer"}, {"admin", "member"}, {"admin", "worker", "pool"}
-# (method, path): roles that are let in. Anything not listed here makes the test fail.
+# (method, path): the roles that may call it. A route that is missing here fails the test.
 ROUTES: dict[tuple[str, str], set[str]] = {
     ("POST", "/api/v1/studies"): WRITERS,
     ("GET", "/api/v1/studies"): READERS,
@@ -67,10 +67,10 @@ ROUTES: dict[tuple[str, str], set[str]] = {
     ("DELETE", "/api/v1/webhooks/{webhook_id}"): WRITERS,
     ("GET", "/api/v1/webhooks/{webhook_id}/deliveries"): READERS,
 }
-# What a caller who is let in gets where that is not plain success: the state of the study forbids it, or there is no
+# The status that a permitted caller gets if it is not 2xx: the study's state does not allow the call, or there is no
 # adapter or host yet.
 OTHERWISE = {"/resume": 409, "/retry": 409, "/adapter": 404, "/hosts/release": 404}
-# Health, the API's own description, login and pages (which send to the login) take no token.
+# These need no token: health, the API's own docs, the login, and pages (which redirect to the login).
 OPEN = {
     "/healthz",
     "/readyz",
@@ -84,7 +84,7 @@ OPEN = {
     "/studies/{study_id}",
     "/static/plotly.min.js",
 }
-# Pages with answers of their own to a missing login.
+# Pages that handle a missing login themselves.
 PAGES = {"/studies/{study_id}/body", "/studies/{study_id}/{verb}"}
 
 
@@ -102,7 +102,7 @@ def test_every_route_is_in_the_matrix(api: Api) -> None:
 
 
 def things(api: Api) -> dict[str, str]:
-    """One of everything that a path can name, of the default team."""
+    """Create one resource of each kind that a path can name, in the default team. Returns their ids."""
     study = api.create()
     lease = api.lease()
     assert lease is not None
@@ -150,7 +150,7 @@ def request(
     body = bodies.get(template.removeprefix("/api/v1")) if method != "GET" else None
     query = {"study": ids["study_id"]} if template.endswith("/compare") else None
     if let_in and template.endswith("/events"):
-        # A stream of a study that goes on does not end.
+        # The event stream of an open study does not end.
         api.call("POST", f"/studies/{ids['study_id']}/cancel")
         api.call("PUT", f"/leases/{ids['lease_id']}/result", "worker", json={"state": "cancelled"})
     return api.http.request(method, template.format(**ids), headers=headers, json=body, params=query)
@@ -178,7 +178,7 @@ def assert_untouched(api: Api, ids: dict[str, str], before: list[str]) -> None:
 
 
 def rows_of(api: Api) -> list[str]:
-    """Everything that is stored, but for when tokens were used and runners seen."""
+    """All stored rows, except tokens and runners, whose last-used and last-seen times change."""
     tables = [t for t in Base.metadata.sorted_tables if t.name not in ("tokens", "runners")]
     with api.ctx.db.read() as session:
         return [str(row) for table in tables for row in session.execute(table.select())]
@@ -226,7 +226,7 @@ def test_other_teams_resources_return_404(api: Api, role: str) -> None:
     headers = {"Authorization": f"Bearer {api.token(role, 'other')}"}
     before = rows_of(api)
     for route, admitted in ROUTES.items():
-        # Whom the matrix does not name gets 403, whatever the team.
+        # Roles outside the matrix get 403 in every team.
         if role in admitted and ("{" in route[1] or route[1].endswith("/compare")):
             response = request(api, route, ids, headers)
             assert response.status_code == 404, (route, response.text)
@@ -257,7 +257,7 @@ def test_an_invalid_token_is_rejected(api: Api, header: str) -> None:
     assert response.json()["type"] == "urn:cdka:problem:unauthorized"
 
 
-def test_tokens_are_stored_as_digests_alone(api: Api) -> None:
+def test_tokens_are_stored_only_as_digests(api: Api) -> None:
     created = api.call("POST", "/tokens", "admin", json={"name": "ci", "role": "viewer"}).json()
     secret = created["token"]
     assert secret.startswith(TOKEN_PREFIX)
@@ -296,7 +296,7 @@ def test_a_browser_session_is_read_only_and_expires(api: Api, clock: FakeClock) 
 
 
 def test_a_pools_token_leases_the_trials_of_every_team(api: Api) -> None:
-    """No pool needs an admin's token."""
+    """So a pool does not need an admin's token."""
     for team in ("default", "other"):
         api.token("member", team)
         made = api.call("POST", "/studies", "member", team, json=make_study(search={"trials": 1}))
@@ -310,13 +310,13 @@ def test_a_pools_token_leases_the_trials_of_every_team(api: Api) -> None:
 
 
 @pytest.mark.parametrize("role", ["worker", "pool"])
-def test_a_stolen_workers_token_reaches_no_lease_of_others(api: Api, role: str) -> None:
+def test_a_stolen_worker_token_cannot_use_other_runners_leases(api: Api, role: str) -> None:
     api.create(search={"trials": 3, "concurrency": 3})
     held = api.lease("theirs")
     assert held is not None
     seen = api.call("POST", "/leases", role, json={"runner": "thief"}).text + api.call("GET", "/demand", role).text
     assert held["id"] not in seen
-    # Neither the trial's id nor any other that it sees opens the lease.
+    # No id that the thief can see gives access to the lease.
     for guess in (held["trial"]["id"], held["trial"]["study_id"], held["id"][:-1] + "x", "0" * 32):
         for method, path, body in (
             ("POST", "reports", {"reports": []}),
@@ -336,7 +336,7 @@ def test_worker_and_invalid_tokens_cannot_log_in(api: Api) -> None:
 
 
 @pytest.mark.parametrize("headers", [{"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}])
-def test_forms_from_other_sites_are_refused(api: Api, headers: dict[str, str]) -> None:
+def test_forms_from_other_sites_are_rejected(api: Api, headers: dict[str, str]) -> None:
     study = api.create()
     api.http.post("/login", data={"token": api.token("member")})
     for path in ("/logout", f"/studies/{study['id']}/cancel", "/login"):

@@ -26,17 +26,17 @@ from tests.conftest import Api, make_study
 
 CASES = 4_000
 FEWEST = 2_000
-# Semantic refusals of what the schema allows (a model that is not there) are right. A stream of events that goes on
-# does not end, so it is read in test_conventions instead.
+# The server may reject requests that the schema allows, such as a model that does not exist.
 EXCLUDED_CHECKS = {"positive_data_acceptance"}
-# What was wrong with these requests is that they had no token; we have put it there.
+# These requests were generated as invalid because they lack a token, but this test adds one.
 PUT_BACK = "violates `required` (was Authorization)"
+# The event stream of an open study does not end; tests/service/results/test_events.py reads it.
 ENDLESS = "/api/v1/studies/{study_id}/events"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_api_keeps_its_schema_under_generated_requests(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_requests_get_only_documented_answers(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.tenancy import webhooks
 
     monkeypatch.setattr(webhooks, "permitted_address", lambda url, private, resolve=None: "203.0.113.9")
@@ -60,13 +60,13 @@ def test_the_api_keeps_its_schema_under_generated_requests(api: Api, monkeypatch
     assert sum(counted.values()) >= FEWEST
     assert set(counted) == {operation.label for operation in operations}
     assert not [status for status in statuses if status >= 500]
-    # The calls reached what they are about: some of them were good.
+    # Some calls succeeded, so not every request stopped at validation.
     assert sum(n for status, n in statuses.items() if status < 300) > CASES / 10
 
 
 @dataclass
 class _Found:
-    """What came of all cases."""
+    """Results of all cases."""
 
     counted: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ class _Found:
 
 
 def _fuzz(operation: Any, mode: Any, count: int, api: Api, ids: dict[str, str], checks: Any, found: _Found) -> None:
-    """Send generated requests of one operation; a mode for which there are none (nothing to get wrong) sends none."""
+    """Send generated requests of one operation. Sends none if the mode has no requests, as without invalid input."""
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
@@ -87,7 +87,7 @@ def _fuzz(operation: Any, mode: Any, count: int, api: Api, ids: dict[str, str], 
     )
     def run(case: Any) -> None:
         for name in list(case.path_parameters or {}):
-            # Half of the valid calls are to something that is there.
+            # Half of the valid calls name an existing resource.
             if mode is schemathesis.GenerationMode.POSITIVE and name in ids and found.counted[operation.label] % 2:
                 case.path_parameters[name] = ids[name]
         headers = {"Authorization": f"Bearer {api.token('admin')}"}
@@ -156,8 +156,8 @@ WHOLE = make_study(
 
 
 @pytest.mark.parametrize("examples", [80, pytest.param(300, marks=pytest.mark.slow)])
-def test_any_value_at_any_place_is_a_study_or_a_fault_with_a_line(data_root: Path, examples: int) -> None:
-    """Every fault names a place, and a file knows the line of it."""
+def test_any_value_at_any_place_is_valid_or_a_fault_with_a_line(data_root: Path, examples: int) -> None:
+    """Every fault has a pointer, and the study file knows its line."""
 
     @given(place=st.sampled_from(_places(WHOLE)), value=VALUES)
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)

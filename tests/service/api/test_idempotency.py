@@ -19,7 +19,7 @@ def post(api: Api, path: str, key: str, body: Any = None, role: str = "member") 
     return api.call("POST", path, role, json=body, headers={"Idempotency-Key": key})
 
 
-def test_a_repeated_post_has_one_effect_also_after_a_restart(api: Api, ctx: Context) -> None:
+def test_a_repeated_post_has_one_effect_even_after_a_restart(api: Api, ctx: Context) -> None:
     first = post(api, "/studies", "key-1", make_study())
     again = post(api, "/studies", "key-1", make_study())
     assert (first.status_code, again.status_code) == (201, 201)
@@ -34,7 +34,7 @@ def test_a_repeated_post_has_one_effect_also_after_a_restart(api: Api, ctx: Cont
     restarted.db.engine.dispose()
 
 
-def test_a_key_with_another_body_or_path_is_refused(api: Api) -> None:
+def test_a_key_with_another_body_path_or_query_is_rejected(api: Api) -> None:
     post(api, "/studies", "key-1", make_study())
     for path, body in (("/studies", make_study(name="other")), ("/predictions", make_study())):
         refused = post(api, path, "key-1", body)
@@ -42,13 +42,13 @@ def test_a_key_with_another_body_or_path_is_refused(api: Api) -> None:
         assert refused.json()["type"] == "urn:cdka:problem:idempotency-key-reused"
     made = post(api, "/studies", "key-2", make_study(name="other"))
     assert made.status_code == 201
-    # What is asked for in the query is part of the request, too.
+    # The query string is part of the request, too.
     path = f"/studies/{made.json()['id']}/pause"
     assert post(api, f"{path}?drain=true", "key-3").status_code == 200
     assert post(api, f"{path}?drain=false", "key-3").status_code == 422
 
 
-def test_keys_belong_to_their_token_and_what_was_refused_is_not_kept(api: Api) -> None:
+def test_keys_belong_to_their_token_and_rejected_requests_are_not_stored(api: Api) -> None:
     post(api, "/studies", "key-1", make_study())
     theirs = api.call(
         "POST", "/studies", "member", "other", json=make_study(name="x"), headers={"Idempotency-Key": "key-1"}
@@ -58,7 +58,7 @@ def test_keys_belong_to_their_token_and_what_was_refused_is_not_kept(api: Api) -
     assert post(api, "/studies", "key-3", make_study()).status_code == 201
 
 
-def test_the_same_key_at_once_is_one_study(api: Api) -> None:
+def test_simultaneous_posts_with_one_key_create_one_study(api: Api) -> None:
     api.token("member")
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: post(api, "/studies", "race", make_study()), range(6)))
@@ -67,7 +67,7 @@ def test_the_same_key_at_once_is_one_study(api: Api) -> None:
     assert len(api.call("GET", "/studies").json()["items"]) == 1
 
 
-def test_every_lifecycle_post_takes_a_key_and_leases_too(api: Api) -> None:
+def test_leases_and_pauses_accept_a_key(api: Api) -> None:
     study = post(api, "/studies", "create", make_study()).json()
     lease = post(api, "/leases", "lease", {"runner": "r"}, "worker").json()
     assert post(api, "/leases", "lease", {"runner": "r"}, "worker").json() == lease

@@ -22,7 +22,9 @@ def test_lists_are_paged_filtered_and_sorted(api: Api, clock: FakeClock) -> None
     both = api.call("GET", "/studies", params={"state": ["cancelled", "queued"]}).json()["items"]
     assert len(both) == 5
     assert [s["id"] for s in api.call("GET", "/studies", params={"name": "UDY 3"}).json()["items"]] == [ids[3]]
-    assert api.call("GET", "/studies", params={"name": "%"}).json()["items"] == []  # no pattern: a per cent sign
+    assert (
+        api.call("GET", "/studies", params={"name": "%"}).json()["items"] == []
+    )  # matched literally, not as a pattern
     for wrong in ({"limit": 0}, {"limit": 1000}, {"state": "lost"}, {"cursor": "'; --"}, {"order": "random"}):
         assert api.call("GET", "/studies", params=wrong).status_code == 422, wrong
 

@@ -1,4 +1,4 @@
-"""Errors are problems with a type; docs come from this server."""
+"""Errors are ``application/problem+json`` with a type; the API docs load nothing from other servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_unreadable_bodies_and_unknown_paths_return_problems(api: Api) -> None:
     assert api.call("PUT", "/studies").json()["status"] == 405
 
 
-def test_text_that_a_database_cannot_keep_is_refused(api: Api) -> None:
+def test_control_characters_are_rejected_in_names_and_removed_from_messages(api: Api) -> None:
     assert api.call("POST", "/studies", json=make_study(name="a\x00b")).status_code == 422
     study = api.create()
     assert api.call("PATCH", f"/studies/{study['id']}", json={"name": "\x1b[31m"}).status_code == 422
@@ -33,7 +33,7 @@ def test_text_that_a_database_cannot_keep_is_refused(api: Api) -> None:
         session.execute(text("SELECT 1"))
 
 
-def test_docs_come_from_this_server_alone(api: Api) -> None:
+def test_docs_load_nothing_from_other_servers(api: Api) -> None:
     page = api.http.get("/docs")
     assert "https://" not in page.text
     for path in ("/static/swagger-ui/swagger-ui-bundle.js", "/static/swagger-ui/swagger-ui.css", "/static/docs.js"):
@@ -41,7 +41,7 @@ def test_docs_come_from_this_server_alone(api: Api) -> None:
     assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
-def test_every_documented_error_has_an_example_of_its_own_form(api: Api) -> None:
+def test_every_documented_error_has_an_example_of_its_status(api: Api) -> None:
     schema = api.http.get("/openapi.json").json()
     seen = set()
     for path, item in schema["paths"].items():
@@ -66,7 +66,7 @@ def test_every_documented_error_has_an_example_of_its_own_form(api: Api) -> None
         ("POST", "/leases", {"runner": "r", "cpus": "2"}, "#/cpus"),
     ],
 )
-def test_booleans_and_text_are_not_numbers(api: Api, method: str, path: str, body: Any, pointer: str) -> None:
+def test_booleans_and_text_are_rejected_as_numbers(api: Api, method: str, path: str, body: Any, pointer: str) -> None:
     refused = api.call(method, path, "admin", json=body)
     assert refused.status_code == 422
     assert refused.json()["errors"][0]["pointer"] == pointer

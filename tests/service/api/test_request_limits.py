@@ -1,4 +1,4 @@
-"""Bodies, rates and invalid tokens are limited."""
+"""Body sizes, request rates and invalid tokens are limited."""
 
 from __future__ import annotations
 
@@ -47,4 +47,4 @@ def test_an_address_with_many_invalid_tokens_is_limited(api: Api) -> None:
     codes = [api.http.get("/api/v1/studies", headers={"Authorization": f"Bearer {k}"}).status_code for k in range(70)]
     assert codes[0] == 401
     assert codes[-1] == 429
-    assert api.call("GET", "/studies").status_code == 200  # others behind the same proxy are let in
+    assert api.call("GET", "/studies").status_code == 200  # valid tokens behind the same proxy still work

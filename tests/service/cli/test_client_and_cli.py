@@ -1,4 +1,4 @@
-"""The SDK and the command, against the real application."""
+"""The SDK and the ``cdka`` command, against the real application."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_sdk_raises_the_servers_errors(client: Client) -> None:
     assert lease is None
 
 
-def test_a_server_that_is_away_is_unavailable_after_retries() -> None:
+def test_an_unreachable_server_raises_unavailable_after_retries() -> None:
     calls = []
 
     def refuse(request: httpx.Request) -> httpx.Response:
@@ -83,9 +83,9 @@ def test_a_server_that_is_away_is_unavailable_after_retries() -> None:
     with pytest.raises(errors.Unavailable):
         client.create_study({})
     keys = {call.headers["idempotency-key"] for call in calls[3:]}
-    assert (len(calls), len(keys)) == (6, 1)  # sent again under its key: never two studies
+    assert (len(calls), len(keys)) == (6, 1)  # repeated with the same key, so there are never two studies
     with pytest.raises(errors.Unavailable):
-        client.lease("r", Shape())  # asking twice would be two leases: not repeated
+        client.lease("r", Shape())  # not repeated: a second request could take a second lease
     assert len(calls) == 7
 
 
@@ -146,7 +146,7 @@ def test_the_command_starts_without_torch_ray_or_fastapi() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_wrong_usage_and_an_absent_server_have_their_exit_codes(tmp_path: Path) -> None:
+def test_usage_errors_faulty_files_and_an_absent_server_have_their_exit_codes(tmp_path: Path) -> None:
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {"PATH": "", "CDKA_HOME": str(tmp_path), "CDKA_SERVER_URL": "http://127.0.0.1:1", **environment}
         return subprocess.run(
@@ -168,7 +168,7 @@ def test_wrong_usage_and_an_absent_server_have_their_exit_codes(tmp_path: Path) 
 
 
 def test_the_adapter_commands_run_the_library(tmp_path: Path) -> None:
-    """In a process of its own, so the exit code and what is wrong come through."""
+    """Runs in a process of its own, to check the exit code and stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "adapter", "inspect", str(tmp_path)], capture_output=True, text=True
     )

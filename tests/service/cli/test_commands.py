@@ -112,7 +112,7 @@ def test_the_best_adapter_of_a_study_is_fetched_into_a_folder(command: Any, api:
         command("fetch", study["id"], "--out", str(tmp_path / "best"))
 
 
-def test_operation_from_the_command_line(command: Any, api: Api) -> None:
+def test_teams_tokens_webhooks_and_workers_are_managed_from_the_command_line(command: Any, api: Api) -> None:
     team = said(command, "team", "create", "research", "--weight", "2", "--max-gpus", "8")
     assert (
         json.loads(said(command, "team", "update", team, "--max-studies", "5", "--lift", "max_gpus"))["max_gpus"]
@@ -146,7 +146,7 @@ def test_operation_from_the_command_line(command: Any, api: Api) -> None:
     "arguments",
     [("update", "x"), ("update", "x", "--limits", "{"), ("team", "update", "x", "--lift", "max_fun"), ("extend", "x")],
 )
-def test_usage_errors_and_rejections_have_different_exit_codes(command: Any, arguments: tuple[str, ...]) -> None:
+def test_usage_errors_exit_with_2(command: Any, arguments: tuple[str, ...]) -> None:
     assert command(*arguments)[0] == 2
 
 
@@ -160,7 +160,7 @@ def test_a_faulty_file_is_reported_without_a_server(tmp_path: Path) -> None:
 
 
 def test_every_command_that_reads_takes_json() -> None:
-    """By their names: what shows or lists something can be read by a program."""
+    """Every command that shows or lists something has ``--json``, so that programs can read it."""
     reads = {"studies", "show", "events", "front", "compare", "samplers", "pruners", "workers", "demand", "audit"}
     reads |= {"predict", "token list", "team list", "webhook list", "webhook deliveries", "trial show", "trial metrics"}
     root: Any = typer.main.get_command(cli.app)
@@ -173,7 +173,7 @@ def test_every_command_that_reads_takes_json() -> None:
         assert "--json" in [option for p in found[name].params for option in p.opts], name
 
 
-def test_a_token_expires_and_says_when_it_was_used(api: Api, clock: FakeClock) -> None:
+def test_a_token_expires_and_its_last_use_is_listed(api: Api, clock: FakeClock) -> None:
     end = clock().isoformat().replace("2026-01-01", "2026-01-02")
     made = api.call("POST", "/tokens", "admin", json={"name": "short", "role": "viewer", "expires_at": end}).json()
     headers = {"Authorization": f"Bearer {made['token']}"}

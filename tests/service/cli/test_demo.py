@@ -1,4 +1,4 @@
-"""The demo's data: the pinned packages' own, or refused."""
+"""The demo uses the data of the pinned packages and rejects changed data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_demo_lays_out_the_data_of_the_pinned_packages(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("package", [demo.MODEL_PACKAGE, demo.NEWS_PACKAGE])
-def test_changed_data_is_refused_with_the_command_that_restores_it(
+def test_changed_data_is_rejected_with_the_command_that_restores_it(
     tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = demo._package_folder

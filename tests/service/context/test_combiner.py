@@ -1,4 +1,4 @@
-"""Callers that wait together are served together: one pass for all, in order, and nobody is forgotten."""
+"""Callers that wait together are served in one pass and in order, and every caller gets an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.context.combiner import Combiner, NotServed
 
 
 class Counter:
-    """Answers each item with its place in the order of service; the first batch waits until it is let go."""
+    """Answers each item with ten times its value. Every batch waits until ``go`` is set."""
 
     def __init__(self, most_answers: int = 1000) -> None:
         self.batches: list[list[int]] = []
@@ -49,7 +49,7 @@ def test_all_waiting_callers_are_served_in_one_pass() -> None:
     assert combiner._lines == {}
 
 
-def test_a_pass_may_answer_the_first_alone_and_the_line_keeps_its_order() -> None:
+def test_a_pass_may_answer_only_the_first_callers_and_the_queue_keeps_its_order() -> None:
     combiner, counter = Combiner[int, int](most=4), Counter(most_answers=2)
     futures = call_together(combiner, counter, range(8))
     counter.go.set()
@@ -57,7 +57,7 @@ def test_a_pass_may_answer_the_first_alone_and_the_line_keeps_its_order() -> Non
     assert counter.batches == [[0], [1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7], [7]]
 
 
-def test_a_caller_that_times_out_leaves_the_line() -> None:
+def test_a_caller_that_times_out_leaves_the_queue() -> None:
     combiner, counter = Combiner[int, int](most=256), Counter()
     futures = call_together(combiner, counter, range(2))
     with pytest.raises(NotServed):
@@ -68,8 +68,8 @@ def test_a_caller_that_times_out_leaves_the_line() -> None:
     assert 99 not in counter.batches[1]
 
 
-def test_slow_passes_that_answer_a_few_do_not_hold_the_rest_beyond_their_patience() -> None:
-    """60 callers, a pass of 0.05 s for each answer: after 0.25 s a caller is told so at the end of the pass."""
+def test_callers_whose_patience_runs_out_during_slow_passes_are_not_served() -> None:
+    """60 callers wait for passes of 0.05 s that answer one caller each. After 0.25 s a caller gets NotServed."""
     combiner = Combiner[int, int](most=256)
     waited: list[float] = []
 

@@ -1,4 +1,4 @@
-"""The pages, as the server renders them."""
+"""The dashboard's pages, as the server renders them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_missing_study_is_a_page_and_plotly_is_served_from_its_package(api: Ap
     assert len(plotly.content) > 1_000_000
 
 
-def test_charts(api: Api) -> None:
+def test_charts_show_the_history_and_the_comparison(api: Api) -> None:
     study = api.create(search={"trials": 3}, compare={"seeds": 3, "learning_rate": "shared"})
     api.run_all(lambda t: 0.1 * t["number"])
     history = api.call("GET", f"/studies/{study['id']}/charts/history", "viewer").json()

@@ -1,4 +1,4 @@
-"""Old databases are upgraded with all that they hold; backups move between databases; faults in one are found."""
+"""Old databases upgrade without losing rows, backups move between databases, and ``db check`` finds faults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ASSETS = sorted((Path(__file__).parents[2] / "assets").glob("revision-*.cdka"))
 
 
 def contents(file: Path) -> dict[str, Counter[str]]:
-    """The rows of a backup by table, whatever their order."""
+    """The rows of a backup by table, without their order."""
     tables: dict[str, Counter[str]] = {}
     columns: list[str] = []
     current = ""
@@ -48,7 +48,7 @@ def contents(file: Path) -> dict[str, Counter[str]]:
 
 
 def server(url: str, home: Path, data_root: Path, clock: FakeClock) -> Api:
-    """A server on an upgraded database, with an admin's token of the team that the asset has."""
+    """A server on an upgraded database, with admin and worker tokens of the asset's team."""
     settings = Settings(home=home, database_url=url, data_dirs=[data_root], lease_seconds=60, rate_limit=0)
     ctx = make_context(settings, clock, clock.elapsed)
     api = Api(ctx, TestClient(create_app(ctx), base_url="http://localhost"))
@@ -83,7 +83,7 @@ def test_populated_databases_of_every_earlier_revision_upgrade(
     assert [c["finished"] for c in done["candidates"]] == [2] * len(done["candidates"])
     trials = api.call("GET", f"/studies/{studies['running']['id']}/trials").json()["items"]
     assert [t["state"] for t in trials] == ["completed", "pruned", "infeasible", "running", "queued"]
-    # The old runner is gone: its trial is taken up again, and both open studies run to their ends.
+    # The old runner is gone: its trial is leased again, and both open studies complete.
     clock.advance(61)
     api.ctx.expiry_from = clock()
     again = api.run_all(lambda t: 0.5)
@@ -96,7 +96,7 @@ def test_populated_databases_of_every_earlier_revision_upgrade(
 
 
 @pytest.mark.parametrize("asset", ASSETS, ids=lambda p: p.stem)
-def test_a_downgrade_keeps_what_the_earlier_revision_knew(asset: Path, blank_url: str, tmp_path: Path) -> None:
+def test_a_downgrade_keeps_every_row_of_the_earlier_revision(asset: Path, blank_url: str, tmp_path: Path) -> None:
     database = Database(blank_url)
     restore(database, asset)
     with gzip.open(asset, "rt") as stream:
@@ -150,7 +150,7 @@ def test_an_incomplete_backup_is_rejected(api: Api, tmp_path: Path) -> None:
         target = Database(f"sqlite:///{tmp_path}/{name}.db")
         with pytest.raises(InvalidRequest, match="is no"):
             restore(target, tmp_path / name)
-        # The next attempt finds the database as it was.
+        # The database is unchanged, so the next attempt succeeds.
         assert inspect(target.engine).get_table_names() == []
         assert restore(target, file) > 0
         target.engine.dispose()
@@ -177,7 +177,7 @@ def run(url: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command_line, capture_output=True, text=True, env=environment)
 
 
-def test_the_db_commands(blank_url: str, tmp_path: Path) -> None:
+def test_the_db_commands_check_upgrade_back_up_and_restore(blank_url: str, tmp_path: Path) -> None:
     behind = run(blank_url, tmp_path, "check")
     assert behind.returncode == 3
     assert "cdka db upgrade" in behind.stderr
@@ -190,7 +190,7 @@ def test_the_db_commands(blank_url: str, tmp_path: Path) -> None:
     assert "rows restored" in run(f"sqlite:///{tmp_path}/new.db", tmp_path, "restore", str(tmp_path / "b.cdka")).stdout
 
 
-def test_a_server_refuses_an_old_postgresql_schema_and_says_the_command(cluster: Any, tmp_path: Path) -> None:
+def test_a_server_exits_on_an_old_postgresql_schema_and_names_the_command(cluster: Any, tmp_path: Path) -> None:
     url = cluster.create("old")
     database = Database(url)
     command.upgrade(alembic_config(database.url), "0001")
@@ -204,9 +204,9 @@ def test_a_server_refuses_an_old_postgresql_schema_and_says_the_command(cluster:
 
 
 def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(api: Api, ctx: Any) -> None:
-    """SQLite's own error for a disk without room, by a limit on the file's pages."""
+    """A limit on the file's pages makes SQLite raise its own disk-full error."""
     if not ctx.db.is_sqlite:
-        return  # PostgreSQL's (53100) is its own to raise; the translation is the same line
+        return  # a test cannot make PostgreSQL raise its error (53100); the same line translates it
     study = api.create()
     kept = api.call("GET", f"/studies/{study['id']}").json()
     ctx.db.engine.dispose()

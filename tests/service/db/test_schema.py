@@ -1,4 +1,4 @@
-"""The schema exists only through the migrations, and they say all that the models say."""
+"""The migrations create the schema, and it matches the models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.settings import Settings
 from service.tenancy.tokens import authenticate
 
 
-def test_upgrade_makes_what_the_models_describe_and_downgrade_leaves_nothing(blank_url: str) -> None:
+def test_upgrade_matches_the_models_and_downgrade_removes_every_table(blank_url: str) -> None:
     database = Database(blank_url)
     assert not database.is_current()
     database.upgrade()
@@ -64,7 +64,7 @@ def test_invalid_settings_are_named(monkeypatch: pytest.MonkeyPatch, variable: s
         Settings()
 
 
-def test_a_password_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_database_password_is_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "password").write_text("p@ss/word\n")
     monkeypatch.setenv("CDKA_DATABASE_PASSWORD_FILE", str(tmp_path / "password"))
     monkeypatch.setenv("CDKA_DATABASE_URL", "postgresql+psycopg://cdka@postgres:5432/cdka")
@@ -83,7 +83,7 @@ def test_a_password_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_deployment_tokens_follow_their_files(tmp_path: Path) -> None:
-    """A new secret in the file ends the former one; the same secret again changes nothing."""
+    """A new secret in the file revokes the previous one. The same secret again changes nothing."""
     made = make_context(Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/p.db"))
     file = tmp_path / "worker_token"
     file.write_text("cdka_" + "a" * 43)

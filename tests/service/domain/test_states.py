@@ -65,7 +65,7 @@ def test_trial_transitions(current: TrialState, wanted: TrialState) -> None:
             check_trial_transition(current, wanted)
 
 
-def test_every_state_is_in_the_tables_and_ends_are_ends() -> None:
+def test_the_tables_contain_every_state_and_the_final_states() -> None:
     assert set(STUDY_TRANSITIONS) == set(StudyState)
     assert set(TRIAL_TRANSITIONS) == set(TrialState)
     assert TRIAL_ENDED == {"completed", "pruned", "infeasible", "failed", "cancelled"}

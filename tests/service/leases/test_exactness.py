@@ -1,4 +1,4 @@
-"""Exact under races, restarts, and a kill between any two statements."""
+"""Leasing stays exact under races, restarts and a kill between any two SQL statements."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def replica(api: Api, ctx: Context) -> Api:
     """Another server on the same database."""
     other = make_context(ctx.settings, ctx.clock, ctx.elapsed)
     made = Api(other, TestClient(create_app(other), base_url="http://localhost"), api.secrets)
-    # FastAPI builds its routes with the first request. A server has one event loop for that, clients in threads here
-    # have one each.
+    # FastAPI builds its routes at the first request, in a server's single event loop. Here every client thread has its
+    # own loop, so one request comes first.
     assert made.call("GET", "/demand", "worker").status_code == 200
     return made
 
@@ -47,7 +47,7 @@ def value(trial: dict[str, Any]) -> float:
 
 
 def race(apis: list[Api], study: str, clients: int, hints: list[float]) -> tuple[list[int], int]:
-    """Clients that lease and finish until the study has ended; returns the trials' numbers and the most at once."""
+    """Lease and finish until the study ends. Returns the trials' numbers and the most that ran at once."""
     running, most, lock = 0, 0, threading.Lock()
     seen: list[int] = []
     over = threading.Event()
@@ -87,10 +87,10 @@ def race(apis: list[Api], study: str, clients: int, hints: list[float]) -> tuple
     ("clients", "trials", "busy"),
     [pytest.param(40, 40, 0, id="short"), pytest.param(200, 120, 4, id="long", marks=LONG)],
 )
-def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
+def test_two_replicas_run_every_trial_exactly_once(
     api: Api, ctx: Context, clients: int, trials: int, busy: int
 ) -> None:
-    """Two servers with caches of their own on one database: every trial runs once, and no runner gets an error."""
+    """Two servers with separate caches share one database. No runner gets an error."""
     study = api.create(search={"trials": trials, "concurrency": 7, "sampler": "random"})
     other = replica(api, ctx)
     hints: list[float] = []
@@ -117,7 +117,7 @@ def test_a_fleet_of_two_replicas_runs_exactly_the_trials(
 def test_simultaneous_requests_get_the_same_proposals_as_sequential_ones(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch, sampler: str, runners: int, busy: int
 ) -> None:
-    """The same history, the same numbers, the same configurations; and far fewer passes than runners."""
+    """The same history gives the same numbers and configurations, in fewer passes than runners."""
     passes: list[int] = []
     monkeypatch.setattr(acquisition, "serve", lambda ctx, asks: passes.append(len(asks)) or granting.serve(ctx, asks))
     # How long proposals take on a busy machine must not matter here.
@@ -150,7 +150,7 @@ def test_simultaneous_requests_get_the_same_proposals_as_sequential_ones(
 def test_a_runner_that_is_not_served_in_time_gets_a_retry_hint(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a slow sampler nor a writer that stays in the way is the runner's error, and nothing is lost by it."""
+    """A slow sampler or a contending writer causes no error for the runner, and no trial is lost."""
     monkeypatch.setattr(acquisition, "PATIENCE_SECONDS", 0.05)
     study = api.create(search={"trials": 3, "concurrency": 3, "sampler": "random"})
     api.token("worker")
@@ -194,7 +194,7 @@ def test_a_runner_that_is_not_served_in_time_gets_a_retry_hint(
 def test_committed_grants_reach_their_runners_if_a_later_step_fails(
     api: Api, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A queued trial is granted, then the database is away: the lease is its runner's, the error the next one's."""
+    """A queued trial is granted, then the database fails. Its runner keeps the lease, the next gets the error."""
     study = api.create(search={"trials": 3, "concurrency": 3, "sampler": "random"})
     body = {"params": {"r1": 2, "r2": 4, "r": 4, "alpha": 8, "learning_rate": 0.001}}
     assert api.call("POST", f"/studies/{study['id']}/trials", json=body).status_code == 201
@@ -239,7 +239,7 @@ def test_replicas_that_propose_the_same_numbers_store_each_once(
 
 
 def test_a_batch_that_uses_up_the_space_ends_the_search(api: Api, ctx: Context) -> None:
-    """Six configurations, ten runners at once: six trials, and the study knows that there are no more."""
+    """Ten runners ask at once for six configurations: each runs once, and the search ends."""
     space = {
         "r1": {"choices": [1, 2]},
         "r2": {"choices": [4]},
@@ -258,7 +258,7 @@ def test_a_batch_that_uses_up_the_space_ends_the_search(api: Api, ctx: Context) 
     assert (read["state"], read["search"]["planned"]) == ("completed", len(leases))
 
 
-def test_fifty_trials_are_the_same_whether_or_not_the_server_restarts_after_25(api: Api, ctx: Context) -> None:
+def test_a_server_restart_does_not_change_the_proposals(api: Api, ctx: Context) -> None:
     changes = {"search": {"trials": 50, "concurrency": 1, "pruner": "median"}}
     api.create(**changes)
     straight = [t["params"] for t in api.run_all(value)]
@@ -275,7 +275,7 @@ def test_fifty_trials_are_the_same_whether_or_not_the_server_restarts_after_25(a
     restarted.ctx.db.engine.dispose()
 
 
-def test_alternating_replicas_propose_like_one(api: Api, ctx: Context) -> None:
+def test_alternating_replicas_propose_the_same_as_one_server(api: Api, ctx: Context) -> None:
     api.create(search={"trials": 20, "concurrency": 1})
     straight = [t["params"] for t in api.run_all(value)]
     api.create(search={"trials": 20, "concurrency": 1})
@@ -296,7 +296,7 @@ WORKER = Principal("", "", "default", Role.ADMIN, "test")
 
 
 def _loop(ctx: Context, study_id: str, trials: int) -> None:
-    """What a server does for one runner: ask, lease, report, finish, until there is nothing to do."""
+    """What a server does for one runner: lease, report and finish until no trial is left."""
     runner = acquisition.Runner("runner", Shape(1, 0))
     while grants := acquisition.acquire(ctx, runner, 1).grants:
         (grant,) = grants
@@ -329,7 +329,7 @@ def _killed_at(url: str, home: Path, study_id: str, statement: int, clock_ahead:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("every", [pytest.param(11, id="some"), pytest.param(1, id="all", marks=LONG)])
-def test_a_kill_between_any_two_statements_loses_and_doubles_nothing(
+def test_a_kill_between_any_two_statements_loses_and_repeats_no_trial(
     api: Api, ctx: Context, clock: FakeClock, tmp_path: Path, request: pytest.FixtureRequest, every: int
 ) -> None:
     """The whole loop of three trials is killed before its 1st statement, before its 2nd, and so on to its last.
@@ -445,7 +445,7 @@ def test_setting_the_clock_back_neither_expires_nor_prolongs_leases(api: Api, cl
         assert api.report(alive).status_code == 200
         if (lease := api.lease("third")) is not None:
             taken.append(lease["trial"]["id"])
-    # The silent one's lease ends a lease time or two later, not two hours later.
+    # The silent runner's lease ends after one or two lease times, not after two hours.
     assert set(taken) == {dead["trial"]["id"]}
 
 
@@ -473,7 +473,7 @@ def test_clock_jumps_do_not_trigger_trial_limits(api: Api, ctx: Context, clock: 
     assert api.report(lease, 0.5).status_code == 200
 
 
-def test_studies_on_a_server_without_authentication(ctx: Context) -> None:
+def test_a_server_without_authentication_accepts_studies(ctx: Context) -> None:
     ctx.settings.auth = "off"
     with TestClient(create_app(ctx), base_url="http://localhost") as http:
         made = http.post("/api/v1/studies", json=make_study())

@@ -1,4 +1,4 @@
-"""A machine that fails what others can run is noticed, left out, shown and taken back."""
+"""A host that fails trials which other hosts can run is quarantined, listed and released."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fail(api: Api, host: str, failure: dict[str, str] = ERROR) -> None:
     lease = api.lease(f"runner-{host}", host=host)
     assert lease is not None
     assert api.finish(lease, "failed", None, failure=failure).status_code == 200
-    # What fails at one time is one failure of the machine.
+    # Failures within 20 s count as one failure of the host.
     api.ctx.clock.advance(21)
 
 
@@ -37,7 +37,7 @@ def hosts(api: Api) -> dict[str, Any]:
     return {h["name"]: h for h in api.call("GET", "/hosts", "admin").json()["items"]}
 
 
-def test_the_third_failure_in_a_row_quarantines(api: Api, study: dict[str, Any]) -> None:
+def test_the_third_failure_in_a_row_quarantines_a_host(api: Api, study: dict[str, Any]) -> None:
     for _ in range(3):
         fail(api, "bad")
     assert api.lease("runner-bad", host="bad") is None
@@ -85,7 +85,7 @@ def test_lost_runners_count_as_host_failures(api: Api, clock: FakeClock, study: 
     for _ in range(3):
         assert api.lease("runner-bad", host="bad") is not None
         clock.advance(61)
-        # The good host asks, which is when expired leases are looked for.
+        # The good host asks for work, and the server then checks for expired leases.
         succeed(api, "good")
     assert hosts(api)["bad"]["quarantined_at"] is not None
     assert "nothing was heard of runner-bad" in hosts(api)["bad"]["reason"]
@@ -126,7 +126,7 @@ def test_runners_that_return_clear_their_host(api: Api, clock: FakeClock, study:
 
 
 def test_workers_cannot_blame_another_teams_host(api: Api, study: dict[str, Any]) -> None:
-    """Whoever names a machine names it for its own team."""
+    """A host name counts only within the team that reports it."""
     theirs = {"name": "theirs", "search": {"trials": 40, "concurrency": 10, "retries": 9, "sampler": "random"}}
     api.token("member", "evil")
     assert api.call("POST", "/studies", "member", "evil", json=make_study(**theirs)).status_code == 201

@@ -1,4 +1,4 @@
-"""What a study is trained on: recorded by the first trial that makes a step, shown, and the same for all trials."""
+"""A study's inputs: the first trial records its data and model, they are shown, and they must not change."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def test_the_same_inputs_twice_are_recorded_once_and_notes_may_differ(api: Api) 
         ({"tokenizer_sha256": "d" * 64}, "the tokenizer differs"),
     ],
 )
-def test_other_data_or_another_model_is_refused_with_the_difference(
-    api: Api, change: dict[str, Any], told: str
-) -> None:
+def test_changed_data_or_model_is_rejected_with_the_difference(api: Api, change: dict[str, Any], told: str) -> None:
     study = api.create()
     first, second = leased(api), leased(api)
     record(api, first, INPUTS)
@@ -100,13 +98,13 @@ def test_a_lost_lease_records_nothing(api: Api, clock: FakeClock) -> None:
         {},
     ],
 )
-def test_inputs_that_are_none_are_refused(api: Api, wrong: dict[str, Any]) -> None:
+def test_malformed_inputs_are_rejected(api: Api, wrong: dict[str, Any]) -> None:
     study = api.create()
     assert record(api, leased(api), wrong).status_code == 422
     assert api.call("GET", f"/studies/{study['id']}").json()["inputs"] is None
 
 
-def test_the_sdk_tells_changed_inputs_from_a_lost_lease(api: Api) -> None:
+def test_the_sdk_raises_inputs_changed(api: Api) -> None:
     api.create()
     first, second = leased(api), leased(api)
     inputs = Inputs.model_validate(INPUTS)
@@ -131,7 +129,7 @@ def test_the_study_page_shows_rows_files_classes_and_notes(api: Api) -> None:
         assert "initialised anew in every trial: classifier" in text
 
 
-def test_show_tells_rows_classes_and_notes(api: Api, command: Any) -> None:
+def test_cdka_show_prints_rows_classes_and_notes(api: Api, command: Any) -> None:
     study = api.create()
     record(api, leased(api), INPUTS)
     said = " ".join(command("show", study["id"])[1].split())

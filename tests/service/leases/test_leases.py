@@ -65,7 +65,7 @@ def test_an_expired_lease_can_be_renewed_until_another_takes_the_trial(api: Api,
     lease = api.lease()
     assert lease is not None
     clock.advance(61)
-    api.call("GET", "/demand", "worker")  # expiry is noticed
+    api.call("GET", "/demand", "worker")  # the server notices the expiry
     assert trial(api, lease)["state"] == "queued"
     assert api.report(lease, 0.5).status_code == 200
     assert trial(api, lease)["state"] == "running"
@@ -95,7 +95,7 @@ def test_a_server_outage_expires_no_lease(api: Api, ctx: Context, clock: FakeClo
     assert api.lease("other") is None
 
 
-def test_the_same_result_twice_is_one_result(api: Api) -> None:
+def test_the_same_result_is_accepted_twice_and_another_one_is_rejected(api: Api) -> None:
     api.create(search={"trials": 2})
     lease = api.lease()
     assert lease is not None
@@ -105,8 +105,8 @@ def test_the_same_result_twice_is_one_result(api: Api) -> None:
     assert trial(api, lease)["metrics"] == {"accuracy": 0.7}
 
 
-def test_a_body_that_reports_a_value_twice_is_refused_and_nothing_of_it_is_stored(api: Api) -> None:
-    """Which of the two the metrics and the pruner's curve would hold is nobody's guess."""
+def test_a_body_that_reports_a_value_twice_is_rejected_as_a_whole(api: Api) -> None:
+    """Otherwise the metrics and the pruner's curve could keep different values."""
     api.create()
     lease = api.lease()
     assert lease is not None
@@ -126,7 +126,7 @@ def test_reports_repeated_by_a_retry_change_nothing(api: Api) -> None:
     lease = api.lease()
     assert lease is not None
     api.report(lease, 0.1, 0.2)
-    api.report(lease, 0.9, 0.9, 0.3)  # steps 1 and 2 were taken already
+    api.report(lease, 0.9, 0.9, 0.3)  # steps 1 and 2 are stored already
     items = api.call("GET", f"/trials/{lease['trial']['id']}/metrics").json()["items"]
     assert [(m["step"], m["value"]) for m in items] == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
@@ -249,14 +249,14 @@ def test_a_completed_trial_must_report_its_objective(api: Api) -> None:
     response = api.finish(lease, "completed", None)
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"] == "#/metrics"
-    assert api.finish(lease, "failed", None).status_code == 422  # a failure says why
+    assert api.finish(lease, "failed", None).status_code == 422  # a failed result needs a failure
     raw = '{"state": "completed", "metrics": {"accuracy": NaN}}'
     path = f"/leases/{lease['id']}/result"
     assert api.call("PUT", path, "worker", content=raw, headers={"content-type": "application/json"}).status_code == 422
     assert trial(api, lease)["state"] == "running"
 
 
-def test_resources_decide_who_gets_a_trial(api: Api) -> None:
+def test_a_trial_goes_only_to_a_runner_with_its_resources(api: Api) -> None:
     api.create(search={"trials": 2}, resources={"cpus": 2, "gpus": 0.5})
     assert api.lease(cpus=1) is None
     assert api.lease(cpus=2) is None
@@ -293,7 +293,7 @@ def test_warm_runners_prefer_their_model_without_starving_others(api: Api) -> No
     api.create(name="new", search={"trials": 9, "concurrency": 9}, model={"path": "tiny-bert", "revision": "v2"})
     warm = ["tiny-bert@v2"]
     served = [api.lease(warm=warm)["trial"]["study"]["name"] for _ in range(4)]  # type: ignore[index]
-    # Both studies are taken up first; from then on the warm one is preferred.
+    # Each study gets a first trial; after that, the study with the warm model is preferred.
     assert served == ["new", "old", "new", "new"]
 
 
@@ -303,7 +303,7 @@ def test_an_unknown_lease_is_not_found(api: Api) -> None:
 
 
 def test_an_attempt_without_a_checkpoint_clears_earlier_reports(api: Api, clock: FakeClock) -> None:
-    """What a dead attempt reported must neither mix with the next one's values nor stop it."""
+    """The reports of a dead attempt must neither mix with the next attempt's values nor stop it."""
     api.create(search={"trials": 3, "pruner": "asha"})
     good = api.lease("good")
     assert good is not None

@@ -1,4 +1,4 @@
-"""What an attempt's end makes of its trial and study: the rules of every result and failure."""
+"""How the end of an attempt changes its trial and study, for every result and kind of failure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_trial(**values: Any) -> Trial:
         ("pruned", StopReason.PRUNED, OPEN, TrialState.PRUNED),
     ],
 )
-def test_a_result_without_a_failure(
+def test_a_result_without_a_failure_sets_the_trials_state(
     result: Any, stop_reason: StopReason | None, study: StudyState, state: TrialState
 ) -> None:
     values = {"metrics": {"accuracy": 0.5}}
@@ -56,14 +56,14 @@ def test_a_result_without_a_failure(
     assert outcome.state is state
     assert outcome.study_failure is None
     if state is QUEUED:
-        # It starts over: nothing that this attempt measured is kept, and its lease ends.
+        # The trial starts over: this attempt's measurements are dropped and its lease ends.
         assert outcome.values == {"lease_id": None, "stop_reason": None}
     else:
         assert outcome.values["metrics"] == {"accuracy": 0.5}
 
 
 KINDS: dict[FailureKind, tuple[TrialState, TrialState]] = {
-    # In an open study whose retries last, and in one that has ended.
+    # The trial's state in an open study with retries left, and in a study that has ended.
     FailureKind.OUT_OF_MEMORY: (INFEASIBLE, INFEASIBLE),
     FailureKind.DIVERGED: (INFEASIBLE, INFEASIBLE),
     FailureKind.PREEMPTED: (QUEUED, CANCELLED),
@@ -76,7 +76,7 @@ KINDS: dict[FailureKind, tuple[TrialState, TrialState]] = {
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))
-def test_every_kind_of_failure_has_its_rule(kind: FailureKind) -> None:
+def test_every_kind_of_failure_sets_the_trials_and_studys_state(kind: FailureKind) -> None:
     failure = Failure(kind, "why")
     in_open, in_ended = KINDS[kind]
     found = of_failure(make_study(OPEN), make_trial(), failure, {"metrics": {}})

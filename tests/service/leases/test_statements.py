@@ -1,4 +1,4 @@
-"""The SQL that a trial's lease, report and result take: their number is most of their cost."""
+"""The number of SQL statements of a lease, a report and a result, which is most of their cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def statements(engine: Engine) -> Iterator[list[str]]:
         event.remove(engine, "before_cursor_execute", record)
 
 
-def test_a_lease_a_report_and_a_result_take_no_more_statements_than_they_need(api: Api) -> None:
+def test_a_lease_a_report_and_a_result_take_the_recorded_number_of_statements(api: Api) -> None:
     api.create(search={"sampler": "random", "trials": 9})
     engine = api.ctx.db.engine
     first = api.lease()

@@ -1,4 +1,4 @@
-"""What trials print: appended in order, whatever is repeated; kept up to a size; read from any place on."""
+"""Trial logs: text is appended in order, repeated text is stored once, size is limited, reads start anywhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lease(api: Api) -> dict[str, Any]:
     return lease
 
 
-def test_a_log_grows_and_is_followed(api: Api, lease: dict[str, Any]) -> None:
+def test_a_log_grows_and_can_be_followed(api: Api, lease: dict[str, Any]) -> None:
     assert read(api, lease).json() == {
         "attempt": 1, "attempts": 1, "start": 0, "next": 0, "text": "", "running": True,
     }  # fmt: skip
@@ -72,7 +72,7 @@ def test_every_attempt_has_its_own_log_and_a_lost_lease_cannot_append(api: Api, 
     assert "2 attempts" in missing.json()["detail"]
 
 
-def test_event_filters_reject_control_characters_and_other_teams(api: Api, lease: dict[str, Any]) -> None:
+def test_logs_drop_control_characters_and_are_hidden_from_other_teams(api: Api, lease: dict[str, Any]) -> None:
     append(api, lease, 0, "a\x00b\x1b[31mc\n")
     assert read(api, lease).json()["text"] == "ab[31mc\n"
     assert api.call("GET", f"/trials/{lease['trial']['id']}/logs", team="other").status_code == 404

@@ -1,4 +1,4 @@
-"""Confirmation and comparison: fair, exact, and never more sure than the seeds allow."""
+"""Confirmation and comparison: same seeds for every candidate, exact numbers, verdicts only with enough seeds."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_two_seeds_give_numbers_but_no_verdict(api: Api) -> None:
     assert any("2 seeds only illustrate" in note for note in found["notes"])
 
 
-def test_no_seeds_skip_the_confirmation(api: Api) -> None:
+def test_without_seeds_the_confirmation_is_skipped(api: Api) -> None:
     study = api.create(compare={"seeds": 0})
     api.run_all(lambda t: 0.5)
     found = compared(api, study)
@@ -103,7 +103,7 @@ def test_no_seeds_skip_the_confirmation(api: Api) -> None:
     assert found["predictors"][0]["verdict"] == "not confirmed: compare.seeds is 0"
 
 
-def test_tuned_learning_rates_get_a_search_of_equal_size(api: Api) -> None:
+def test_every_candidate_gets_the_same_learning_rates_in_tuning(api: Api) -> None:
     study = api.create(search={"trials": 3}, compare={"seeds": 3, "learning_rate": "tuned", "tuning_trials": 3})
     # Every candidate is best at its second rate.
     trials = api.run_all(lambda t: 0.5 + (0.3 if t["phase"] == "tuning" and t["number"] % 3 == 1 else 0.0))
@@ -162,7 +162,7 @@ def test_regret_follows_the_metrics_direction(api: Api) -> None:
 
 
 def coverage(seeds: int, with_scores: bool, runs: int = 1500) -> float:
-    """Share of simulated experiments (seeds and test examples both drawn anew) whose interval holds the truth."""
+    """Share of simulated experiments (new seeds and test examples in each) whose interval contains the true value."""
     rng = np.random.default_rng(0)
     examples, truth, hits = 200, 0.05, 0
     for _ in range(runs):
@@ -180,13 +180,13 @@ def coverage(seeds: int, with_scores: bool, runs: int = 1500) -> float:
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_intervals_cover_what_they_promise(seeds: int) -> None:
+def test_intervals_cover_the_true_difference(seeds: int) -> None:
     assert coverage(seeds, with_scores=True) >= 0.94
-    # Without the draw of the examples the same experiment would be far too sure of itself.
+    # Without per-example scores the interval ignores the sampling of examples and is too narrow.
     assert coverage(seeds, with_scores=False) < 0.92
 
 
-def test_estimates() -> None:
+def test_estimates_and_rank_correlations_have_known_values() -> None:
     found = estimate([1.0, 2.0, 3.0])
     assert (found.mean, found.spread, found.seeds) == (2.0, 1.0, 3)
     assert found.high == pytest.approx(2 + 4.302652729911275 / math.sqrt(3))  # t, 2 degrees of freedom

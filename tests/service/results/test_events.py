@@ -1,4 +1,4 @@
-"""Event streams hold everything, in order."""
+"""Event streams deliver every event, in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import Api
 
 
 def stream(api: Api, study_id: str, last: int | None = None) -> list[tuple[int, str]]:
-    """The stream of a study that has ended, to its end."""
+    """Read a study's event stream to its end. Returns the events' numbers and kinds."""
     headers = {"Authorization": f"Bearer {api.token('viewer')}"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
@@ -30,7 +30,7 @@ def stream(api: Api, study_id: str, last: int | None = None) -> list[tuple[int, 
     return found
 
 
-def test_the_stream_holds_everything_in_order_and_goes_on_after_the_last_event(api: Api) -> None:
+def test_the_stream_has_every_event_in_order_and_resumes_after_the_last_event_id(api: Api) -> None:
     study = api.create(search={"trials": 2, "concurrency": 1})
     lease = api.lease()
     assert lease is not None
@@ -71,7 +71,7 @@ def test_an_open_event_stream_gets_new_events(api: Api, monkeypatch: pytest.Monk
     assert [kind for _, kind in found[0]].count("trial.reported") == 20
 
 
-def test_a_stream_ends_with_its_token(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_ends_when_its_token_is_revoked(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(events_api, "KEEPALIVE_SECONDS", 0.05)
     study = api.create(search={"trials": 2})

@@ -35,7 +35,7 @@ def test_exports_hold_every_trial(api: Api, tmp_path: Path) -> None:
     header = lines[0].split(",")
     rows = [dict(zip(header, line.split(","), strict=True)) for line in lines[1:]]
     assert rows[0]["metrics.accuracy"] == "0.9"
-    assert rows[0]["resources.runner"] == "'@evil"  # a spreadsheet would take it for a formula
+    assert rows[0]["resources.runner"] == "'@evil"  # escaped, because a spreadsheet would run it as a formula
     assert rows[4]["failure_message"] == "'=1+1"
     everything = exported(api, study, "json").json()
     assert [t["number"] for t in everything["trials"]] == [0, 1, 2, 3, 4]
@@ -54,7 +54,7 @@ def test_exports_hold_every_trial(api: Api, tmp_path: Path) -> None:
     loaded._storage._backend.engine.dispose()  # type: ignore[attr-defined]
 
 
-def test_an_adapter_is_fetched_as_a_zip_and_nothing_outside_is(api: Api, ctx: Context, tmp_path: Path) -> None:
+def test_an_adapter_is_served_as_a_zip_but_not_from_outside_the_store(api: Api, ctx: Context, tmp_path: Path) -> None:
     import io
     import zipfile
 

@@ -65,7 +65,7 @@ LIVE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", LIVE)
-def test_pruners_decide_as_optunas_own_on_a_live_study(name: str) -> None:
+def test_pruners_decide_like_optunas_own_on_a_live_study(name: str) -> None:
     """The same evaluations in the same order, once through Optuna's storage and once through our replay."""
     make, options = LIVE[name]
     pruner = make()
@@ -98,18 +98,18 @@ def test_pruners_decide_as_optunas_own_on_a_live_study(name: str) -> None:
             live.tell(asked, value)
             seen = replace(seen, state=TrialState.COMPLETED, metrics={"accuracy": value}, version=20_000 + version)
         history.update([seen])
-    assert decisions  # some were stopped, or nothing was compared
+    assert decisions  # at least one trial was stopped, so the comparison means something
     assert set(LIVE) == set(PRUNERS) - {"none"}
 
 
-def test_pruning_goes_by_the_declared_metric_where_there_are_several_objectives() -> None:
+def test_pruning_with_several_objectives_uses_the_pruning_metric() -> None:
     both = [{"metric": "accuracy", "direction": "maximize"}, {"metric": "parameters", "direction": "minimize"}]
     p = problem({"objectives": both}, pruner="median", pruner_options={"n_startup_trials": 1}, pruning_metric="loss")
     start = OptunaPolicy().propose(p, history_of(p, []), 0)
     good = replace(trial(0, start), state=TrialState.COMPLETED, curve=(0.2, 0.1), metrics={"accuracy": 1.0})
     worse, better = replace(trial(1, start), curve=(0.9,)), replace(trial(2, start), curve=(0.1,))
     history = history_of(p, [good, worse, better])
-    assert OptunaPolicy().should_stop(p, history, 1, 1)  # a loss is to be small
+    assert OptunaPolicy().should_stop(p, history, 1, 1)  # a lower loss is better
     assert not OptunaPolicy().should_stop(p, history, 2, 1)
 
 
@@ -130,7 +130,7 @@ def test_infeasible_configurations_are_never_proposed_again() -> None:
     first = policy.propose(p, history_of(p, []), 0)
     assert first is not None
     for kind, left in ((FailureKind.OUT_OF_MEMORY, 12), (FailureKind.DIVERGED, 15)):
-        # Memory is a matter of the structure: all four alphas and rates of it go. Divergence is of one configuration.
+        # Out of memory excludes the structure with all four pairs of alpha and rate; divergence excludes one point.
         history = history_of(p, [trial(0, first, TrialState.INFEASIBLE, failure=kind)])
         seen = set()
         for number in range(1, 1 + 5 * left):
@@ -154,7 +154,7 @@ def test_failed_and_cancelled_trials_do_not_use_up_their_configuration() -> None
         assert policy.propose(p, history, 99) is None
 
 
-def test_a_long_history_is_bounded_by_its_best_quarter_and_the_most_recent() -> None:
+def test_a_long_history_is_cut_to_its_best_quarter_and_most_recent_trials() -> None:
     p = problem()
     order = random.Random(1)
     trials = []
@@ -184,8 +184,8 @@ def test_cmaes_finds_better_points_than_chance() -> None:
     assert found > best_quarter(problem(sampler="random"))
 
 
-def test_a_sequence_spreads_evenly() -> None:
-    """Of 64 points of a Sobol sequence each eighth of the learning rate's range holds eight."""
+def test_a_sobol_sequence_spreads_evenly() -> None:
+    """Each eighth of the learning rate's range contains 8 of 64 points."""
     policy, p = OptunaPolicy(), problem(sampler="qmc")
     history = history_of(p, [])
     points = [policy.propose(p, history, n) for n in range(64)]

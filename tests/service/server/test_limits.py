@@ -13,7 +13,7 @@ from ..helpers import lease_of, study_of, trials_of
 pytestmark = pytest.mark.usefixtures("in_order")
 
 
-def test_a_deadline_ends_the_search_with_what_it_has(api: Api, ctx: Context, clock: FakeClock) -> None:
+def test_a_deadline_completes_a_study_that_has_results(api: Api, ctx: Context, clock: FakeClock) -> None:
     study = api.create(search={"trials": 9, "concurrency": 2}, limits={"hours": 1})
     api.finish(lease_of(api), value=0.7)
     running = lease_of(api)
@@ -31,7 +31,7 @@ def test_a_deadline_ends_the_search_with_what_it_has(api: Api, ctx: Context, clo
     assert api.report(running).json()["reason"] == "cancelled"
     assert api.finish(running, "cancelled", None).json() == {"trial_state": "cancelled"}
     assert api.lease() is None
-    # A new name is no reason to search on; a later limit is.
+    # Renaming does not resume the search; a higher limit does.
     assert api.call("PATCH", f"/studies/{study['id']}", json={"name": "late"}).json()["state"] == "completed"
     assert api.call("PATCH", f"/studies/{study['id']}", json={"limits": {"hours": 9}}).json()["state"] == "running"
     assert api.lease() is not None
@@ -45,9 +45,7 @@ def test_a_deadline_without_any_result_fails_the_study(api: Api, ctx: Context, c
     assert study_of(api, study)["state"] == "failed"
 
 
-def test_gpu_hours_are_counted_over_attempts_that_are_over_and_that_run(
-    api: Api, ctx: Context, clock: FakeClock
-) -> None:
+def test_gpu_hours_count_finished_and_running_attempts(api: Api, ctx: Context, clock: FakeClock) -> None:
     study = api.create(
         search={"trials": 9, "concurrency": 1}, resources={"gpus": 2}, limits={"gpu_hours": 0.05}
     )  # 180 GPU seconds
@@ -67,7 +65,7 @@ def test_gpu_hours_are_counted_over_attempts_that_are_over_and_that_run(
     assert study_of(api, study)["gpu_seconds"] == 90 + 92
 
 
-def test_a_trial_over_its_time_is_told_to_stop_and_is_infeasible(api: Api, clock: FakeClock) -> None:
+def test_a_trial_over_its_time_limit_is_stopped_as_infeasible(api: Api, clock: FakeClock) -> None:
     study = api.create(search={"trials": 2, "concurrency": 1}, limits={"trial_minutes": 1})
     lease = lease_of(api)
     clock.advance(55)
@@ -95,12 +93,12 @@ def test_a_trial_that_ignores_its_time_limit_loses_its_lease(api: Api, ctx: Cont
 def test_a_hung_trial_with_a_live_heartbeat_is_detected(api: Api, ctx: Context, clock: FakeClock) -> None:
     study = api.create(search={"trials": 1, "retries": 1}, limits={"stall_minutes": 2})
     first = lease_of(api)
-    for k in range(4):  # slow, but its steps go on
+    for k in range(4):  # slow, but it makes steps
         clock.advance(50)
         body = {"reports": [{"step": k, "metrics": {}}]}
         assert api.call("POST", f"/leases/{first['id']}/reports", "worker", json=body).status_code == 200
         maintain(ctx)
-    for _ in range(3):  # from here on nothing but heartbeats
+    for _ in range(3):  # from here on only heartbeats
         clock.advance(50)
         api.report(first)
         maintain(ctx)

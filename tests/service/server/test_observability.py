@@ -35,7 +35,7 @@ def test_logs_are_json_lines_without_secrets(api: Api, capsys: pytest.CaptureFix
     before = root.handlers[:], root.level
     try:
         set_up_logging("json", lambda: "request-7")
-        logging.getLogger("httpx2").setLevel(logging.WARNING)  # the test client's own
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # the test client's own log
         secret = api.call("POST", "/tokens", "admin", json={"name": "n", "role": "viewer"}).json()["token"]
         api.http.get(f"/api/v1/studies?token={secret}", headers={"Authorization": f"Bearer {secret}"})
         api.http.get("/api/v1/studies", headers={"Authorization": "Bearer cdka_wrong-but-looks-real"})
@@ -50,7 +50,7 @@ def test_logs_are_json_lines_without_secrets(api: Api, capsys: pytest.CaptureFix
     assert "wrong-but-looks-real" not in written
 
 
-def test_metrics_tell_of_queue_trials_leases_and_requests(api: Api) -> None:
+def test_metrics_cover_queue_trials_leases_and_requests(api: Api) -> None:
     api.create(search={"trials": 5})
     lease = api.lease()
     assert lease is not None
@@ -76,10 +76,10 @@ def test_metrics_tell_of_queue_trials_leases_and_requests(api: Api) -> None:
 
 
 @pytest.mark.parametrize(("role", "status"), [("worker", 403), ("member", 403), ("viewer", 200), ("admin", 200)])
-def test_metrics_take_an_operators_token_unless_asked_for_on_this_machine(api: Api, role: str, status: int) -> None:
+def test_metrics_need_a_viewer_or_admin_token_except_from_loopback(api: Api, role: str, status: int) -> None:
     headers = {"Authorization": f"Bearer {api.token(role)}"}
     assert api.http.get("/metrics", headers=headers).status_code == status
-    assert api.http.get("/metrics").status_code == 401  # the test client is no loopback address
+    assert api.http.get("/metrics").status_code == 401  # the test client does not come from a loopback address
     with TestClient(api.http.app, client=("127.0.0.1", 50000)) as local:
         assert local.get("/metrics").status_code == 200
         assert local.get("/metrics", headers={"X-Forwarded-For": "198.51.100.7"}).status_code == 401

@@ -1,4 +1,4 @@
-"""What cannot fit is refused before anything runs, and shares of a GPU are worked out from the estimate."""
+"""Studies that do not fit in memory are rejected at submit; shares of a GPU follow from the memory estimate."""
 
 from __future__ import annotations
 

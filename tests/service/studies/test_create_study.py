@@ -1,4 +1,4 @@
-"""POST /studies: what is accepted, and every way to be wrong."""
+"""POST /studies: valid studies, and every kind of fault."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def test_a_body_that_is_not_json_is_rejected(api: Api) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "not json\n", "[1, 2]\n"])
-def test_a_file_that_is_no_json_lines_is_refused(api: Api, data_root: Path, line: str) -> None:
+def test_a_file_that_is_not_json_lines_is_rejected(api: Api, data_root: Path, line: str) -> None:
     (data_root / "odd.jsonl").write_text(line)
     dataset = {"path": "json", "data_files": {"train": "odd.jsonl"}}
     found = faults(api, make_study(task={"dataset": dataset}))
     assert "cannot be read as json" in found["#/task/dataset/data_files/train"]
 
 
-def test_a_link_that_leads_out_of_the_data_directories_is_refused(api: Api, data_root: Path, tmp_path: Path) -> None:
+def test_a_link_that_leads_out_of_the_data_directories_is_rejected(api: Api, data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.jsonl").write_text(json.dumps({"text": "a", "label": "b"}))
     link = data_root / "link.jsonl"
     link.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The studies in examples/ are studies."""
+"""The study files in examples/ are valid."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
-def test_an_example_is_a_study(file: Path) -> None:
+def test_an_example_is_a_valid_study(file: Path) -> None:
     study = StudySpec.model_validate(yaml.safe_load(file.read_text()))
     assert study.task.columns_read
     assert study.objective.metric == study.task.metric
 
 
-def test_the_papers_runs_are_among_them() -> None:
+def test_the_examples_include_the_papers_runs() -> None:
     studies = {f.stem: StudySpec.model_validate(yaml.safe_load(f.read_text())) for f in EXAMPLES}
     llama = studies["llama-metamath-gsm8k"]
     # Batches of 32, as in the reference.

@@ -1,4 +1,4 @@
-"""What a model can take is known at submit: positions, generated tokens, used layers, files."""
+"""A model's limits are checked at submit: positions, generated tokens, used layers, files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def siglip() -> Any:
 
 
 def faults(api: Api, **changes: Any) -> dict[str, str]:
-    """Details by place; empty if the study is created."""
+    """The faults' details by pointer. Empty if the study is created."""
     answer = api.call("POST", "/studies", json=make_study(**changes))
     if answer.status_code == 201:
         return {}
@@ -89,7 +89,7 @@ def faults(api: Api, **changes: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_positions_count_less_what_the_padding_takes(api: Api, data_root: Path, name: str) -> None:
+def test_max_length_is_limited_to_the_positions_that_padding_leaves(api: Api, data_root: Path, name: str) -> None:
     make, most = ENCODERS[name]
     model = {"path": saved(data_root, name, make)}
     assert faults(api, model=model, training={"max_length": most}) == {}
@@ -98,7 +98,7 @@ def test_positions_count_less_what_the_padding_takes(api: Api, data_root: Path, 
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_longest_text_that_is_admitted_is_trained(data_root: Path, name: str) -> None:
+def test_the_longest_accepted_text_runs_and_one_token_more_fails(data_root: Path, name: str) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -112,13 +112,13 @@ def test_the_longest_text_that_is_admitted_is_trained(data_root: Path, name: str
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_prompt_and_new_tokens_fit_the_positions(api: Api, data_root: Path, name: str) -> None:
+def test_prompt_and_new_tokens_must_fit_the_positions(api: Api, data_root: Path, name: str) -> None:
     model = {"path": saved(data_root, name, DECODERS[name])}
     assert faults(api, model=model, training={"max_length": 28}, **GENERATED) == {}
     found = faults(api, model=model, training={"max_length": 29}, **GENERATED)
     assert "need 35 positions" in found["#/training/max_length"]
     assert "lower it to 28, or lower max_new_tokens" in found["#/training/max_length"]
-    # Without answers to generate the whole length is free.
+    # Without generation, the whole length is available.
     plain = {"kind": "causal_lm", "metric": "loss", "columns": GENERATED["task"]["columns"]}
     loss = [{"metric": "loss", "direction": "minimize"}]
     assert faults(api, model=model, task=plain, objectives=loss, training={"max_length": 34}) == {}
@@ -160,14 +160,14 @@ def test_layers_without_a_gradient_are_left_out_and_reported(api: Api, data_root
     assert not [layer for layer in lease["trial"]["layers"] if ".head." in layer["name"]]
 
 
-def test_choosing_only_layers_without_a_gradient_is_refused(api: Api, data_root: Path) -> None:
+def test_choosing_only_layers_without_a_gradient_is_rejected(api: Api, data_root: Path) -> None:
     task = {"kind": "image_classification", "columns": {"image": "text", "label": "label"}}
     path = saved(data_root, "siglip", siglip)
     found = faults(api, model={"path": path}, task=task, adapter={"target_modules": ["head.mlp.fc1", "head.mlp.fc2"]})
     assert "does not use the selected layers in training" in found["#/adapter/target_modules"], found
 
 
-def test_experts_that_all_linear_leaves_alone_are_reported(api: Api, data_root: Path) -> None:
+def test_experts_that_all_linear_does_not_adapt_are_reported(api: Api, data_root: Path) -> None:
     config = OlmoeConfig(**TINY, num_experts=4, num_experts_per_tok=2, pad_token_id=0)
     path = saved(data_root, "olmoe", lambda: OlmoeForCausalLM(config))
     columns = {"prompt": "text", "completion": "label"}
@@ -180,7 +180,7 @@ def test_experts_that_all_linear_leaves_alone_are_reported(api: Api, data_root: 
     assert any(note.startswith("12288 parameters of experts are not adapted: ") for note in study["notes"])
 
 
-def test_two_gguf_files_in_a_folder_are_named(api: Api, data_root: Path, tmp_path: Path) -> None:
+def test_a_folder_with_two_gguf_files_is_rejected_with_their_names(api: Api, data_root: Path, tmp_path: Path) -> None:
     folder = data_root / f"two-{tmp_path.name}"
     folder.mkdir()
     for name in ("model-q8_0.gguf", "model-f16.gguf"):
@@ -191,7 +191,7 @@ def test_two_gguf_files_in_a_folder_are_named(api: Api, data_root: Path, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\x01" * 60, b"<html>"])
-def test_a_gguf_file_that_cannot_be_read_is_named(api: Api, data_root: Path, tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_gguf_file_is_rejected_by_name(api: Api, data_root: Path, tmp_path: Path, content: bytes) -> None:
     folder = data_root / f"broken-{tmp_path.name}"
     folder.mkdir()
     (folder / "weights.gguf").write_bytes(content)

@@ -1,4 +1,4 @@
-"""A search ends, and has a Pareto front."""
+"""A search ends when its space is used up; two objectives give a Pareto front."""
 
 from __future__ import annotations
 

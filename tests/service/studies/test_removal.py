@@ -29,7 +29,7 @@ def test_deletion_hides_a_study_now_and_purges_artifacts_later(api: Api, ctx: Co
     assert api.call("GET", f"/studies/{study['id']}").status_code == 404
     assert api.call("GET", f"/trials/{lease['trial']['id']}").status_code == 404
     assert [s["id"] for s in api.call("GET", "/studies").json()["items"]] == [other["id"]]
-    assert api.report(lease, 0.5).status_code == 404  # its runner hears that there is no such trial
+    assert api.report(lease, 0.5).status_code == 404  # its runner learns that the trial no longer exists
     assert api.call("DELETE", f"/studies/{study['id']}").status_code == 404
     assert purge_deleted(ctx) == []
     assert folder.exists()
@@ -41,7 +41,7 @@ def test_deletion_hides_a_study_now_and_purges_artifacts_later(api: Api, ctx: Co
 
 
 def test_a_deleted_studys_trial_does_not_block_limits_of_others(api: Api, ctx: Context, clock: FakeClock) -> None:
-    """Its lease is still held when the limits of another study are looked at."""
+    """Its lease is still held when another study's limits are checked."""
     gone = api.create(search={"trials": 2})
     assert lease_of(api, "first")["trial"]["study_id"] == gone["id"]
     limited = api.create(search={"trials": 2}, limits={"hours": 0.01})

@@ -1,4 +1,4 @@
-"""Whatever users and runners do in whatever order, studies and trials keep their promises."""
+"""Random sequences of user and runner actions keep the invariants of studies and trials."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Lifecycles(RuleBasedStateMachine):
         said = self.api.finish(lease, state, score if how == "completed" else None, failure=failure)
         assert said.status_code in (200, 409)
         if said.status_code == 200:
-            # The same result again, after a lost answer, changes nothing.
+            # A runner repeats its result if the answer was lost.
             assert self.api.finish(lease, state, score if how == "completed" else None, failure=failure).json()
 
     @rule(seconds=st.sampled_from([10, 61, 300, 900]))
@@ -152,7 +152,7 @@ class Lifecycles(RuleBasedStateMachine):
         self.api.ctx.db.engine.dispose()
         self.api = Api(ctx, TestClient(create_app(ctx), base_url="http://localhost"), self.api.secrets)
 
-    # What always holds.
+    # Invariants.
 
     @invariant()
     def records_agree(self) -> None:
@@ -196,7 +196,9 @@ class Lifecycles(RuleBasedStateMachine):
     ("examples", "steps"), [(8, 25), pytest.param(60, 50, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 @pytest.mark.timeout(3600)
-def test_lifecycles(empty_database: Path, data_root: Path, examples: int, steps: int) -> None:
+def test_random_sequences_of_actions_keep_the_invariants(
+    empty_database: Path, data_root: Path, examples: int, steps: int
+) -> None:
     Lifecycles.database, Lifecycles.data_root = empty_database, data_root
     options = settings(
         max_examples=examples,

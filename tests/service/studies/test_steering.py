@@ -33,7 +33,7 @@ def test_pausing_now_queues_running_trials_with_their_checkpoints(api: Api) -> N
     post(api, f"/studies/{study['id']}/pause", params={"drain": False})
     said = api.report(first, 0.5).json()
     assert (said["directive"], said["reason"]) == ("stop", "paused")
-    # A runner that knows of no pause calls it a cancellation; the trial goes back to the queue all the same.
+    # A runner that does not know pauses reports a cancellation. The trial is queued again nevertheless.
     assert api.finish(first, "cancelled", None).json() == {"trial_state": "queued"}
     assert api.lease("other") is None
     post(api, f"/studies/{study['id']}/resume")
@@ -61,7 +61,7 @@ def test_a_study_whose_last_trials_ended_while_it_was_paused_completes_when_resu
     assert post(api, f"/studies/{study['id']}/resume").json()["state"] == "completed"
 
 
-def test_a_completed_study_is_extended_and_confirms_a_new_winner_only(api: Api) -> None:
+def test_extending_a_completed_study_confirms_only_a_new_winner(api: Api) -> None:
     study = api.create(
         search={"trials": 2, "concurrency": 1}, compare={"seeds": 1, "learning_rate": "shared", "baselines": []}
     )
@@ -69,14 +69,14 @@ def test_a_completed_study_is_extended_and_confirms_a_new_winner_only(api: Api) 
     first = api.run_all(lambda t: values.get(t["number"], 0.5))
     assert study_of(api, study)["state"] == "completed"
 
-    # Nothing better is found: what was confirmed stands, nothing of it is run again.
+    # No better trial is found: the confirmation stays and is not run again.
     extended = api.call("PATCH", f"/studies/{study['id']}", json={"trials": 3}).json()
     assert (extended["state"], extended["phase"], extended["search"]["planned"]) == ("running", "search", 3)
     (more,) = api.run_all(lambda t: 0.1)
     assert more["number"] == len(first)
     assert study_of(api, study)["state"] == "completed"
 
-    # Something better is found: the confirmation is made anew.
+    # A better trial is found: the confirmation is run again.
     api.call("PATCH", f"/studies/{study['id']}", json={"trials": 4})
     better = api.run_all(lambda t: 0.9)
     assert better[0]["phase"] == "search"
@@ -88,7 +88,7 @@ def test_a_completed_study_is_extended_and_confirms_a_new_winner_only(api: Api) 
     assert len(comparison["candidates"][0]["values"]) == 1  # the superseded runs are not counted
 
 
-def test_changes_while_running(api: Api) -> None:
+def test_a_running_study_can_be_changed_unless_if_match_is_stale(api: Api) -> None:
     study = api.create(search={"trials": 4, "concurrency": 1})
     lease_of(api)
     assert api.lease() is None
@@ -108,13 +108,13 @@ def test_changes_while_running(api: Api) -> None:
     stale = api.call("PATCH", f"/studies/{study['id']}", json={"priority": 6}, headers={"If-Match": tag})
     assert stale.status_code == 412
     assert stale.json()["type"] == "urn:cdka:problem:changed"
-    # Trials that run do not make an ETag stale for changes, only for reads.
+    # Trial progress invalidates If-None-Match, but not If-Match.
     tag = changed.headers["etag"]
     assert api.call("GET", f"/studies/{study['id']}", headers={"If-None-Match": tag}).status_code == 200
     assert api.call("PATCH", f"/studies/{study['id']}", json={"priority": 7}, headers={"If-Match": tag}).is_success
     current = api.call("GET", f"/studies/{study['id']}").headers["etag"]
     assert api.call("GET", f"/studies/{study['id']}", headers={"If-None-Match": current}).status_code == 304
-    # Lower concurrency touches nothing that runs.
+    # Lower concurrency does not stop running trials.
     api.call("PATCH", f"/studies/{study['id']}", json={"concurrency": 1})
     assert study_of(api, study)["search"]["running"] == 2
     assert api.lease("third") is None

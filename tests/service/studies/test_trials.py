@@ -70,7 +70,7 @@ def test_a_trial_that_was_stopped_is_not_queued_again_when_its_runner_dies(api: 
     assert trials_of(api, study)[0]["state"] == "cancelled"
 
 
-def test_a_failed_trial_is_retried_and_its_study_with_it(api: Api) -> None:
+def test_retrying_a_failed_trial_resumes_its_study(api: Api) -> None:
     study = api.create(search={"trials": 2, "retries": 0, "concurrency": 1})
     lease = lease_of(api)
     api.finish(lease, "failed", None, failure={"kind": "error", "message": "boom"})

@@ -84,7 +84,7 @@ def test_teams_share_by_weight_and_a_studys_priority_counts_within_its_team(api:
     for k in range(9):
         response = api.call("POST", "/leases", "admin", json={"runner": f"r{k}"})
         served.append(response.json()["leases"][0]["trial"]["study"]["name"])
-    # Of nine slots the team of twice the weight holds six; within the other, priority decides.
+    # Team b has twice the weight and gets six of nine slots. Within team a, priority decides.
     assert Counter(served) == {"b": 6, "a-high": 3}
 
 

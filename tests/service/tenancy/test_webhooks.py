@@ -1,4 +1,4 @@
-"""Webhooks: signed, retried, logged, and never sent inside."""
+"""Webhooks are signed, retried and logged, and never sent to private addresses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import Api, FakeClock
 
 
 class Receiver:
-    """A server that takes deliveries, and answers as it is told."""
+    """A server that records deliveries and responds with the status codes in ``answers``."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[dict[str, str], bytes]] = []
@@ -113,14 +113,14 @@ def test_failed_deliveries_are_retried_with_backoff_then_abandoned(
     assert deliver_due(api.ctx, http) == 0
 
 
-def test_webhook_deliveries_survive_receiver_outages_and_sender_crashes(
+def test_a_delivery_whose_sender_crashed_is_sent_again(
     api: Api, receiver: Receiver, http: httpx.Client, clock: FakeClock
 ) -> None:
     from service.tenancy.webhooks import claim
 
     made = hook(api, receiver)
     api.call("POST", f"/studies/{api.create()['id']}/cancel")
-    assert len(claim(api.ctx)) == 1  # a sender takes it, and dies
+    assert len(claim(api.ctx)) == 1  # a sender claims the delivery and dies
     assert deliver_due(api.ctx, http) == 0
     clock.advance(121)
     assert deliver_due(api.ctx, http) == 1
@@ -156,7 +156,7 @@ def test_private_addresses_are_rejected_under_any_name(address: str) -> None:
 @pytest.mark.parametrize(
     "url", ["ftp://example.org/", "http://user:pass@example.org/", "file:///etc/passwd", "//example.org", "http://"]
 )
-def test_only_plain_http_addresses_are_taken(url: str) -> None:
+def test_urls_that_are_not_plain_http_are_rejected(url: str) -> None:
     with pytest.raises(InvalidRequest):
         permitted_address(url, True, lambda host, port: ["93.184.215.14"])
 

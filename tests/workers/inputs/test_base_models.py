@@ -1,4 +1,4 @@
-"""Base models as checkpoints come: with heads, without poolers, in 16 bits, with running statistics."""
+"""Base models from different kinds of checkpoints: with heads, without poolers, in 16 bits, with running statistics."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(model: Any, steps: int = 3) -> None:
         optimizer.step()
 
 
-def test_a_backbone_without_its_pooler_stays_pretrained_and_the_pooler_is_trained_and_saved(tmp_path: Path) -> None:
+def test_a_missing_pooler_is_trained_and_saved_and_the_backbone_stays_pretrained(tmp_path: Path) -> None:
     pretrained = BertForMaskedLM(BertConfig(**TINY))
     pretrained.save_pretrained(tmp_path)
     warm = load(tmp_path)
@@ -70,7 +70,7 @@ def test_a_backbone_without_its_pooler_stays_pretrained_and_the_pooler_is_traine
 
 @pytest.mark.parametrize("labels", [3, 5])
 def test_a_checkpoint_with_a_head_can_be_lent_repeatedly(tmp_path: Path, labels: int) -> None:
-    """Three classes: its own head is where each trial begins. Five: the head is drawn anew."""
+    """With three classes each trial starts from the checkpoint's head. With five the head is initialised anew."""
     BertForSequenceClassification(BertConfig(**TINY, num_labels=3)).save_pretrained(tmp_path)
     warm = load(tmp_path, labels)
     assert warm.new_modules == (() if labels == 3 else ("classifier",))
@@ -100,7 +100,7 @@ def test_trained_parameters_are_fp32(tmp_path: Path, precision: str) -> None:
     assert frozen == {torch.float32 if precision == "fp32" else torch.bfloat16}
 
 
-def test_running_statistics_are_given_back_too(tmp_path: Path) -> None:
+def test_running_statistics_are_restored_after_a_trial(tmp_path: Path) -> None:
     config = MobileViTConfig(
         image_size=32, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 16], num_labels=2
     )

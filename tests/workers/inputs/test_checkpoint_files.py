@@ -1,4 +1,4 @@
-"""Checkpoints whose files do not fit: refused once, before a step is made, with what is wrong and where."""
+"""Checkpoints with faulty files are rejected once, before the first step, with the file and the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def refusal(api: Api, runner: Runner, path: str, **changes: Any) -> str:
-    """Why a study on a model does not run: at submit, or by its first trial. Nothing may be tried twice."""
+    """The reason why a study on a model is rejected, at submit or by its first trial. There is only one attempt."""
     answer = api.call("POST", "/studies", json=make_study(model={"path": path}, **changes))
     if answer.status_code == 422:
         return " ".join(e["detail"] for e in answer.json()["errors"])
@@ -38,7 +38,7 @@ def refusal(api: Api, runner: Runner, path: str, **changes: Any) -> str:
 
 @pytest.fixture
 def copied(data_root: Path, tmp_path: Path) -> Any:
-    """A copy of tiny-bert in the data folder, to be spoiled."""
+    """A copy of tiny-bert in the data folder, which the test may damage."""
     folder = data_root / f"spoiled-{tmp_path.name}"
     shutil.copytree(data_root / "tiny-bert", folder)
     yield folder
@@ -56,7 +56,7 @@ def change_config(folder: Path, **values: Any) -> None:
 
 
 def shard(folder: Path) -> list[Path]:
-    """The weights in three files, with their index."""
+    """Split the weights into three files with an index."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, files, where = sorted(weights), [], {}
@@ -156,7 +156,7 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_files_that_do_not_fit_are_refused_once_with_their_names(
+def test_faulty_checkpoint_files_are_rejected_once_with_the_reason(
     api: Api, runner: Runner, copied: Path, case: str
 ) -> None:
     spoil_it, told = CASES[case]

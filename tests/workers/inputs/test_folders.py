@@ -1,4 +1,4 @@
-"""A file is read alike in a folder of its own and by its name; what a dataset names lies in its folder."""
+"""A file is read the same way in a dataset folder as by its name; a dataset names no files outside its folder."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_cells_of_a_csv_in_a_folder_are_read_literally(tmp_path: Path, labels: l
     assert all(text.startswith("None ") for text in splits.train["text"])
 
 
-def test_a_row_of_more_cells_than_the_header_shifts_no_column(tmp_path: Path) -> None:
+def test_a_row_with_more_cells_than_the_header_is_rejected(tmp_path: Path) -> None:
     folder_of(tmp_path, train__csv=csv([f"sport,goal {k},good," for k in range(30)], "label,text,note"))
     with pytest.raises(Rejected, match=r"train.csv of 'news' cannot be read as csv: line 2 has 4 cells, the header 3"):
         from_folder(tmp_path)
 
 
-def test_a_faulty_file_of_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_faulty_file_in_a_folder_is_rejected_by_name(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, train__csv=csv([f"a {k},{k % 2}" for k in range(20)]))
     (folder / "test.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
     with pytest.raises(Rejected, match=r"test.csv of 'news' cannot be read as csv: "):
@@ -102,7 +102,7 @@ def test_columns_that_are_not_read_may_differ_between_files(tmp_path: Path) -> N
     assert len(from_folder(tmp_path).test) == 20
 
 
-def test_state_files_of_a_saved_dataset_name_files_beside_them(tmp_path: Path) -> None:
+def test_a_saved_dataset_that_names_files_outside_its_folder_is_rejected(tmp_path: Path) -> None:
     data = datasets.Dataset.from_dict({"text": ["a", "b"] * 10, "label": [0, 1] * 10})
     data.save_to_disk(str(tmp_path / "data" / "news"))
     data.save_to_disk(str(tmp_path / "outside"))
@@ -117,7 +117,7 @@ def test_state_files_of_a_saved_dataset_name_files_beside_them(tmp_path: Path) -
 # --- files
 
 
-def test_a_header_within_a_file_is_no_row(tmp_path: Path) -> None:
+def test_a_repeated_header_within_a_file_is_rejected(tmp_path: Path) -> None:
     part = csv([f"a {k},{k % 2}" for k in range(20)])
     for content in (part + part, part + "\ufeff" + part):
         (tmp_path / "a.csv").write_text(content, encoding="utf-8")
@@ -126,7 +126,7 @@ def test_a_header_within_a_file_is_no_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [("café", "cafe\u0301"), ("sport", "sport\u200b"), ("sport", "\ufeffsport")])
-def test_labels_that_look_the_same_are_refused_as_they_are_stored(tmp_path: Path, a: str, b: str) -> None:
+def test_labels_that_look_the_same_are_rejected_in_escaped_form(tmp_path: Path, a: str, b: str) -> None:
     rows = [{"text": f"a {k}", "label": (a, b, "other")[k % 3]} for k in range(30)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(Rejected, match="look the same: they differ only in their Unicode form or in invisible") as told:
@@ -155,22 +155,20 @@ def test_labels_that_look_the_same_are_refused_as_they_are_stored(tmp_path: Path
     ],
     ids=["binary labels", "a column twice", "not UTF-8", "broken metadata"],
 )
-def test_parquet_files_as_people_have_them_are_refused_with_their_name(
-    tmp_path: Path, table: pa.Table, told: str
-) -> None:
+def test_faulty_parquet_files_are_rejected_with_the_reason(tmp_path: Path, table: pa.Table, told: str) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(Rejected, match=told):
         load(tmp_path, KIND, {"train": "a.parquet"}, "parquet")
 
 
-def test_rows_of_classes_of_their_own_cannot_be_carved(tmp_path: Path) -> None:
+def test_no_split_is_carved_out_if_every_row_is_its_own_class(tmp_path: Path) -> None:
     rows = [{"text": f"a {k}", "label": f"class {k}"} for k in range(10)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(Rejected, match="split can be carved out of train: every example taken for it is the only one"):
         load(tmp_path, KIND, {"train": "a.jsonl"})
 
 
-def test_a_split_without_a_known_class_cannot_be_judged(tmp_path: Path) -> None:
+def test_a_split_without_any_class_of_train_is_rejected(tmp_path: Path) -> None:
     for name, labels in (("train", "ab"), ("validation", "xy"), ("test", "ab")):
         rows = [{"text": f"a {k}", "label": labels[k % 2]} for k in range(20)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -179,7 +177,7 @@ def test_a_split_without_a_known_class_cannot_be_judged(tmp_path: Path) -> None:
         load(tmp_path, KIND, files, on_bad_row="count_as_wrong")
 
 
-def test_text_compressed_twice_is_not_taken_for_an_encoding(tmp_path: Path) -> None:
+def test_a_file_that_is_compressed_twice_is_rejected_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(gzip.compress(csv(["a,b"] * 20).encode())))
     with pytest.raises(Rejected, match=r"a\.csv\.gz cannot be read as csv") as told:
         load(tmp_path, KIND, {"train": "a.csv.gz"}, "csv")
@@ -205,21 +203,21 @@ def test_images_of_16_bits_keep_their_range() -> None:
     assert pixels(_decoded(png(values), [])).tolist() == [[0, 10], [100, 255]]
 
 
-def test_images_of_numbers_between_0_and_1_are_refused() -> None:
+def test_images_with_values_between_0_and_1_are_rejected() -> None:
     tiff = png(np.array([[0.0, 0.5], [0.25, 1.0]], dtype=np.float32), format="TIFF")
     assert _decoded(tiff, []) == "has floating-point values other than 0 to 255"
     assert _image([[0.0, 0.5], [0.25, 1.0]]) == "has values between 0 and 1 where 0 to 255 are meant"
     assert pixels(_image([[0, 1], [1, 0]])).tolist() == [[0, 1], [1, 0]]
 
 
-def test_an_image_is_turned_as_its_tag_says() -> None:
+def test_an_image_is_rotated_by_its_exif_tag() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     turned = _decoded(png(np.array([[0, 100]], dtype=np.uint8), exif=exif), [])
     assert pixels(turned).tolist() == [[0], [100]]
 
 
-def test_a_cell_names_no_file_outside_of_its_dataset(tmp_path: Path) -> None:
+def test_a_cell_that_names_a_file_outside_its_dataset_is_a_bad_row(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     for place in (tmp_path / "own" / "in.png", tmp_path / "out.png"):
         place.write_bytes(png(np.array([[7]], dtype=np.uint8))["bytes"])

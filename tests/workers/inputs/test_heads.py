@@ -1,4 +1,4 @@
-"""What a head is, is one rule: what a study plans is what its trials train, for checkpoints with and without heads."""
+"""Studies and trials use the same rule for heads: planned parameters equal trained ones, with and without heads."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(api: Api, runner: Runner, path: str, **changes: Any) -> tuple[dict[str, 
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_planned_parameters_are_those_that_are_trained(api: Api, runner: Runner, data_root: Path, name: str) -> None:
+def test_planned_parameters_equal_trained_parameters(api: Api, runner: Runner, data_root: Path, name: str) -> None:
     make, expected = MODELS[name]
     torch.manual_seed(0)
     study, trial = run(api, runner, save(make(), data_root, name))
@@ -129,7 +129,7 @@ def classes(trial: dict[str, Any]) -> list[str]:
 def test_a_head_with_the_same_classes_in_another_order_is_mapped_by_name(
     api: Api, runner: Runner, data_root: Path
 ) -> None:
-    """The data's classes sort as business, sport; the checkpoint has them the other way round."""
+    """The data's classes sort as business, sport; the checkpoint has them in reverse order."""
     path, model = with_head(data_root, "sport-first", {0: "sport", 1: "business"})
     _, trial = run(api, runner, path)
     assert trial["state"] == "completed", trial["failure"]
@@ -147,7 +147,7 @@ def test_a_head_with_the_same_classes_in_another_order_is_mapped_by_name(
     [{0: "pos", 1: "neg"}, {0: "sport", 1: "business", 2: "politics"}],
     ids=["as many, others", "one more"],
 )
-def test_a_head_for_other_classes_is_drawn_anew_and_said(
+def test_a_head_for_other_classes_is_initialised_anew_and_noted(
     api: Api, runner: Runner, data_root: Path, id2label: dict[int, str]
 ) -> None:
     path, model = with_head(data_root, f"other-classes-{len(id2label)}", id2label)
@@ -161,8 +161,8 @@ def test_a_head_for_other_classes_is_drawn_anew_and_said(
     assert "initialised anew in every trial: classifier" in notes
 
 
-def test_a_head_with_unnamed_classes_is_drawn_anew(api: Api, runner: Runner, data_root: Path) -> None:
-    """As many as the data has; nothing says which is which."""
+def test_a_head_with_unnamed_classes_is_initialised_anew(api: Api, runner: Runner, data_root: Path) -> None:
+    """It has as many classes as the data, but without names they cannot be matched."""
     path, _ = with_head(data_root, "unnamed", {0: "LABEL_0", 1: "LABEL_1"})
     _, trial = run(api, runner, path)
     assert trial["state"] == "completed", trial["failure"]

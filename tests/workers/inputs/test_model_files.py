@@ -1,4 +1,4 @@
-"""Models as people have them: quantised, with an adapter beside, without a tokenizer, set up for another task."""
+"""Unusual model folders: quantised, with an adapter, without a tokenizer, configured for another task."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_of_16_bits_is_trained_in_mixed_precision(api: Api, runner:
 
 
 @pytest.mark.parametrize("left", ["nothing", "special_tokens_map.json"])
-def test_a_model_without_tokenizer_files_is_refused(api: Api, runner: Runner, copied: Path, left: str) -> None:
+def test_a_model_without_tokenizer_files_is_rejected(api: Api, runner: Runner, copied: Path, left: str) -> None:
     for file in copied.iterdir():
         if file.name not in ("config.json", "model.safetensors", left):
             file.unlink()
@@ -57,7 +57,7 @@ def test_a_model_without_tokenizer_files_is_refused(api: Api, runner: Runner, co
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "not json"])
-def test_a_tokenizer_that_cannot_be_read_is_refused_in_words(
+def test_an_unreadable_tokenizer_is_rejected_without_its_full_path(
     api: Api, runner: Runner, copied: Path, content: str
 ) -> None:
     (copied / "tokenizer.json").write_text(content)
@@ -66,10 +66,8 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_in_words(
     assert str(copied) not in reason
 
 
-def test_padding_does_not_change_what_a_decoder_says_of_a_text(
-    api: Api, runner: Runner, zoo: Path, tmp_path: Path
-) -> None:
-    """The config names another padding token than the tokenizer pads with."""
+def test_padding_does_not_change_a_decoders_logits(api: Api, runner: Runner, zoo: Path, tmp_path: Path) -> None:
+    """The config's padding token differs from the tokenizer's."""
     folder = zoo / f"llama-{tmp_path.name}"
     shutil.copytree(zoo / "tiny-llama", folder)
     change_config(folder, pad_token_id=5)
@@ -102,7 +100,7 @@ def with_head(data_root: Path, name: str, **config: Any) -> str:
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_a_classification_has_its_own_loss_whatever_the_checkpoint_was_for(
+def test_a_classification_ignores_the_checkpoints_problem_type(
     api: Api, runner: Runner, data_root: Path, problem: str, batch_size: int
 ) -> None:
     path = with_head(data_root, f"was-{problem}", problem_type=problem)
@@ -126,7 +124,7 @@ def test_a_classifier_becomes_a_regression(api: Api, runner: Runner, data_root: 
 
 
 @pytest.mark.parametrize("head", [False, True])
-def test_declared_labels_are_the_order_of_the_outputs(api: Api, runner: Runner, data_root: Path, head: bool) -> None:
+def test_declared_labels_set_the_order_of_the_outputs(api: Api, runner: Runner, data_root: Path, head: bool) -> None:
     names = {0: "sport", 1: "business"}
     label2id = {v: k for k, v in names.items()}
     path = with_head(data_root, "sport-before-business", id2label=names, label2id=label2id) if head else "tiny-bert"
@@ -139,7 +137,9 @@ def test_declared_labels_are_the_order_of_the_outputs(api: Api, runner: Runner, 
 # --- adapters and quantised weights
 
 
-def test_a_folder_with_an_adapter_is_no_base_model(api: Api, runner: Runner, data_root: Path, copied: Path) -> None:
+def test_a_folder_with_an_adapter_is_rejected_as_a_base_model(
+    api: Api, runner: Runner, data_root: Path, copied: Path
+) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(copied, num_labels=2)
     get_peft_model(model, LoraConfig(target_modules=["query"])).save_pretrained(copied)
     assert "holds an adapter (adapter_config.json): name its base model" in refusal(api, runner, copied.name)
@@ -150,7 +150,7 @@ def test_a_folder_with_an_adapter_is_no_base_model(api: Api, runner: Runner, dat
     assert "holds an adapter (adapter_config.json): name its base model" in refusal(api, runner, alone.name)
 
 
-def test_an_adapters_weights_within_a_model_are_refused(api: Api, runner: Runner, copied: Path) -> None:
+def test_adapter_weights_among_a_models_weights_are_rejected(api: Api, runner: Runner, copied: Path) -> None:
     def add(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         name = "encoder.layer.0.attention.self.query"
         return {
@@ -165,7 +165,7 @@ def test_an_adapters_weights_within_a_model_are_refused(api: Api, runner: Runner
     assert "encoder.layer.0.attention.self.query.lora_A.default.weight" in reason
 
 
-def test_quantised_weights_without_their_config_are_refused(api: Api, runner: Runner, copied: Path) -> None:
+def test_quantised_weights_without_their_config_are_rejected(api: Api, runner: Runner, copied: Path) -> None:
     name = "encoder.layer.0.attention.self.query.weight"
 
     def quantise(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -178,7 +178,7 @@ def test_quantised_weights_without_their_config_are_refused(api: Api, runner: Ru
 
 def test_a_weight_that_only_later_rows_use_is_checked_too(api: Api, runner: Runner, copied: Path) -> None:
     def spoil(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found["embeddings.word_embeddings.weight"][24] = float("nan")  # a word of the last rows alone
+        found["embeddings.word_embeddings.weight"][24] = float("nan")  # a word that only the last rows contain
         return found
 
     change_weights(copied, spoil)
@@ -186,12 +186,14 @@ def test_a_weight_that_only_later_rows_use_is_checked_too(api: Api, runner: Runn
     assert "embeddings.word_embeddings.weight has values that are not finite" in reason
 
 
-# --- files elsewhere
+# --- files outside the model's folder
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "sub/part.safetensors"])
 @pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
-def test_an_index_names_files_of_its_folder_alone(api: Api, runner: Runner, copied: Path, name: str, form: str) -> None:
+def test_an_index_that_names_files_outside_its_folder_is_rejected(
+    api: Api, runner: Runner, copied: Path, name: str, form: str
+) -> None:
     weights = load_file(copied / "model.safetensors")
     (copied / "model.safetensors").rename(copied.parent / "elsewhere.safetensors")
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, name)}
@@ -202,7 +204,7 @@ def test_an_index_names_files_of_its_folder_alone(api: Api, runner: Runner, copi
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_models_files_are_no_links_to_elsewhere(
+def test_model_files_that_link_outside_the_data_directories_are_rejected(
     api: Api, runner: Runner, copied: Path, tmp_path: Path, file: str
 ) -> None:
     shutil.move(copied / file, tmp_path / file)
@@ -219,7 +221,7 @@ def test_a_models_files_are_no_links_to_elsewhere(
         ({"hidden_size": "32"}, "hidden_size"),
     ],
 )
-def test_a_config_that_cannot_be_used_says_why(
+def test_an_unusable_config_is_rejected_with_the_reason(
     api: Api, runner: Runner, copied: Path, config: dict[str, Any], told: str
 ) -> None:
     change_config(copied, **config)
@@ -230,7 +232,7 @@ def test_a_config_that_cannot_be_used_says_why(
 
 
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"PK\x03\x04cut"])
-def test_a_faulty_pytorch_file_is_named(api: Api, runner: Runner, copied: Path, content: bytes) -> None:
+def test_a_faulty_pytorch_file_is_rejected_by_name(api: Api, runner: Runner, copied: Path, content: bytes) -> None:
     (copied / "model.safetensors").unlink()
     (copied / "pytorch_model.bin").write_bytes(content)
     reason = refusal(api, runner, copied.name)

@@ -13,7 +13,7 @@ from workers.inputs.splits import load_splits
 
 @pytest.mark.parametrize("name", ["part-[1].jsonl", "train [v1].jsonl", "a*b?.jsonl", "part-1.jsonl"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_file_with_the_characters_of_a_pattern_is_that_file(tmp_path: Path, name: str, streaming: bool) -> None:
+def test_glob_characters_in_a_file_name_are_taken_literally(tmp_path: Path, name: str, streaming: bool) -> None:
     for other in ("part-1.jsonl", "aXbY.jsonl", "train v.jsonl"):
         write_lines(tmp_path / other, [{"text": other, "label": k % 2} for k in range(20)])
     write_lines(tmp_path / name, [{"text": "this one", "label": k % 2} for k in range(20)])

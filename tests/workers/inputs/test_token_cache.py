@@ -1,4 +1,4 @@
-"""The cache of tokenised data: whole or made again, bounded, nothing left beside it."""
+"""The cache of tokenised data: entries are complete or rebuilt, size is limited, no other files remain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(calls: list[int], count: int = 10) -> Any:
     return made
 
 
-def test_tokenised_data_is_made_once_and_mapped(tmp_path: Path) -> None:
+def test_tokenised_data_is_made_once_per_key(tmp_path: Path) -> None:
     calls: list[int] = []
     for _ in range(3):
         found = TokenisedCache(tmp_path / "cache", 10**9).get({"a": 1}, make(calls))

@@ -1,4 +1,4 @@
-"""Rows that cannot be used are refused before any training, with split, row and column, or dropped and counted."""
+"""Unusable rows are rejected before training, with split, row and column, or dropped and counted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def task_of(kind: str, dataset: dict[str, Any], **options: Any) -> TaskSpec:
 
 
 def write(folder: Path, **splits: list[Any]) -> dict[str, str]:
-    """Files of JSON lines; the paths by split."""
+    """Write JSON Lines files. Returns their names by split."""
     for name, rows in splits.items():
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -58,7 +58,7 @@ def everything(splits: Splits, column: str) -> list[Any]:
     return [value for name in ("train", "validation", "test") for value in getattr(splits, name)[column]]
 
 
-# What a cell of row 7 holds, and what is said of it.
+# Kind of task, column, its value in row 7, and the expected message.
 BAD_CELLS: list[tuple[str, str, Any, str]] = [
     ("sequence_classification", "label", None, "is null"),
     ("sequence_classification", "label", "", "is empty"),
@@ -114,7 +114,7 @@ BAD_CELLS: list[tuple[str, str, Any, str]] = [
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize(("kind", "column", "value", "said"), BAD_CELLS)
-def test_a_bad_cell_is_refused_with_split_row_and_column(
+def test_a_bad_cell_is_rejected_with_split_row_and_column(
     tmp_path: Path, kind: str, column: str, value: Any, said: str, split: str
 ) -> None:
     parts = {name: rows_of(kind) for name in ("train", "validation", "test")}
@@ -128,7 +128,7 @@ def test_a_bad_cell_is_refused_with_split_row_and_column(
 
 
 @pytest.mark.parametrize(("kind", "column", "value", "said"), BAD_CELLS)
-def test_a_bad_row_is_dropped_and_counted_where_the_study_says_so(
+def test_a_bad_row_is_dropped_and_counted_with_on_bad_row_drop(
     tmp_path: Path, kind: str, column: str, value: Any, said: str
 ) -> None:
     parts = {name: rows_of(kind) for name in ("train", "validation", "test")}
@@ -157,7 +157,7 @@ def test_every_problem_of_every_split_is_named_once(tmp_path: Path) -> None:
     )
 
 
-def test_a_column_of_null_is_refused(tmp_path: Path) -> None:
+def test_a_column_of_null_is_rejected(tmp_path: Path) -> None:
     rows = [{**row, "label": None} for row in rows_of("sequence_classification")]
     with pytest.raises(Rejected, match="column 'label' is null in 20 rows"):
         load(tmp_path, "sequence_classification", write(tmp_path, train=rows))
@@ -190,7 +190,7 @@ def test_csv_texts_that_look_like_numbers_and_dates_stay_text(tmp_path: Path) ->
     assert set(everything(splits, "text")) == set(texts)
 
 
-def test_an_empty_cell_among_integer_labels_is_no_class(tmp_path: Path) -> None:
+def test_an_empty_cell_among_integer_labels_is_a_bad_row(tmp_path: Path) -> None:
     lines = [f"text {k},{'' if k == 4 else k % 2}" for k in range(20)]
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
     with pytest.raises(Rejected, match=r"column 'label' is empty in 1 row \(5\)"):
@@ -218,7 +218,7 @@ def test_classes_are_in_natural_order(tmp_path: Path, labels: Any, classes: list
     assert splits.classes == classes
 
 
-def test_classes_that_differ_only_in_spaces_are_refused(tmp_path: Path) -> None:
+def test_classes_that_differ_only_in_spaces_are_rejected(tmp_path: Path) -> None:
     rows = rows_of("sequence_classification")
     rows[1]["label"] = "pos "
     with pytest.raises(Rejected, match="'pos' and 'pos ' .* differ only in surrounding spaces"):
@@ -226,7 +226,7 @@ def test_classes_that_differ_only_in_spaces_are_refused(tmp_path: Path) -> None:
 
 
 class TestLabelsThatTrainLacks:
-    """A label of validation or test that train lacks."""
+    """Labels of validation or test that train lacks."""
 
     def files(self, folder: Path) -> dict[str, str]:
         test = rows_of("sequence_classification", 60)
@@ -234,7 +234,7 @@ class TestLabelsThatTrainLacks:
             test[k]["label"] = "rare" if k == 3 else f"odd {k}"
         return write(folder, train=rows_of("sequence_classification", 40), test=test)
 
-    def test_are_refused_once_with_count_and_names(self, tmp_path: Path) -> None:
+    def test_unknown_labels_are_rejected_once_with_count_and_names(self, tmp_path: Path) -> None:
         with pytest.raises(Rejected) as refused:
             load(tmp_path, "sequence_classification", self.files(tmp_path))
         assert str(refused.value) == (
@@ -244,33 +244,33 @@ class TestLabelsThatTrainLacks:
             "count_as_wrong"
         )
 
-    def test_at_most_ten_names_are_given(self, tmp_path: Path) -> None:
+    def test_at_most_ten_unknown_labels_are_named(self, tmp_path: Path) -> None:
         test = [{"text": f"text {k}", "label": f"new {k:02}"} for k in range(30)]
         files = write(tmp_path, train=rows_of("sequence_classification", 40), test=test)
         with pytest.raises(Rejected, match="'new 09' and 20 more"):
             load(tmp_path, "sequence_classification", files)
 
-    def test_are_dropped(self, tmp_path: Path) -> None:
+    def test_rows_with_unknown_labels_are_dropped(self, tmp_path: Path) -> None:
         splits = load(tmp_path, "sequence_classification", self.files(tmp_path), on_bad_row="drop")
         assert len(splits.test) == 56
 
-    def test_are_kept_as_errors(self, tmp_path: Path) -> None:
+    def test_rows_with_unknown_labels_count_as_wrong(self, tmp_path: Path) -> None:
         splits = load(tmp_path, "sequence_classification", self.files(tmp_path), on_bad_row="count_as_wrong")
         assert len(splits.test) == 60
         assert splits.classes == ["neg", "pos"]
         assert "4 of a class that train lacks, counted as wrong" in splits.told()["test"]
 
-    def test_are_classes_where_they_are_declared(self, tmp_path: Path) -> None:
+    def test_declared_labels_are_classes(self, tmp_path: Path) -> None:
         labels = ["pos", "neg", "rare", "odd 30", "odd 31", "odd 32"]
         splits = load(tmp_path, "sequence_classification", self.files(tmp_path), labels=labels)
         assert splits.classes == labels
 
-    def test_must_be_declared_all(self, tmp_path: Path) -> None:
+    def test_a_label_that_task_labels_lacks_is_rejected(self, tmp_path: Path) -> None:
         labels = ["pos", "neg", "rare", "odd 30", "odd 31"]
         with pytest.raises(Rejected, match="has a label that task.labels does not name in 1 row .*'odd 32'"):
             load(tmp_path, "sequence_classification", self.files(tmp_path), labels=labels)
 
-    def test_in_train_are_refused_also_where_they_would_count_as_wrong(self, tmp_path: Path) -> None:
+    def test_undeclared_labels_in_train_are_rejected_even_with_count_as_wrong(self, tmp_path: Path) -> None:
         rows = rows_of("sequence_classification")
         rows[2]["label"] = "odd"
         with pytest.raises(Rejected, match="train .* task.labels does not name in 1 row"):
@@ -283,7 +283,7 @@ class TestLabelsThatTrainLacks:
             )
 
 
-def test_a_target_without_a_word_is_refused_with_its_row(tmp_path: Path) -> None:
+def test_a_target_without_a_label_word_is_rejected_with_its_rows(tmp_path: Path) -> None:
     rows = [{"text": f"text {k}", "target": k % 3} for k in range(20)]
     files = write(tmp_path, train=rows)
     with pytest.raises(Rejected, match=r"has no word in task.label_words in 6 rows \(3, 6, 9, ...\): '?2"):
@@ -317,7 +317,7 @@ def test_row_numbers_survive_sampling_and_carving(tmp_path: Path) -> None:
 
 
 class TestFiles:
-    """How files are written."""
+    """File formats: encodings, compression, CSV dialects, JSON, Parquet and Arrow."""
 
     TEXT = "text,label\n" + "".join(f"café {k},{CLASSES[k % 2]}\n" for k in range(20))
 
@@ -326,7 +326,7 @@ class TestFiles:
         return everything(load(folder, "sequence_classification", {"train": name}, "csv", **options), "text")
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-    def test_a_byte_order_mark_is_read_as_one(self, tmp_path: Path, encoding: str) -> None:
+    def test_a_byte_order_mark_sets_the_encoding(self, tmp_path: Path, encoding: str) -> None:
         assert "café 3" in self.read(tmp_path, self.TEXT.encode(encoding))
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of("sequence_classification"))
         (tmp_path / "a.jsonl").write_bytes(rows.encode(encoding))
@@ -334,17 +334,17 @@ class TestFiles:
 
     @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
     @pytest.mark.parametrize("name", ["a.csv.gz", "a.csv"])
-    def test_compressed_files_are_known_by_their_content(self, tmp_path: Path, compress: Any, name: str) -> None:
+    def test_compression_is_detected_by_content(self, tmp_path: Path, compress: Any, name: str) -> None:
         assert "café 3" in self.read(tmp_path, compress(self.TEXT.encode()), name)
 
-    def test_another_encoding_is_named(self, tmp_path: Path) -> None:
+    def test_a_file_in_another_encoding_is_rejected_with_the_setting(self, tmp_path: Path) -> None:
         content = self.TEXT.encode("latin-1")
         with pytest.raises(Rejected, match=r"line 2 is not utf-8 \(byte 0xe9\); set dataset.format.encoding"):
             self.read(tmp_path, content)
         assert "café 3" in self.read(tmp_path, content, format={"encoding": "latin-1"})
 
     @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-    def test_another_delimiter_is_named(self, tmp_path: Path, delimiter: str) -> None:
+    def test_a_file_with_another_delimiter_is_rejected_with_the_setting(self, tmp_path: Path, delimiter: str) -> None:
         content = self.TEXT.replace(",", delimiter).encode()
         with pytest.raises(Rejected, match="separates its columns, set dataset.format.delimiter"):
             self.read(tmp_path, content)
@@ -353,7 +353,7 @@ class TestFiles:
     def test_a_tsv_file_needs_no_delimiter(self, tmp_path: Path) -> None:
         assert "café 3" in self.read(tmp_path, self.TEXT.replace(",", "\t").encode(), "a.tsv")
 
-    def test_a_file_without_a_header(self, tmp_path: Path) -> None:
+    def test_a_file_without_a_header_needs_format_header(self, tmp_path: Path) -> None:
         content = self.TEXT.split("\n", 1)[1].encode()
         with pytest.raises(Rejected, match="no column 'text'"):
             self.read(tmp_path, content)
@@ -364,18 +364,18 @@ class TestFiles:
         )
         assert len(everything(splits, "column_1")) == 20
 
-    def test_lone_quotation_marks_that_swallow_rows_are_refused_with_both_counts(self, tmp_path: Path) -> None:
+    def test_quotation_marks_that_join_rows_are_rejected_with_both_counts(self, tmp_path: Path) -> None:
         lines = "".join(f'"He said {k}\tpos\n then told"\tneg\n' for k in range(100))
         content = f"text\tlabel\n{lines}".encode()
         with pytest.raises(Rejected, match="200 lines after the header, but quotation marks join them to 100 rows"):
             self.read(tmp_path, content, "a.tsv")
         assert len(self.read(tmp_path, content, "a.tsv", format={"quotechar": ""})) == 200
 
-    def test_a_quotation_mark_that_is_never_closed_is_named(self, tmp_path: Path) -> None:
+    def test_an_unclosed_quotation_mark_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(Rejected, match="opened and never closed; if quotation marks are part of the text"):
             self.read(tmp_path, b'text,label\na,pos\n"b,neg\n')
 
-    def test_text_after_a_closing_quotation_mark_is_not_joined_to_it(self, tmp_path: Path) -> None:
+    def test_text_after_a_closing_quotation_mark_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(Rejected, match="line 3: text follows a closing quotation mark"):
             self.read(tmp_path, b'text,label\na,pos\n"good" film,neg\n')
 
@@ -384,7 +384,7 @@ class TestFiles:
         assert 'first 3\nsecond, "third"' in self.read(tmp_path, f"text,label\n{lines}".encode())
 
     @pytest.mark.parametrize("line", ["a, b,pos", "a", "a,pos,"])
-    def test_a_line_of_another_length_is_named(self, tmp_path: Path, line: str) -> None:
+    def test_a_line_with_another_number_of_cells_is_rejected(self, tmp_path: Path, line: str) -> None:
         with pytest.raises(Rejected, match=r"a.csv cannot be read as csv: line 22 has \d cells, the header 2"):
             self.read(tmp_path, f"{self.TEXT}{line}\n".encode())
 
@@ -400,13 +400,13 @@ class TestFiles:
             (b"PAR1...", "it is Parquet"),
         ],
     )
-    def test_a_file_that_is_no_json_is_refused_with_the_place(self, tmp_path: Path, content: bytes, said: str) -> None:
+    def test_an_invalid_json_file_is_rejected_with_the_place(self, tmp_path: Path, content: bytes, said: str) -> None:
         (tmp_path / "a.jsonl").write_bytes(content)
         with pytest.raises(Rejected) as refused:
             load(tmp_path, "sequence_classification", {"train": "a.jsonl"})
         assert str(refused.value).startswith(f"a.jsonl cannot be read as json: {said}")
 
-    def test_one_json_array_is_read_as_json_lines_are(self, tmp_path: Path) -> None:
+    def test_a_json_array_is_read_like_json_lines(self, tmp_path: Path) -> None:
         rows = rows_of("sequence_classification")
         (tmp_path / "a.json").write_text(json.dumps(rows, indent=2))
         lines = load(tmp_path, "sequence_classification", write(tmp_path, train=rows))
@@ -443,7 +443,7 @@ class TestFiles:
 
 
 class TestIdentity:
-    """Content, not path or time, says what data is."""
+    """Data is identified by its content, not by path or time."""
 
     @pytest.mark.parametrize("compress", [bytes, gzip.compress])
     def test_a_file_replaced_under_its_path_size_and_time_is_read_anew(self, tmp_path: Path, compress: Any) -> None:

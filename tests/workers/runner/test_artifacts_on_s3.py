@@ -1,4 +1,4 @@
-"""Artifacts in an S3 store: a real server of the protocol on loopback, real trials."""
+"""Artifacts in an S3 store: real trials against a local S3 server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("AWS_DEFAULT_REGION", "us-east-1"),
     ):
         monkeypatch.setenv(name, value)
-    # As FSSPEC_S3 does in a deployment.
+    # A deployment sets this with FSSPEC_S3.
     monkeypatch.setitem(
         fsspec.config.conf, "s3", {"endpoint_url": f"http://{host}:{port}", "use_listings_cache": False}
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, resumed bit for bit, removed when nothing needs them."""
+"""Checkpoints are complete or absent, resume bit for bit, and are removed when no longer needed."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_checkpoints_are_kept_while_they_are_needed(api: Api, runner: Runner) ->
     release_at(runner, 9)
     run(runner)
     folder = Path(str(checkpoint_of(api, study))).parent
-    # Only the newest that the server knows of, and what came since.
+    # Only the newest checkpoint that the server knows, and later ones.
     assert [f.name for f in folder.iterdir()] == ["001-00000009"]
     assert collect_checkpoints(api.ctx) == 0
     assert {f.name for f in (folder / "001-00000009").iterdir()} == {
@@ -140,7 +140,7 @@ def test_a_checkpoint_url_outside_the_study_is_never_removed(api: Api, tmp_path:
 def test_resume_is_bit_exact_for_every_training_option(
     api: Api, runner: Runner, options: dict[str, Any], at: int
 ) -> None:
-    """Texts of differing length, so that an order by length is one; a last step within an epoch is a last step."""
+    """Texts differ in length, so that ``batching: length`` reorders them. ``max_steps`` ends within an epoch."""
     sections = {"training": {**LONG, **options}, "search": {"trials": 1}, "search_space": SPACE}
     rows = [{"text": " ".join(["goal", "bank"][: 1 + k % 2] * (1 + k % 7)), "label": str(k % 2)} for k in range(40)]
     write_lines(runner.settings.data_dirs[0] / "lengths.jsonl", rows)
@@ -163,7 +163,7 @@ def test_resume_is_bit_exact_for_every_training_option(
 def test_a_checkpoint_at_an_epochs_end_comes_after_its_evaluation(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever goes on from it has the evaluation behind it: none is missing from the curve that pruners see."""
+    """A trial that resumes from the checkpoint skips that evaluation, so it must be reported already."""
     order: list[str] = []
     original = runner_module.StoredCheckpoints.keep
 
@@ -199,7 +199,7 @@ def test_a_workers_checkpoint_urls_cannot_remove_other_files(api: Api, runner: R
     assert (victim / "file").read_text() == "precious"
 
 
-def test_one_store_that_is_none_keeps_no_other_checkpoints(api: Api, runner: Runner) -> None:
+def test_an_unknown_store_does_not_stop_the_removal_of_other_checkpoints(api: Api, runner: Runner) -> None:
     strange = api.create(search={"trials": 1})
     lease = api.lease()
     assert lease is not None
@@ -218,7 +218,7 @@ def test_one_store_that_is_none_keeps_no_other_checkpoints(api: Api, runner: Run
 def test_a_full_disk_loses_a_checkpoint_but_no_training_on_a_real_disk(
     api: Api, runner: Runner, tmp_path: Path
 ) -> None:
-    """A file system with room for an adapter and not for a checkpoint (needs root, as the CI machine has)."""
+    """The file system has room for an adapter but not for a checkpoint. Needs root to mount it, as in CI."""
     options: dict[str, Any] = {"training": LONG, "search": {"trials": 1}, "search_space": SPACE}
     roomy = api.create(**options)
     run(runner)

@@ -1,4 +1,4 @@
-"""Identity is content: a changed file or model is noticed, whatever its path, size and time say."""
+"""Inputs are identified by content: changes are noticed even if path, size and time stay the same."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def one_trial(api: Api, runner: Runner, study: dict[str, Any]) -> dict[str, Any]
 
 
 def swapped(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The same texts with each other's labels: as many bytes."""
+    """The same texts with swapped labels, in the same number of bytes."""
     other = {"sport": "business", "business": "sport"}
     return [{**row, "label": other[row["label"]]} for row in rows]
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Write other content of the same length at the same time, to the nanosecond."""
+    """Write other content of the same length, and keep the modification time to the nanosecond."""
     before = file.stat()
     assert len(content) == before.st_size
     file.write_bytes(content)
@@ -53,11 +53,11 @@ def lines(rows: list[dict[str, str]]) -> bytes:
 
 
 def packed(rows: list[dict[str, str]]) -> bytes:
-    """Without compression, so that the length does not depend on the order of words."""
+    """A gzip file without compression, so that its length does not depend on the order of words."""
     return gzip.compress(lines(rows), compresslevel=0, mtime=0)
 
 
-def test_a_study_says_what_it_was_trained_on(api: Api, runner: Runner, data_root: Path) -> None:
+def test_a_study_records_its_data_classes_model_and_tokenizer(api: Api, runner: Runner, data_root: Path) -> None:
     study = api.create(search={"trials": 1})
     step(runner)
     inputs = read(api, study)["inputs"]
@@ -80,7 +80,7 @@ def test_a_file_replaced_under_the_same_path_size_and_time_is_read_anew(
     file = data_root / f"replaced.{suffix}"
     file.write_bytes(write(sentences(60)))
     data = {"dataset": {"path": "json", "data_files": {"train": file.name}}}
-    # Both sets are separable: only a model that was trained on the new rows is right about them.
+    # The second study must be trained on the new labels.
     first = api.create(task=data, search={"trials": 1}, training={"epochs": 1})
     step(runner)
     replace(file, write(swapped(sentences(60))))
@@ -94,7 +94,7 @@ def test_a_file_replaced_under_the_same_path_size_and_time_is_read_anew(
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-def test_a_file_that_changes_under_a_running_study_stops_it(
+def test_a_file_that_changes_during_a_study_fails_the_study(
     api: Api, runner: Runner, data_root: Path, cold: bool
 ) -> None:
     file = data_root / f"changing-{cold}.jsonl"
@@ -115,7 +115,7 @@ def test_a_file_that_changes_under_a_running_study_stops_it(
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-def test_a_base_model_that_changes_under_a_running_study_stops_it(
+def test_a_base_model_that_changes_during_a_study_fails_the_study(
     api: Api, runner: Runner, data_root: Path, cold: bool
 ) -> None:
     folder = data_root / f"changing-bert-{cold}"
@@ -131,7 +131,7 @@ def test_a_base_model_that_changes_under_a_running_study_stops_it(
     assert "the base model's weights have SHA-256" in found["reason"]
 
 
-def test_a_file_that_is_touched_but_not_changed_stops_nothing(api: Api, runner: Runner, data_root: Path) -> None:
+def test_a_touched_but_unchanged_file_does_not_stop_the_study(api: Api, runner: Runner, data_root: Path) -> None:
     file = data_root / "touched.jsonl"
     write_lines(file, sentences(60))
     data = {"dataset": {"path": "json", "data_files": {"train": file.name}}}
@@ -142,7 +142,7 @@ def test_a_file_that_is_touched_but_not_changed_stops_nothing(api: Api, runner: 
     assert read(api, study)["state"] == "completed"
 
 
-def test_a_file_that_is_gone_stops_the_study_with_its_name(api: Api, runner: Runner, data_root: Path) -> None:
+def test_a_removed_file_fails_the_study_and_is_named(api: Api, runner: Runner, data_root: Path) -> None:
     file = data_root / "gone.jsonl"
     write_lines(file, sentences(60))
     data = {"dataset": {"path": "json", "data_files": {"train": file.name}}}

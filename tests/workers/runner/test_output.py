@@ -1,4 +1,4 @@
-"""What a process prints is caught from whoever prints it, and still goes where it went."""
+"""Output of Python, native code and child processes is captured, and still reaches its original stream."""
 
 from __future__ import annotations
 

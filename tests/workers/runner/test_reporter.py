@@ -1,4 +1,4 @@
-"""The reporter: never in the way of a step, never loses a report, always hears a stop."""
+"""The reporter does not delay training steps, does not lose reports, and always receives a stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.runner.reporter import MOST_BUFFERED, Reporter
 
 
 class Server:
-    """Takes reports as the SDK would, and answers as it is told to."""
+    """Accepts reports like the SDK's client. Raises ``error`` or stops with ``reason`` if they are set."""
 
     def __init__(self) -> None:
         self.calls: list[list[tuple[int, dict[str, float]]]] = []
@@ -45,7 +45,7 @@ def started(server: Server, heartbeat: float = 60.0) -> Reporter:
     return reporter
 
 
-def test_reports_go_out_at_once_and_heartbeats_between() -> None:
+def test_reports_are_sent_at_once_with_heartbeats_between_them() -> None:
     server = Server()
     reporter = started(server, heartbeat=0.05)
     reporter.report(1, {"accuracy": 0.5})
@@ -61,7 +61,7 @@ def test_reports_survive_an_outage_and_arrive_in_order() -> None:
     began = time.monotonic()
     for step in range(1, 6):
         reporter.report(step, {"loss": float(step)})
-    assert time.monotonic() - began < 0.05  # nobody waited
+    assert time.monotonic() - began < 0.05  # no call waited for the server
     until(lambda: len(server.calls) > 3)
     server.error = None
     until(lambda: not reporter._waiting)
@@ -70,7 +70,7 @@ def test_reports_survive_an_outage_and_arrive_in_order() -> None:
     reporter.close()
 
 
-def test_a_runner_obeys_a_stop() -> None:
+def test_a_stop_directive_sets_the_stop_reason() -> None:
     server = Server()
     reporter = started(server)
     server.reason = "pruned"
@@ -131,7 +131,7 @@ def test_closing_delivers_waiting_reports() -> None:
 
 
 class Chatterbox:
-    """A trial that has always printed something more."""
+    """A trial whose output never ends."""
 
     def waiting(self) -> tuple[int, str]:
         return 0, "on and on"

@@ -25,7 +25,7 @@ from workers.runner.runner import Poisoned, Runner
 
 
 def step(runner: Runner) -> Any:
-    """Lease and run one trial; returns it as the server then knows it."""
+    """Lease and run one trial. Returns the trial as it was leased."""
     lease = runner._next_lease()
     assert lease is not None
     runner.run_lease(lease)
@@ -59,7 +59,7 @@ def test_a_trial_is_trained_reported_and_stored(api: Api, runner: Runner, data_r
     assert any(p.abs().sum() > 0 for n, p in loaded.named_parameters() if "cdka_B" in n)
 
 
-def test_a_warm_runner_trains_exactly_what_a_cold_one_does(api: Api, runner: Runner) -> None:
+def test_a_warm_runner_trains_exactly_like_a_cold_one(api: Api, runner: Runner) -> None:
     """The third trial of a warm process equals, bit for bit, the first of a fresh one with the same configuration."""
     space = {"learning_rate": {"choices": [1e-3, 5e-3]}, "r1": {"choices": [1, 2]}}
     study = api.create(search={"trials": 3, "sampler": "random"}, search_space=space)
@@ -111,7 +111,7 @@ def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner
             assert sum(scores) / 20 == pytest.approx(t["metrics"]["accuracy"])
 
 
-def test_a_cancelled_study_stops_training_within_a_step(api: Api, runner: Runner) -> None:
+def test_a_cancelled_study_stops_training_early(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1}, training={"epochs": 400})
     lease = runner._next_lease()
     assert lease is not None
@@ -229,7 +229,7 @@ def test_the_last_output_of_a_failed_trial_is_in_its_log(api: Api, runner: Runne
     assert log["running"] is False
 
 
-def test_changed_base_weights_are_noticed(api: Api, runner: Runner) -> None:
+def test_changed_base_weights_end_the_runner_and_requeue_the_trial(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 2, "retries": 1})
     original = runner.train_trial
 
@@ -303,7 +303,7 @@ def test_a_lost_lease_ends_training_and_sends_no_result(api: Api, runner: Runner
     assert trials(api, study)[0]["metrics"] == {"accuracy": 0.25}
 
 
-def test_a_released_runner_returns_its_trial_within_a_step(api: Api, runner: Runner) -> None:
+def test_a_released_runner_returns_its_trial_to_the_queue(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1, "retries": 0}, training={"epochs": 400})
     lease = runner._next_lease()
     assert lease is not None
@@ -342,7 +342,7 @@ def test_results_and_last_reports_survive_an_outage(api: Api, runner: Runner, mo
 def test_missing_models_or_data_fail_the_study_and_are_named(
     api: Api, runner: Runner, data_root: Path, missing: str
 ) -> None:
-    """The server saw it; the runner's machine does not have it."""
+    """The server had the files at submit; the runner does not have them."""
     shutil.copy(data_root / "train.jsonl", data_root / "leaving.jsonl")
     shutil.copytree(data_root / "tiny-bert", data_root / "leaving-bert", dirs_exist_ok=True)
     data = {"path": "json", "data_files": {"train": "leaving.jsonl"}}

@@ -128,7 +128,7 @@ def test_digits_are_classified_by_a_vision_transformer(api: Api, runner: Runner,
 
 
 class Parity:
-    """A task of a team's own: the pairs task, judged by how often it errs."""
+    """A custom task: sequence classification, judged by its error rate."""
 
     def __init__(self) -> None:
         from workers.tasks.sequence_classification import SequenceClassification
@@ -171,9 +171,7 @@ def test_the_task_of_the_documentation_runs(
     assert trial["metrics"]["errors"] == pytest.approx((1 - trial["metrics"]["accuracy"]) * int(examples))
 
 
-def test_a_task_that_a_runner_does_not_have_fails_the_study_with_the_names_that_it_has(
-    api: Api, runner: Runner
-) -> None:
+def test_an_unknown_custom_task_fails_and_names_the_setting(api: Api, runner: Runner) -> None:
     with pytest.raises(AssertionError, match="CDKA_TASKS"):
         run_one(api, runner, "tiny-bert", CUSTOM)
 
@@ -187,11 +185,11 @@ def test_a_task_that_a_runner_does_not_have_fails_the_study_with_the_names_that_
         ("text", "  yes \n", "yes"),
     ],
 )
-def test_answers_are_taken_out_of_texts(extractor: Any, text: str, answer: str | None) -> None:
+def test_answers_are_extracted_from_texts(extractor: Any, text: str, answer: str | None) -> None:
     assert extract(text, GenerationSpec(extractor=extractor)) == answer
 
 
-def test_a_pattern_takes_its_last_match() -> None:
+def test_the_regex_extractor_takes_the_last_match() -> None:
     assert extract("a=1; a=2;", GenerationSpec(extractor="regex", pattern=r"a=(\d)")) == "2"
 
 
@@ -213,7 +211,7 @@ def test_validation_and_test_may_come_from_another_source(api: Api, runner: Runn
     }
 
 
-def test_a_stream_is_read_as_far_as_it_is_sampled(api: Api, runner: Runner) -> None:
+def test_a_stream_is_read_only_up_to_its_sample(api: Api, runner: Runner) -> None:
     data = {
         "path": "json",
         "data_files": {"train": "sums.jsonl"},
@@ -235,7 +233,7 @@ def test_a_stream_is_read_as_far_as_it_is_sampled(api: Api, runner: Runner) -> N
         {"optimizer": "adamw", "lora_plus_ratio": 16, "batching": "length"},
     ],
 )
-def test_training_options_take_effect(api: Api, runner: Runner, training: dict[str, Any]) -> None:
+def test_training_options_give_the_expected_number_of_steps(api: Api, runner: Runner, training: dict[str, Any]) -> None:
     trial = run_one(api, runner, "tiny-llama", {"kind": "causal_lm"}, training=training)
     steps = {"max_steps": 5, "gradient_accumulation": 6}
     expected = next((v for k, v in steps.items() if k in training), 10)
@@ -276,7 +274,7 @@ def test_an_invalid_task_is_rejected_with_its_place(
 
 
 def test_labels_are_matched_by_name_across_splits(zoo: Path) -> None:
-    """A source may number its classes otherwise than the training data does."""
+    """Another source may number the classes in another order than the training data."""
     import datasets
 
     names = {"train": ["sport", "business"], "test": ["business", "sport"]}
@@ -346,8 +344,8 @@ def test_packing_is_rejected_if_examples_would_attend_to_each_other(api: Api, ru
     assert run_one(api, runner, "tiny-opt", task)["state"] == "completed"
 
 
-def test_an_objective_that_the_data_does_not_give_ends_the_study_with_words(api: Api, runner: Runner) -> None:
-    """Five sums are no two classes: nobody trains to the end to find out."""
+def test_an_objective_that_the_data_does_not_define_is_rejected(api: Api, runner: Runner) -> None:
+    """f1_positive needs two classes, and the data has three. The study fails before training ends."""
     task = {"kind": "sequence_classification", "metric": "f1_positive", "columns": {"text": "text", "label": "label"}}
     rows = [{"text": "goal match", "label": f"c{k % 3}"} for k in range(60)]
     write_lines(runner.settings.data_dirs[0] / "three.jsonl", rows)
@@ -356,7 +354,7 @@ def test_an_objective_that_the_data_does_not_give_ends_the_study_with_words(api:
         run_one(api, runner, "tiny-bert", task, training={"epochs": 3})
 
 
-def test_a_stream_says_which_of_its_splits_is_not_bounded(api: Api, runner: Runner) -> None:
+def test_a_stream_with_a_sample_of_every_split_is_trained(api: Api, runner: Runner) -> None:
     task = {
         "kind": "sequence_classification",
         "metric": "accuracy",
@@ -381,7 +379,7 @@ def test_a_stream_says_which_of_its_splits_is_not_bounded(api: Api, runner: Runn
         ([[0, float("nan")]], "values outside of 0 to 255"),
     ],
 )
-def test_a_cell_that_is_no_image_is_named_and_no_path_in_it_is_followed(value: Any, said: str) -> None:
+def test_a_cell_that_is_not_an_image_is_a_bad_row_and_its_path_is_not_read(value: Any, said: str) -> None:
     assert said in _image(value)
 
 
@@ -390,7 +388,7 @@ def test_an_image_file_that_cannot_be_decoded_is_a_bad_row() -> None:
     assert _decoded({"bytes": None, "path": None}, []) == "is an image without content"
 
 
-# --- what would make every trial's score the same, or mean something else
+# --- settings that would make every trial's score equal or meaningless
 
 
 def refused(api: Api, runner: Runner, model: str, task: dict[str, Any], **changes: Any) -> str:
@@ -409,7 +407,7 @@ def study_on(model: str, task: dict[str, Any], **changes: Any) -> dict[str, Any]
     return make_study(model={"path": model}, task={"dataset": dataset, **task}, search={"trials": 1}, **changes)
 
 
-def test_words_that_the_tokenizer_does_not_tell_apart_are_refused(api: Api, runner: Runner) -> None:
+def test_label_words_with_the_same_tokens_are_rejected(api: Api, runner: Runner) -> None:
     task = {
         "kind": "seq2seq_lm",
         "columns": {"text": "prompt", "target": "parity"},
@@ -420,7 +418,7 @@ def test_words_that_the_tokenizer_does_not_tell_apart_are_refused(api: Api, runn
     assert "makes the same tokens of 'zebra' and 'giraffe'; choose words that it knows" in reason
 
 
-def test_references_without_an_answer_are_refused(api: Api, runner: Runner) -> None:
+def test_references_without_an_answer_are_rejected(api: Api, runner: Runner) -> None:
     task = {
         "kind": "causal_lm",
         "columns": {"prompt": "prompt", "completion": "a"},
@@ -430,7 +428,7 @@ def test_references_without_an_answer_are_refused(api: Api, runner: Runner) -> N
     assert "gsm8k finds no answer in any reference of the validation split" in refused(api, runner, "tiny-llama", task)
 
 
-def test_completions_that_are_cut_are_counted(api: Api, runner: Runner, zoo: Path) -> None:
+def test_truncated_completions_are_counted(api: Api, runner: Runner, zoo: Path) -> None:
     rows = [{"prompt": "one plus", "completion": "two " * (30 if k % 4 else 3)} for k in range(40)]
     write_lines(zoo / "long.jsonl", rows)
     dataset = {"path": "json", "data_files": {"train": "long.jsonl"}}
@@ -449,7 +447,7 @@ def test_completions_that_are_cut_are_counted(api: Api, runner: Runner, zoo: Pat
     assert total == 30
 
 
-def test_generation_is_greedy_whatever_the_checkpoint_asks_for(
+def test_generation_is_greedy_even_if_the_checkpoint_configures_sampling(
     api: Api, runner: Runner, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -478,7 +476,7 @@ def test_generation_is_greedy_whatever_the_checkpoint_asks_for(
         assert not config.no_repeat_ngram_size
 
 
-def test_a_message_has_no_keys_that_only_other_rows_have() -> None:
+def test_null_keys_of_messages_are_removed() -> None:
     from workers.tasks.causal_lm import _without_nulls
 
     call = {"function": {"name": "f", "arguments": {"path": "y", "n": None, "city": None}}}
@@ -487,7 +485,9 @@ def test_a_message_has_no_keys_that_only_other_rows_have() -> None:
     ]
 
 
-def test_a_tokenizer_without_an_end_of_text_is_refused(api: Api, runner: Runner, zoo: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_end_of_text_token_is_rejected(
+    api: Api, runner: Runner, zoo: Path, tmp_path: Path
+) -> None:
     import shutil
 
     folder = zoo / f"endless-{tmp_path.name}"

@@ -1,4 +1,4 @@
-"""Frozen lower layers: their outputs are computed once, and trainings with them are what they are without."""
+"""Outputs of frozen lower layers are computed once and cached, without changing the training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_cached_activations_do_not_change_the_training(api: Api, runner: Runner)
     assert found["metrics"]["loss"] == pytest.approx(without["metrics"]["loss"], rel=1e-5)
     ours, theirs = weights(found), weights(without)
     assert all(torch.allclose(ours[k], theirs[k], atol=1e-4) for k in theirs)
-    # A fresh process makes the same of it, to the bit; a warm one, too.
+    # A fresh runner and a warm one give the same weights, bit for bit.
     fresh = run_one(api, Runner(runner.client, runner.settings, "fresh"), "tiny-llama", TASK, **options)
     warm = run_one(api, runner, "tiny-llama", TASK, **options)
     for other in (fresh, warm):
@@ -69,7 +69,9 @@ def test_cached_activations_do_not_change_the_training(api: Api, runner: Runner)
     ("targets", "options"),
     [("all-linear", {}), (UPPER, {"packing": True}), (UPPER, {"gradient_checkpointing": True})],
 )
-def test_unknown_inputs_run_through_all_layers(api: Api, runner: Runner, targets: Any, options: Any) -> None:
+def test_nothing_is_cached_with_all_layers_adapted_packing_or_checkpointing(
+    api: Api, runner: Runner, targets: Any, options: Any
+) -> None:
     trial = run_one(
         api, runner, "tiny-llama", TASK, adapter={"target_modules": targets}, training={"epochs": 2, **options}
     )
@@ -88,6 +90,6 @@ def test_layers_that_are_random_in_training_are_not_cached(zoo: Path) -> None:
     torch.manual_seed(0)
     config = OPTConfig(vocab_size=20, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2)
     layer = ["model.decoder.layers.1.fc1"]
-    assert find_frozen_layers(OPTForCausalLM(config), layer) is None  # it draws without a module for it
+    assert find_frozen_layers(OPTForCausalLM(config), layer) is None  # it uses dropout without a module
     config.dropout = 0.0
     assert find_frozen_layers(OPTForCausalLM(config), layer) == FrozenLayers("model.decoder.layers", 1)

@@ -1,4 +1,4 @@
-"""The measured predictor of a study: by a real runner, before the search, on the model's own gradients."""
+"""The measured predictor: a real runner measures the model's gradients before the search."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run_next(runner: Runner) -> bool:
 def test_the_scores_are_the_shares_of_full_fine_tunings_gradients(
     api: Api, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By hand: the same batches, a backward pass of all weights, the SVD of every rearranged gradient."""
+    """Computed again here: the same batches, a backward pass of all weights, the SVD of every rearranged gradient."""
     seen: dict[str, Any] = {}
     collect = cdka.collect_spectra
 
@@ -112,7 +112,7 @@ def test_a_failed_measurement_does_not_stop_the_search(
     assert run(second).phase == "search"
     notes = api.call("GET", f"/studies/{study['id']}/comparison").json()["notes"]
     assert any("measured could not be measured" in note for note in notes)
-    # Once what was wrong is right, it is tried again.
+    # Once the fault is fixed, the measurement can be retried.
     (measurement,) = api.call("GET", f"/studies/{study['id']}/trials", params={"phase": "measurement"}).json()["items"]
     assert measurement["number"] == -1
     assert api.call("POST", f"/trials/{measurement['id']}/retry").status_code == 200
@@ -145,7 +145,7 @@ def test_predictions_without_a_study_reject_measured(api: Api) -> None:
 
 
 def test_stopping_a_measurement_starts_the_search(api: Api) -> None:
-    """Also before anything of the study has run."""
+    """Works even before a trial of the study has run."""
     study = api.create(search={"trials": 1}, compare=WITH_MEASURED)
     (measurement,) = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]
     assert api.call("POST", f"/trials/{measurement['id']}/stop").status_code == 200

@@ -1,4 +1,4 @@
-"""What the data or the base model says is never called divergence; layers without a gradient are found and noted."""
+"""Faults of the data or the base model are not reported as divergence; layers without a gradient are found."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def test_a_loss_that_is_infinite_before_the_first_step_names_its_row(api: Api, r
     assert "the untrained model's loss on row 3 of the train split is inf" in study["reason"]
 
 
-def test_a_later_batch_that_no_configuration_can_take_ends_the_study(api: Api, runner: Runner, data_root: Path) -> None:
+def test_a_later_loss_that_is_infinite_without_the_adapter_too_fails_the_study(
+    api: Api, runner: Runner, data_root: Path
+) -> None:
     task = numbers(data_root, "huge-later", at=50, value=1e30)
     study, trial = run(api, runner, task=task, objectives=NUMBERS["objectives"])
     assert (study["state"], trial["failure"]["kind"]) == ("failed", "rejected")
@@ -61,7 +63,7 @@ def test_a_later_batch_that_no_configuration_can_take_ends_the_study(api: Api, r
     assert "the data or the base model is to blame" in study["reason"]
 
 
-def test_a_training_that_diverges_is_the_configurations_fault(api: Api, runner: Runner) -> None:
+def test_a_diverging_configuration_is_infeasible_and_the_study_continues(api: Api, runner: Runner) -> None:
     space = {"learning_rate": 1e30, "r1": 2, "r2": 4}
     study, trial = run(api, runner, search_space=space)
     assert trial["state"] == "infeasible"
@@ -99,7 +101,7 @@ def partly() -> Any:
     return get_peft_model(Partly(), config).train()
 
 
-def test_layers_without_a_gradient_are_named_and_nothing_is_left_behind() -> None:
+def test_layers_without_a_gradient_are_named_and_the_model_is_unchanged() -> None:
     model = partly()
     state = torch.random.get_rng_state()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -110,7 +112,7 @@ def test_layers_without_a_gradient_are_named_and_nothing_is_left_behind() -> Non
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_weight_that_is_not_finite_is_named_without_what_peft_adds() -> None:
+def test_a_non_finite_weight_is_named_without_pefts_prefix() -> None:
     from workers.failures import Rejected
 
     model = partly()
