@@ -1,0 +1,1 @@
+"""Recorded learning curves that policies of search replay."""
