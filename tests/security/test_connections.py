@@ -1,4 +1,4 @@
-"""Connections that stand still: they are cut, and other callers do not notice them."""
+"""Stalled connections are cut and do not affect other callers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 1.0
 
 @pytest.fixture
 def port(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The port of the server, which waits one second for what it waits for."""
+    """The port of a server whose connection timeouts are one second."""
     monkeypatch.setattr(BoundedProtocol, "header_seconds", SECONDS)
     monkeypatch.setattr(BoundedProtocol, "stalled_seconds", SECONDS)
     app = create_app(api.ctx)
@@ -55,7 +55,7 @@ def is_cut(connection: socket.socket) -> bool:
 
 
 def drip(connection: socket.socket, piece: bytes, until: Callable[[], bool]) -> float:
-    """Send a piece again and again; the seconds until the server cuts the connection."""
+    """Send a piece repeatedly. Returns the seconds until the server cuts the connection."""
     started = time.monotonic()
     while not until():
         try:
@@ -82,12 +82,12 @@ def test_five_hundred_half_open_connections_are_cut_and_others_are_answered(port
             connection.close()
 
 
-def test_headers_that_drip_are_cut(port: int) -> None:
+def test_headers_that_arrive_slowly_are_cut(port: int) -> None:
     with connect(port, b"GET / HTTP/1.1\r\nHost: localhost\r\n") as connection:
         assert drip(connection, b"X-A: b\r\n", late(20)) < 10 * SECONDS
 
 
-def test_a_second_request_whose_headers_drip_is_cut(port: int) -> None:
+def test_a_second_request_whose_headers_arrive_slowly_is_cut(port: int) -> None:
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(port, whole) as connection:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
@@ -95,7 +95,7 @@ def test_a_second_request_whose_headers_drip_is_cut(port: int) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"", b" "])
-def test_a_body_that_does_not_come_gets_408(api: Api, port: int, piece: bytes) -> None:
+def test_a_body_that_stalls_or_arrives_slowly_gets_408(api: Api, port: int, piece: bytes) -> None:
     head = (
         f"POST /api/v1/studies HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api.token('member')}\r\n"
         "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
@@ -117,7 +117,7 @@ def test_a_body_that_does_not_come_gets_408(api: Api, port: int, piece: bytes) -
 
 
 def test_a_caller_that_does_not_read_its_answer_is_cut(port: int) -> None:
-    # Plotly is larger than what the kernel keeps for the two ends.
+    # Plotly is larger than the kernel's socket buffers at both ends.
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""Secrets of webhooks in the database: a copy of it does not show them."""
+"""Webhook secrets are encrypted, so a copy of the database does not reveal them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_secrets_of_an_earlier_version_are_sealed_at_start(api: Api) -> None:
     assert opened(api, webhook_id) == secret
 
 
-def test_keys_are_replaced_by_a_line_above_the_old_one(api: Api) -> None:
+def test_a_new_key_is_added_as_a_line_above_the_old_one(api: Api) -> None:
     webhook_id, secret = create(api)
     key = api.ctx.settings.home / "secret-key"
     old = key.read_text()
@@ -82,9 +82,7 @@ def test_keys_are_replaced_by_a_line_above_the_old_one(api: Api) -> None:
     ("content", "told"),
     [(None, "does not exist"), ("short", "at least 32 random characters"), ("", "at least 32 random characters")],
 )
-def test_a_server_without_a_usable_key_says_so_at_start(
-    api: Api, tmp_path: Path, content: str | None, told: str
-) -> None:
+def test_a_server_without_a_usable_key_exits_at_start(api: Api, tmp_path: Path, content: str | None, told: str) -> None:
     file = tmp_path / "key"
     if content is not None:
         file.write_text(content)
@@ -96,7 +94,7 @@ def test_a_server_without_a_usable_key_says_so_at_start(
     assert answer.json()["type"] == "urn:cdka:problem:wrong-key"
 
 
-def test_replicas_that_start_together_make_one_key(tmp_path: Path) -> None:
+def test_two_sealers_on_one_file_share_its_key(tmp_path: Path) -> None:
     file = tmp_path / "secret-key"
     first, second = Sealer(file, make=True), Sealer(file, make=True)
     sealed = first.seal(b"x" * 32, "one")

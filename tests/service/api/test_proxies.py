@@ -1,4 +1,4 @@
-"""The service behind a proxy: below a path of its own, and with the caller's address."""
+"""The service behind a proxy: below a path prefix, and with trusted forwarded headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINK = re.compile(r'(?:href|src|action|data-chart)="(/[^"]*)"')
 
 @dataclass
 class Proxied:
-    """A server below a path, as seen by a browser: the proxy takes the path out of requests, or leaves it."""
+    """A server below a path, as a browser sees it. The proxy strips the prefix from requests or keeps it."""
 
     http: TestClient
     prefix: str
@@ -37,7 +37,7 @@ class Proxied:
 def below(
     api: Api, root_path: str = "", *, strips: bool = False, said: str | None = None, trusted: str = "testclient"
 ) -> Proxied:
-    """The same server with a ``CDKA_ROOT_PATH``, or behind a proxy that says a prefix."""
+    """The same server with a ``CDKA_ROOT_PATH``, or behind a proxy that sends a prefix."""
     api.ctx.settings = api.ctx.settings.model_copy(update={"root_path": root_path, "trusted_proxies": trusted})
     headers = {} if said is None else {"X-Forwarded-Prefix": said}
     http = TestClient(create_app(api.ctx), base_url="http://localhost", headers=headers)
@@ -78,14 +78,14 @@ def test_the_sdk_and_locations_use_the_prefix(api: Api) -> None:
 
 
 @pytest.mark.parametrize("said", ["//evil.example", "/a//b", "https://evil.example", '/"><script>', "/a b", "tools"])
-def test_a_prefix_that_is_no_path_is_ignored(api: Api, said: str) -> None:
+def test_a_prefix_that_is_not_a_path_is_ignored(api: Api, said: str) -> None:
     http = below(api, said=said).http
     assert http.get("/", follow_redirects=False).headers["location"] == "/login"
     assert said not in http.get("/login").text
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_only_a_trusted_proxy_names_prefix_and_scheme(api: Api, trusted: bool) -> None:
+def test_only_a_trusted_proxy_sets_prefix_and_scheme(api: Api, trusted: bool) -> None:
     http = below(api, said="/cdka", trusted="testclient" if trusted else "10.0.0.0/8").http
     answer = http.get("/", headers={"X-Forwarded-Proto": "https"}, follow_redirects=False)
     assert answer.headers["location"] == ("/cdka/login" if trusted else "/login")
@@ -93,13 +93,13 @@ def test_only_a_trusted_proxy_names_prefix_and_scheme(api: Api, trusted: bool) -
 
 
 @pytest.mark.parametrize("value", ["cdka", "//x", "/a b", "/a//b", "https://host/cdka"])
-def test_a_wrong_root_path_is_rejected_at_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_root_path_is_rejected_at_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("CDKA_ROOT_PATH", value)
     with pytest.raises(ValidationError, match="give a path such as /cdka"):
         Settings()
 
 
-def test_uvicorns_own_variable_names_trusted_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_proxies_are_read_from_uvicorns_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.1.0.0/16")
     assert Settings().trusted_proxies == "10.1.0.0/16"
     monkeypatch.setenv("CDKA_ROOT_PATH", "/cdka/")
