@@ -67,8 +67,8 @@ def test_there_are_no_import_cycles(package: str) -> None:
 
 
 def test_no_module_has_a_name_without_a_subject() -> None:
-    names = {p.stem for package in ("cdka", "service", "workers") for p in (ROOT / package).rglob("*.py")}
-    assert names.isdisjoint({"utils", "helpers", "common_utils", "manager", "misc"})
+    names = {p.stem for package in ("cdka", "service", "workers") for p in (ROOT / package).rglob("*")}
+    assert names.isdisjoint({"util", "utils", "helpers", "common", "common_utils", "manager", "misc"})
 
 
 def test_cdka_exports_the_promised_names() -> None:

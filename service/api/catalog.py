@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ..schemas.common import Page
 from ..schemas.studies import StrategyOut
+from ..schemas.wire import Page
 from ..studies import strategies
 from .dependencies import Reader, problems
 

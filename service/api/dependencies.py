@@ -25,7 +25,7 @@ from ..errors import (
     Unauthorized,
     Unavailable,
 )
-from ..schemas.common import Problem
+from ..schemas.wire import Problem
 from ..settings import is_loopback
 from ..tenancy.tokens import anyone, authenticate, authenticate_session
 from .limits import RateLimits

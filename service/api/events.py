@@ -17,8 +17,8 @@ from ..domain.records import Event
 from ..domain.states import STUDY_ENDED
 from ..errors import Forbidden, ServiceError, Unauthorized
 from ..results import events
-from ..schemas.common import Page
 from ..schemas.studies import EventOut
+from ..schemas.wire import Page
 from .dependencies import ContextDep, Id, Limit, Reader, identify, problems
 from .hub import EventHub
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from ..domain.records import Role
 from ..errors import Forbidden, Unavailable
-from ..schemas.common import Problem
+from ..schemas.wire import Problem
 from ..settings import is_loopback
 from .dependencies import ContextDep, bearer_token, identify
 

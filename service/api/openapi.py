@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from ..domain.study_spec import StudySpec
-from ..schemas.common import Problem
+from ..schemas.wire import Problem
 
 _REFERENCE = "#/components/schemas/{model}"
 # Where the name of a route's function does not say what the operation does.

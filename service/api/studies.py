@@ -18,7 +18,6 @@ from ..domain.study_spec import StudyChanges
 from ..errors import Changed, Fault, Forbidden, InvalidRequest
 from ..paths import resolve_inside
 from ..results import comparison, export, reading
-from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
     BudgetOut,
@@ -31,6 +30,7 @@ from ..schemas.studies import (
     rankings,
 )
 from ..schemas.trials import TrialOut
+from ..schemas.wire import Page
 from ..studies import predictions as predicting
 from ..studies import studies
 from ..studies.plans import plan_prediction

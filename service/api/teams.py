@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from ..leases import hosts
-from ..schemas.common import Page
 from ..schemas.teams import (
     AuditOut,
     HostOut,
@@ -19,6 +18,7 @@ from ..schemas.teams import (
     TeamWithUsage,
     UsageOut,
 )
+from ..schemas.wire import Page
 from ..tenancy import teams, tokens
 from .dependencies import Admin, ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, problems
 from .idempotency import IdempotentRoute

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from fastapi import APIRouter
 
-from ..schemas.common import Page
 from ..schemas.tokens import RotationRequest, TokenCreated, TokenOut, TokenRequest
+from ..schemas.wire import Page
 from ..tenancy import tokens
 from .dependencies import Admin, ContextDep, Id, IdempotencyKey, problems
 from .idempotency import IdempotentRoute

@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 from ..domain.states import TrialPhase, TrialState
 from ..leases import trial_logs
 from ..results import archives
-from ..schemas.common import Page
 from ..schemas.trials import MetricOut, TrialLogOut, TrialOut, TrialRequest
+from ..schemas.wire import Page
 from ..studies import trials
 from .dependencies import ContextDep, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ..schemas.common import Page
 from ..schemas.webhooks import DeliveryOut, WebhookCreated, WebhookOut, WebhookRequest
+from ..schemas.wire import Page
 from ..tenancy import webhooks
 from .dependencies import ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute

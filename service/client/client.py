@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..errors import Conflict, ServiceError
-from ..schemas.common import Page
 from ..schemas.comparison import ComparisonOut
 from ..schemas.leases import (
     MOST_VALUES,
@@ -30,6 +29,7 @@ from ..schemas.teams import AuditOut, HostOut, RunnerOut, TeamOut, TeamWithUsage
 from ..schemas.tokens import TokenCreated, TokenOut
 from ..schemas.trials import MetricOut, TrialLogOut, TrialOut
 from ..schemas.webhooks import DeliveryOut, WebhookCreated, WebhookOut
+from ..schemas.wire import Page
 from .connection import API, Connection
 
 _COMPARISONS = TypeAdapter(list[ComparisonOut])

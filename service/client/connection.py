@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ..errors import ServiceError, TooMany, Unavailable, from_problem
-from ..schemas.common import Page
+from ..schemas.wire import Page
 
 API = "/api/v1"
 Model = TypeVar("Model", bound=BaseModel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import Wire
+from .wire import Wire
 
 
 class EstimateOut(Wire):

@@ -11,7 +11,7 @@ from ..domain.plan import LayerShape
 from ..domain.resources import resource_faults
 from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.study_spec import PLAIN, Name, StudySpec
-from .common import Sent, ShapeFields, Time, Wire, without_control
+from .wire import Sent, ShapeFields, Time, Wire, without_control
 
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 MetricName = Annotated[str, Field(min_length=1, max_length=100, pattern=PLAIN)]

@@ -13,8 +13,8 @@ from ..domain.records import Ranking, RankingState, Study
 from ..domain.search_space import Pair
 from ..domain.states import EventKind, StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import AdapterSpec, BudgetSpec, ModelSpec, Objective, Predictor, StudySpec
-from .common import Sent, Time, Wire
 from .trials import TrialOut
+from .wire import Sent, Time, Wire
 
 SHOWN_PREDICTIONS = 10
 

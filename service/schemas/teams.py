@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..domain.records import Role
 from ..domain.study_spec import Name
-from .common import Sent, ShapeFields, Time, Wire
+from .wire import Sent, ShapeFields, Time, Wire
 
 Weight = Annotated[float, Field(strict=True, gt=0, le=1_000_000)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]

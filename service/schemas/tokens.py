@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field
 
 from ..domain.records import Role
 from ..domain.study_spec import Name
-from .common import Sent, Time, Wire
+from .wire import Sent, Time, Wire
 
 
 class TokenRequest(Sent):

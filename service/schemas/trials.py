@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..domain.search_space import Positive, Size
 from ..domain.states import FailureKind, TrialPhase, TrialState
-from .common import Sent, Time, Wire
+from .wire import Sent, Time, Wire
 
 
 class FailureOut(Wire):

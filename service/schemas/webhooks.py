@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..domain.states import EventKind
 from ..domain.study_spec import Text
-from .common import Sent, Time, Wire
+from .wire import Sent, Time, Wire
 
 DEFAULT_EVENTS = [EventKind.STUDY_STATE]
 

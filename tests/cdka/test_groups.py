@@ -224,10 +224,12 @@ def test_a_backward_pass_outside_of_autocast_keeps_the_forward_passs_precision()
     model = adapted()
     with torch.autocast("cpu", torch.bfloat16):
         y = model(X)
-    y.float().sum().backward()
+    (y.double() * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)).sum().backward()
+    outside = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     with torch.autocast("cpu", torch.bfloat16):
         inside = gradients(model, X)
     assert y.dtype == inside["y"].dtype == torch.bfloat16
+    same(outside, {name: inside[name] for name in outside})
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

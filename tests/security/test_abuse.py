@@ -165,6 +165,7 @@ def test_a_large_body_without_a_valid_token_gets_401_quickly(api: Api) -> None:
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
         assert seconds < 5
+    assert read == 0
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_every_documented_error_has_an_example_of_its_status(api: Api) -> None:
                     assert example["type"].startswith("urn:cdka:problem:")
                     assert {"type", "title", "status", "detail"} <= example.keys()
                     seen.add(int(status))
-    assert seen == {401, 403, 404, 409, 412, 413, 422, 429, 503}
+    assert seen == {401, 403, 404, 408, 409, 412, 413, 422, 429, 503}
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,6 @@ def test_populated_databases_of_every_earlier_revision_upgrade(
     api.ctx.expiry_from = clock()
     again = api.run_all(lambda t: 0.5)
     assert len({t["id"] for t in again}) == len(again)
-    assert [s["state"] for n, s in studies.items() if n in ("running", "waiting")]
     read = {s["name"]: s["state"] for s in api.call("GET", "/studies").json()["items"]}
     assert (read["running"], read["waiting"]) == ("completed", "completed")
     assert check(api.ctx.db) == []
@@ -206,7 +205,7 @@ def test_a_server_exits_on_an_old_postgresql_schema_and_names_the_command(cluste
 def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(api: Api, ctx: Any) -> None:
     """A limit on the file's pages makes SQLite raise its own disk-full error."""
     if not ctx.db.is_sqlite:
-        return  # a test cannot make PostgreSQL raise its error (53100); the same line translates it
+        pytest.skip("a test cannot make PostgreSQL raise its error (53100); the same line translates it")
     study = api.create()
     kept = api.call("GET", f"/studies/{study['id']}").json()
     ctx.db.engine.dispose()

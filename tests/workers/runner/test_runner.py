@@ -19,7 +19,6 @@ from transformers import AutoModelForSequenceClassification
 from service.errors import Unavailable
 from service.schemas.leases import ResultIn
 from tests.conftest import Api, sentences, write_lines
-from workers.inputs.base_models import BaseWeightsChanged
 from workers.runner import runner as runner_module
 from workers.runner.runner import Poisoned, Runner
 
@@ -244,7 +243,6 @@ def test_changed_base_weights_end_the_runner_and_requeue_the_trial(api: Api, run
     runner.train_trial = corrupt
     with pytest.raises(Poisoned, match="base weights changed"):
         step(runner)
-    assert BaseWeightsChanged.__doc__
     assert trials(api, study)[0]["state"] == "queued"
 
 
