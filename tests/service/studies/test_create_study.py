@@ -91,6 +91,17 @@ def test_creating_a_study_returns_predictions_and_counts(api: Api) -> None:
         ({"search_space": {"learning_rate": -1}}, "#/search_space/learning_rate", "greater than 0"),
         ({"search_space": {"learning_rate": [1]}}, "#/search_space/learning_rate", "number"),
         ({"search": {"sampler": "magic"}}, "#/search/sampler", "available: tpe, random"),
+        (
+            {
+                "search": {"sampler": "cmaes", "pruner": "none"},
+                "objectives": [
+                    {"metric": "accuracy", "direction": "maximize"},
+                    {"metric": "parameters", "direction": "minimize"},
+                ],
+            },
+            "#/search/sampler",
+            "cmaes searches for one objective",
+        ),
         ({"search": {"pruner": "shears"}}, "#/search/pruner", "available: asha, hyperband, median"),
         ({"search": {"trials": 0}}, "#/search/trials", "greater than or equal to 1"),
         ({"objectives": [{"metric": "speed", "direction": "maximize"}]}, "#/objectives/0/metric", "unknown metric"),
