@@ -165,7 +165,10 @@ def test_a_restarted_pool_adopts_existing_runners(system: ClusterSystem) -> None
     system.pool.start()
     assert system.ended(study.id).state == "completed"
     assert [t.attempts for t in system.trials(study.id)] == [1]
-    assert set(system.runners()) == before
+    # None was started in their place; one that was idle for a minute may have left.
+    after = set(system.runners())
+    assert after
+    assert after <= before
 
 
 def test_a_two_minute_server_outage_loses_no_training(system: ClusterSystem) -> None:
