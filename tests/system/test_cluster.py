@@ -154,6 +154,8 @@ def test_a_lost_nodes_trial_resumes_elsewhere_from_its_checkpoint(system: Cluste
     steps = [m.step for m in system.client.metrics(again.id) if m.name == "accuracy"]
     assert steps == [6 * k for k in range(1, 9)]
     assert again.failure is None
+    # Ray starts the lost runner again; the next test counts runners.
+    until(lambda: len(system.runners()) == 2, 120, "the lost node's runner on the new node")
 
 
 def test_a_restarted_pool_adopts_existing_runners(system: ClusterSystem) -> None:
@@ -165,10 +167,7 @@ def test_a_restarted_pool_adopts_existing_runners(system: ClusterSystem) -> None
     system.pool.start()
     assert system.ended(study.id).state == "completed"
     assert [t.attempts for t in system.trials(study.id)] == [1]
-    # None was started in their place; one that was idle for a minute may have left.
-    after = set(system.runners())
-    assert after
-    assert after <= before
+    assert set(system.runners()) == before
 
 
 def test_a_two_minute_server_outage_loses_no_training(system: ClusterSystem) -> None:
