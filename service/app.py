@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from . import __version__
 from .api import catalog, events, health, leases, studies, teams, tokens, trials, webhooks
-from .api.connections import server_options
+from .api.connections import SERVER_OPTIONS
 from .api.dependencies import identify
 from .api.errors import add_error_handlers
 from .api.hub import EventHub
@@ -165,7 +165,7 @@ def serve(
             host=ctx.settings.host,
             port=ctx.settings.port,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            **server_options(),
+            **SERVER_OPTIONS,
         )
 
 

@@ -14,6 +14,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .paths import DataRoots
 
+# A path below which a proxy serves us. No segment is empty or made of dots, so that no link leads to another place.
+PREFIX = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~-]+)*")
+
 
 class Settings(BaseSettings):
     """One class for server, pool and runners.
@@ -115,7 +118,7 @@ class Settings(BaseSettings):
     @classmethod
     def _path(cls, value: str) -> str:
         value = value.rstrip("/")
-        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", value):
+        if not PREFIX.fullmatch(value):
             raise ValueError("give a path such as /cdka: a slash, then letters, digits, '.', '_', '~' or '-'")
         return value
 

@@ -59,9 +59,9 @@ def grid() -> list[Point]:
 
 def news() -> list[dict[str, str]]:
     """Every different BBC news article with its topic."""
-    from service.cli.demo import NEWS_PACKAGE, _package_folder, read_articles
+    from service.cli.demo import NEWS_PACKAGE, package_folder, read_articles
 
-    return read_articles(_package_folder(NEWS_PACKAGE) / "bbcnews" / "data")
+    return read_articles(package_folder(NEWS_PACKAGE) / "bbcnews" / "data")
 
 
 def newsgroups(wheel: Path) -> list[dict[str, str]]:

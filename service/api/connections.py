@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import h11
@@ -79,14 +80,12 @@ class BoundedProtocol(H11Protocol):
             self._reading_due = None
 
 
-def server_options(**given: Any) -> dict[str, Any]:
-    """Arguments of ``uvicorn.run`` and ``uvicorn.Config`` for the API."""
-    return {
-        "http": BoundedProtocol,
-        # See BehindProxy.
-        "proxy_headers": False,
-        "server_header": False,
-        "access_log": False,
-        "log_config": None,
-        **given,
-    }
+# Arguments of ``uvicorn.run`` and ``uvicorn.Config`` for the API.
+SERVER_OPTIONS: Mapping[str, Any] = {
+    "http": BoundedProtocol,
+    # See BehindProxy.
+    "proxy_headers": False,
+    "server_header": False,
+    "access_log": False,
+    "log_config": None,
+}

@@ -175,7 +175,8 @@ async def _in_time(receive: Receive, idle_seconds: float, due: float) -> Message
         TooSlow: it does not come in time.
     """
     try:
-        return await asyncio.wait_for(receive(), max(0.0, min(idle_seconds, due - time.monotonic())))
+        async with asyncio.timeout(max(0.0, min(idle_seconds, due - time.monotonic()))):
+            return await receive()
     except TimeoutError:
         raise TooSlow("the request's body did not come in time") from None
 

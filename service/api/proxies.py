@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-# No empty segment, so that no prefix makes a link to another host.
-PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+from ..settings import PREFIX
+
 _HEADER = b"x-forwarded-prefix"
 
 
@@ -29,11 +26,12 @@ class BehindProxy:
     Args:
         app: what is served, which sees paths without the prefix.
         root_path: the prefix; a trusted proxy's ``X-Forwarded-Prefix`` replaces it.
-        trusted: addresses or networks of proxies, or ``*``; their ``X-Forwarded-*`` headers are taken, no others.
+        trusted: addresses or networks of proxies with commas between them, or ``*``. Only their ``X-Forwarded-*`` headers
+            are used.
     """
 
-    def __init__(self, app: ASGIApp, root_path: str, trusted: str | Sequence[str]) -> None:
-        self._app = ProxyHeadersMiddleware(app, list(trusted) if not isinstance(trusted, str) else trusted)  # type: ignore[arg-type]
+    def __init__(self, app: ASGIApp, root_path: str, trusted: str) -> None:
+        self._app = ProxyHeadersMiddleware(app, trusted)  # type: ignore[arg-type]
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

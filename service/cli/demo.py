@@ -105,12 +105,12 @@ def _interrupt() -> None:
 def prepare_data(folder: Path, sizes: Sizes) -> None:
     """Lay out the model (in hub layout) and the splits (in json lines) in a folder of their own."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = _package_folder(MODEL_PACKAGE) / "model"
+    model = package_folder(MODEL_PACKAGE) / "model"
     (folder / MODEL_NAME).mkdir(exist_ok=True)
     _require_hash(MODEL_PACKAGE, model, [model / name for name in MODEL_FILES], MODEL_HASH)
     for name in MODEL_FILES:
         _place(model / name, folder / MODEL_NAME / name)
-    news = _package_folder(NEWS_PACKAGE) / "bbcnews" / "data"
+    news = package_folder(NEWS_PACKAGE) / "bbcnews" / "data"
     _require_hash(NEWS_PACKAGE, news, sorted(news.glob("*/*.txt")), NEWS_HASH)
     articles = read_articles(news)
     needed = sizes.train + sizes.validation + sizes.test
@@ -126,7 +126,12 @@ def prepare_data(folder: Path, sizes: Sizes) -> None:
         at += count
 
 
-def _package_folder(package: str) -> Path:
+def package_folder(package: str) -> Path:
+    """The folder of an installed data package.
+
+    Raises:
+        InvalidRequest: it is not installed.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InvalidRequest(f"the demo needs the package {package}; install the extra: pip install 'cdka[demo]'")

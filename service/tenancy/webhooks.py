@@ -179,6 +179,8 @@ def seal_secrets(ctx: Context) -> int:
     Raises:
         WrongKey: there is no usable key.
     """
+    if all(is_sealed(webhook.secret) for webhook in list_webhooks(ctx, None)):
+        return 0
     with ctx.db.write() as session:
         webhooks = Webhooks(session)
         plain = [webhook for webhook in webhooks.list(None) if not is_sealed(webhook.secret)]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvicorn
 
-from service.api.connections import BoundedProtocol, server_options
+from service.api.connections import SERVER_OPTIONS, BoundedProtocol
 from service.api.middleware import RequestMiddleware
 from service.app import create_app
 from service.cli.processes import free_port
@@ -31,7 +31,7 @@ def port(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         if middleware.cls is RequestMiddleware:
             middleware.kwargs |= {"body_seconds": 3 * SECONDS, "body_idle_seconds": SECONDS}
     number = free_port(19750)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=number, **server_options()))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=number, **SERVER_OPTIONS))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:

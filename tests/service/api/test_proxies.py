@@ -77,7 +77,9 @@ def test_the_sdk_and_locations_use_the_prefix(api: Api) -> None:
         assert [study.id for study in client.studies()] == [made.json()["id"]]
 
 
-@pytest.mark.parametrize("said", ["//evil.example", "/a//b", "https://evil.example", '/"><script>', "/a b", "tools"])
+@pytest.mark.parametrize(
+    "said", ["//evil.example", "/a//b", "/..", "/a/./b", "https://evil.example", '/"><script>', "/a b", "tools"]
+)
 def test_a_prefix_that_is_not_a_path_is_ignored(api: Api, said: str) -> None:
     http = below(api, said=said).http
     assert http.get("/", follow_redirects=False).headers["location"] == "/login"
@@ -92,7 +94,7 @@ def test_only_a_trusted_proxy_sets_prefix_and_scheme(api: Api, trusted: bool) ->
     assert ("strict-transport-security" in answer.headers) is trusted
 
 
-@pytest.mark.parametrize("value", ["cdka", "//x", "/a b", "/a//b", "https://host/cdka"])
+@pytest.mark.parametrize("value", ["cdka", "//x", "/..", "/a b", "/a//b", "https://host/cdka"])
 def test_an_invalid_root_path_is_rejected_at_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("CDKA_ROOT_PATH", value)
     with pytest.raises(ValidationError, match="give a path such as /cdka"):

@@ -24,11 +24,11 @@ def test_the_demo_lays_out_the_data_of_the_pinned_packages(tmp_path: Path) -> No
 def test_changed_data_is_rejected_with_the_command_that_restores_it(
     tmp_path: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = demo._package_folder
+    original = demo.package_folder
     copied = tmp_path / package
     shutil.copytree(original(package), copied)
     file = copied / "model/vocab.txt" if package == demo.MODEL_PACKAGE else next(copied.glob("bbcnews/data/*/*.txt"))
     file.write_bytes(file.read_bytes() + b"x")
-    monkeypatch.setattr(demo, "_package_folder", lambda name: copied if name == package else original(name))
+    monkeypatch.setattr(demo, "package_folder", lambda name: copied if name == package else original(name))
     with pytest.raises(InvalidRequest, match="reinstall the pinned version"):
         demo.prepare_data(tmp_path / "data", SMALL)

@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic import command
 from fastapi.testclient import TestClient
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 
 from service.app import create_app, make_context
 from service.db.backup import back_up, restore
@@ -202,28 +204,46 @@ def test_a_server_exits_on_an_old_postgresql_schema_and_names_the_command(cluste
     database.engine.dispose()
 
 
-def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(api: Api, ctx: Any) -> None:
-    """A limit on the file's pages makes SQLite raise its own disk-full error."""
-    if not ctx.db.is_sqlite:
-        pytest.skip("a test cannot make PostgreSQL raise its error (53100); the same line translates it")
-    study = api.create()
-    kept = api.call("GET", f"/studies/{study['id']}").json()
-    ctx.db.engine.dispose()
-    from sqlalchemy import event
+@contextmanager
+def no_room(database: Database) -> Iterator[None]:
+    """SQLite raises its own error at a limit on the file's pages. On PostgreSQL a trigger raises the server's (53100)."""
+    if not database.is_sqlite:
+        with database.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS "
+                    "$$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
+                )
+            )
+            connection.execute(
+                text("CREATE TRIGGER no_room BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION no_room()")
+            )
+        yield
+        with database.engine.begin() as connection:
+            connection.execute(text("DROP FUNCTION no_room CASCADE"))
+        return
 
     def limit(connection: Any, _: Any) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    event.listen(ctx.db.engine, "connect", limit)
-    answers = [api.call("POST", "/studies", json=kept["spec"]) for _ in range(60)]
+    database.engine.dispose()
+    event.listen(database.engine, "connect", limit)
+    yield
+    event.remove(database.engine, "connect", limit)
+    database.engine.dispose()
+
+
+def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(api: Api, ctx: Any) -> None:
+    study = api.create()
+    kept = api.call("GET", f"/studies/{study['id']}").json()
+    with no_room(ctx.db):
+        answers = [api.call("POST", "/studies", json=kept["spec"]) for _ in range(60)]
     full = [a for a in answers if a.status_code == 503]
     assert full
     assert "disk is full" in full[0].json()["detail"]
     assert full[0].headers["retry-after"]
     assert {a.status_code for a in answers} <= {201, 503}
-    event.remove(ctx.db.engine, "connect", limit)
-    ctx.db.engine.dispose()
     made = [s["id"] for s in api.call("GET", "/studies", params={"limit": 200}).json()["items"]]
     assert sorted(made) == sorted([study["id"], *[a.json()["id"] for a in answers if a.status_code == 201]])
     assert api.call("POST", "/studies", json=kept["spec"]).status_code == 201  # there is room again
