@@ -26,8 +26,8 @@ class BehindProxy:
     Args:
         app: what is served, which sees paths without the prefix.
         root_path: the prefix; a trusted proxy's ``X-Forwarded-Prefix`` replaces it.
-        trusted: addresses or networks of proxies with commas between them, or ``*``. Only their ``X-Forwarded-*`` headers
-            are used.
+        trusted: addresses or networks of proxies with commas between them, or ``*``. Only their ``X-Forwarded-*``
+            headers are used.
     """
 
     def __init__(self, app: ASGIApp, root_path: str, trusted: str) -> None:

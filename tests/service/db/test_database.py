@@ -206,7 +206,7 @@ def test_a_server_exits_on_an_old_postgresql_schema_and_names_the_command(cluste
 
 @contextmanager
 def no_room(database: Database) -> Iterator[None]:
-    """SQLite raises its own error at a limit on the file's pages. On PostgreSQL a trigger raises the server's (53100)."""
+    """SQLite raises its own error at a limit on the file's pages; on PostgreSQL a trigger raises 53100."""
     if not database.is_sqlite:
         with database.engine.begin() as connection:
             connection.execute(
