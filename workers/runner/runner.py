@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,19 +21,13 @@ from pydantic import ValidationError
 import cdka
 from service.client import Client
 from service.errors import InputsChanged, LeaseLost, NotFound, ServiceError
-from service.paths import link_outside, locate
 from service.schemas.leases import LeasedTrial, LeaseOut, ResultIn
-from service.schemas.specs import FailureKind, Inputs, Shape, StopReason, StudySpec, TaskKind, TrialPhase, changes_told
+from service.schemas.specs import FailureKind, Inputs, Shape, StopReason, TaskKind, TrialPhase
 from service.settings import Settings
 
-from ..failures import Rejected, before_first_step, classify, failed, poisons_process
-from ..inputs.base_models import BaseWeightsChanged, WarmModel
-from ..inputs.identity import Stamp, digest_of, inputs_of, model_folder, require_ids, stamp
-from ..inputs.splits import SPLITS, Splits, load_splits
-from ..inputs.token_cache import TokenisedCache
-from ..tasks import Task, find_task
-from ..tasks.task import Prepared
-from ..training.activation_cache import ActivationCache, Storage, compute_activations, find_frozen_layers
+from ..failures import before_first_step, classify, failed, poisons_process
+from ..inputs.base_models import BaseWeightsChanged
+from ..tasks import find_task
 from ..training.adapters import adapter_config, require_layers, require_planned
 from ..training.follow import Checkpoints
 from ..training.measurement import measure
@@ -44,6 +37,7 @@ from .checkpoints import StoredCheckpoints
 from .output import CapturedOutput
 from .placement import Alone, Group, InProcess, Placement
 from .reporter import Reporter
+from .warm import Warm
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -56,22 +50,6 @@ HUNG_SECONDS = float(os.environ.get("CDKA_HUNG_SECONDS", "60"))
 
 class Poisoned(Exception):
     """This process must not run another trial."""
-
-
-@dataclass(slots=True)
-class _Warm:
-    """Kept between trials: one base model and its data, and the marks of the files that they were read from."""
-
-    model_key: str = ""
-    data_key: str = ""
-    model: WarmModel | None = None
-    prepared: Prepared | None = None
-    splits: Splits | None = None
-    inputs: Inputs | None = None
-    paths: tuple[Path, ...] = ()
-    stamp: Stamp = ()
-    activations_key: str = ""
-    activations: ActivationCache | None = None
 
 
 @dataclass
@@ -102,7 +80,7 @@ class Runner:
     idle_since: float = field(default_factory=time.monotonic, init=False)
     # Seconds until the next lease request.
     _pause: float = field(default=POLL_SECONDS, init=False)
-    _warm: _Warm = field(default_factory=_Warm, init=False)
+    _warm: Warm = field(default_factory=Warm, init=False)
     _retired: threading.Event = field(default_factory=threading.Event, init=False)
     _released: threading.Event = field(default_factory=threading.Event, init=False)
     _given_back: threading.Event = field(default_factory=threading.Event, init=False)
@@ -276,7 +254,7 @@ class Runner:
         _log.info("trial %d, attempt %d: %s %s", trial.number, trial.attempt, trial.method, trial.params)
         task = find_task(trial.study.task, self.settings.tasks)
         prepare_started = time.perf_counter()
-        warm, prepared = self._prepare(lease, task)
+        warm, prepared = self._warm.prepare(trial, task, self.settings)
         heads = {*task.heads, *warm.heads, *warm.new_modules}
         require_layers(warm.model, trial.layers, heads)
         if trial.phase is TrialPhase.MEASUREMENT:
@@ -284,7 +262,7 @@ class Runner:
         config = adapter_config(
             trial.method, trial.params, trial.layers, trial.study.adapter.dropout, task.task_type, heads
         )
-        activations = self._activations(lease, warm, prepared, reporter)
+        activations = self._warm.activations_of(trial, self.settings, lambda: self._stop_reason(reporter) is None)
         model = warm.lend(config, trial.seed)
         require_planned(model, trial.method, trial.params, trial.layers)
         if trial.inputs is None and self._warm.inputs is not None:
@@ -316,12 +294,12 @@ class Runner:
                 )
         except BaseException:
             # Do not lend a model again after a failed training.
-            self._warm = _Warm()
+            self._warm.forget()
             raise
         try:
             warm.take_back(model)
         except BaseWeightsChanged:
-            self._warm = _Warm()
+            self._warm.forget()
             raise
         resources: dict[str, Any] = {"swap_seconds": round(swap_seconds, 3), "data": prepared.origins}
         resources |= {"train_seconds": round(outcome.train_seconds, 3), **outcome.use}
@@ -356,88 +334,8 @@ class Runner:
             },
         )
 
-    def _activations(
-        self, lease: LeaseOut, warm: WarmModel, prepared: Prepared, reporter: Reporter
-    ) -> ActivationCache | None:
-        """The activations of the layers below the first adapted one, computed with the first trial."""
-        study = lease.trial.study
-        key = f"{self._warm.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
-        if self._warm.activations_key == key:
-            return self._warm.activations
-        self._warm.activations_key, self._warm.activations = key, None
-        if study.training.gradient_checkpointing:
-            return None
-        layers = find_frozen_layers(warm.model, [layer.name for layer in lease.trial.layers])
-        if layers is None:
-            return None
-        storage = Storage(self.settings.home / "cache", self.settings.activation_bytes)
-
-        def is_wanted() -> bool:
-            return self._stop_reason(reporter) is None
-
-        found = compute_activations(warm.model, layers, prepared, study.training.precision, storage, is_wanted)
-        self._warm.activations = found
-        if not is_wanted():
-            # They may be incomplete, so the next trial computes them.
-            self._warm.activations_key = ""
-        return found
-
     def _stop_reason(self, reporter: Reporter) -> StopReason | None:
         return reporter.stop_reason or (StopReason.RELEASED if self.released else None)
-
-    def _prepare(self, lease: LeaseOut, task: Task) -> tuple[WarmModel, Prepared]:
-        """The base model and the tokenised data, kept if the last trial used the same."""
-        study = lease.trial.study
-        try:
-            path = locate(study.model.path, self.settings.data_roots)
-        except ServiceError as error:
-            raise Rejected(error.detail) from error
-        if Path(path).is_dir() and (link := link_outside(Path(path), self.settings.data_roots)):
-            raise Rejected(f"the model {study.model.path!r} has a link that leads out of the data directories: {link}")
-        training = study.training
-        data_key = f"{study.model_key}\n{study.task.model_dump_json()}\n{training.max_length}\n{training.packing}"
-        if self._warm.paths and stamp(self._warm.paths) != self._warm.stamp:
-            _log.info("data or model files have changed; they are read again")
-            self._warm = _Warm()
-        if self._warm.prepared is None or self._warm.data_key != data_key:
-            self._warm = _Warm()
-            cache = TokenisedCache(self.settings.home / "cache" / "tokenised", self.settings.cache_bytes)
-            with tempfile.TemporaryDirectory(prefix="cdka-data-") as scratch:
-                splits = load_splits(study.task, self.settings.data_roots, Path(scratch))
-                prepared = task.prepare(study, path, splits, cache)
-            self._warm.prepared, self._warm.splits = prepared, splits
-            numbers = splits.parts["train"].numbers if "train" in splits.parts else []
-            prepared.rows = numbers if len(numbers) == len(prepared.train) else []
-            self._warm.data_key = data_key
-        if self._warm.model is None:
-            self._warm.model = task.load_model(study, path, self._warm.prepared)
-            self._warm.model_key = study.model_key
-            self._identify(study, path)
-        if lease.trial.inputs is not None and self._warm.inputs is not None:
-            differences = lease.trial.inputs.differences(self._warm.inputs)
-            if differences:
-                raise Rejected(changes_told(differences))
-        return self._warm.model, self._warm.prepared
-
-    def _identify(self, study: StudySpec, path: str) -> None:
-        """Record what data and model are, and mark their files."""
-        warm, prepared, splits = self._warm.model, self._warm.prepared, self._warm.splits
-        assert warm is not None
-        assert prepared is not None
-        assert splits is not None
-        embedding = getattr(warm.model, "get_input_embeddings", lambda: None)()
-        rows = getattr(embedding, "num_embeddings", None)
-        if prepared.tokenizer is not None and rows is not None:
-            for name in SPLITS:
-                part = splits.parts.get(name)
-                require_ids(name, getattr(prepared, name), part.numbers if part else [], rows, prepared.tokenizer)
-        folder = model_folder(path, study.model.revision)
-        files = [file for part in splits.parts.values() for file in part.paths]
-        self._warm.paths = tuple(dict.fromkeys([*files, *([folder] if folder is not None else [])]))
-        self._warm.stamp = stamp(self._warm.paths)
-        self._warm.inputs = inputs_of(
-            splits, prepared.facts.get("classes"), prepared.tokenizer, digest_of(path, study.model.revision), warm.notes
-        )
 
 
 def _end_process() -> None:
