@@ -73,7 +73,6 @@ class _Records(Collector):
         with self._ctx.db.read() as session:
             trials = Trials(session).states()
             loads = Studies(session).loads(None)
-            counts = Trials(session).counts([s.id for s in loads])
             leases = Leases(session).held()
             teams = Teams(session).list()
             usage = Teams(session).usage([t.id for t in teams])
@@ -83,7 +82,7 @@ class _Records(Collector):
         yield states
         queued = to_ask = 0
         for load in loads:
-            mine = counts[load.id]
+            mine = load.counts
             queued += sum(n for (_, state), n in mine.items() if state is TrialState.QUEUED)
             if load.phase is StudyPhase.SEARCH:
                 there = sum(n for (phase, _), n in mine.items() if phase is TrialPhase.SEARCH)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
 
 from sqlalchemy import Table, bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
 from ..domain.ids import new_id
 from ..domain.records import Event
-from ..domain.states import EventKind
 from .models import DeliveryRow, EventRow, WebhookRow
 
 # Built once: these run with every change of a trial.
@@ -21,34 +21,37 @@ _HOOKS = select(WebhookRow.id, WebhookRow.events).where(
 )
 
 
-def append_event(
-    session: Session, study_id: str, number: int, kind: EventKind, at: datetime, data: Mapping[str, Any]
-) -> None:
-    """Record an event in the transaction that made it happen."""
-    row = {"study_id": study_id, "number": number, "kind": kind, "data": dict(data), "at": at}
-    session.connection().execute(_INSERT, row)
+def append_events(session: Session, events: Sequence[Event]) -> None:
+    """Record events in the transaction that made them happen."""
+    rows = [{"study_id": e.study_id, "number": e.number, "kind": e.kind, "data": e.data, "at": e.at} for e in events]
+    session.connection().execute(_INSERT, rows)
 
 
-def add_deliveries(
-    session: Session, study_id: str, team_id: str, number: int, kind: EventKind, at: datetime, data: Mapping[str, Any]
-) -> None:
-    """Record an event's deliveries to the team's webhooks, in the same transaction."""
-    for webhook_id, wanted in session.connection().execute(_HOOKS, {"team": team_id}):
-        if kind not in wanted:
+def add_deliveries(session: Session, team_id: str, events: Sequence[Event]) -> None:
+    """Record the deliveries of events to the team's webhooks, in the same transaction."""
+    hooks = session.connection().execute(_HOOKS, {"team": team_id}).all()
+    for event, (webhook_id, wanted) in itertools.product(events, hooks):
+        if event.kind not in wanted:
             continue
-        body = {"study_id": study_id, "number": number, "kind": kind, "at": at.isoformat(), "data": dict(data)}
+        body = {
+            "study_id": event.study_id,
+            "number": event.number,
+            "kind": event.kind,
+            "at": event.at.isoformat(),
+            "data": event.data,
+        }
         session.add(
             DeliveryRow(
-                id=new_id(at),
+                id=new_id(event.at),
                 webhook_id=webhook_id,
-                study_id=study_id,
-                number=number,
-                kind=kind,
+                study_id=event.study_id,
+                number=event.number,
+                kind=event.kind,
                 body=body,
                 state="pending",
                 attempts=0,
-                next_at=at,
-                created_at=at,
+                next_at=event.at,
+                created_at=event.at,
             )
         )
 

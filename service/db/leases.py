@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Table, bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.operation import RunnerSeen
-from ..domain.records import Lease
+from ..domain.records import Attempt, Lease
 from ..domain.shape import Shape
 from ..domain.states import LeaseState
 from ..errors import NotFound
-from .models import LeaseRow, RunnerRow, TrialRow
+from .models import HostRow, LeaseRow, RunnerRow, StudyRow, TrialRow
+from .studies import study_record
+from .trials import trial_record
 from .upserts import Upsert
 
 # Built once: these run with every lease, report and result.
 _LEASES, _RUNNERS = cast(Table, LeaseRow.__table__), cast(Table, RunnerRow.__table__)
 _INSERT = insert(_LEASES)
-_PLACE = (
-    select(LeaseRow.trial_id, TrialRow.study_id)
-    .join(TrialRow, TrialRow.id == LeaseRow.trial_id)
-    .where(LeaseRow.id == bindparam("lease"))
+_HOST_FAILED = exists().where(
+    RunnerRow.name == LeaseRow.runner,
+    HostRow.name == RunnerRow.host,
+    HostRow.team_id == func.coalesce(RunnerRow.team_id, ""),
+    or_(HostRow.failures != 0, HostRow.quarantined_at.is_not(None)),
 )
+# PostgreSQL locks the rows in the order named here, the order of locks everywhere: the study, then its trial.
+_LOCKED = (
+    select(LeaseRow, TrialRow, StudyRow, _HOST_FAILED)
+    .join(TrialRow, TrialRow.id == LeaseRow.trial_id)
+    .join(StudyRow, StudyRow.id == TrialRow.study_id)
+    .where(LeaseRow.id == bindparam("lease"), StudyRow.deleted_at.is_(None))
+    .with_for_update(of=[StudyRow, TrialRow, LeaseRow])
+    .execution_options(populate_existing=True)
+)
+# A runner's row keeps the last lease it was given; a runner is idle once that lease is not held any more.
+_SEEN = select(RunnerRow, LeaseRow.state == LeaseState.HELD).outerjoin(LeaseRow, LeaseRow.id == RunnerRow.lease_id)
+_FRESH = {"populate_existing": True}
 _SAID = ("team_id", "cpus", "gpus", "shape", "warm", "lease_id", "last_seen_at", "host")
 _SEE = Upsert(
     RunnerRow,
@@ -33,12 +48,9 @@ _SEE = Upsert(
         set_={name: rows.excluded[name] for name in _SAID},
     ),
 )
-_IDLE = (
-    update(_RUNNERS).where(_RUNNERS.c.name == bindparam("runner")).values(lease_id=None, last_seen_at=bindparam("now"))
-)
 _HEAR = (
     update(_RUNNERS)
-    .where(_RUNNERS.c.name == bindparam("runner"), _RUNNERS.c.last_seen_at < bindparam("since"))
+    .where(_RUNNERS.c.name == bindparam("runner"), _RUNNERS.c.last_seen_at < bindparam("now"))
     .values(last_seen_at=bindparam("now"))
 )
 
@@ -64,10 +76,9 @@ class Leases:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, lease: Lease) -> None:
-        """Record a new lease."""
-        self._session.connection().execute(
-            _INSERT,
+    def add(self, leases: Sequence[Lease]) -> None:
+        """Record new leases."""
+        rows = [
             {
                 "id": lease.id,
                 "trial_id": lease.trial_id,
@@ -78,19 +89,23 @@ class Leases:
                 "expires_at": lease.expires_at,
                 "progress_at": lease.acquired_at,
                 "progress_step": -1,
-            },
-        )
+            }
+            for lease in leases
+        ]
+        self._session.connection().execute(_INSERT, rows)
 
-    def place(self, lease_id: str) -> tuple[str, str]:
-        """The ids of a lease's trial and of its study.
+    def locked(self, lease_id: str, team_id: str | None) -> Attempt:
+        """A lease with its trial and study, all locked for this transaction.
 
         Raises:
-            NotFound: there was never such a lease, or its study is deleted.
+            NotFound: there was never such a lease in this team (``None``: in any), or its study is deleted.
         """
-        found = self._session.connection().execute(_PLACE, {"lease": lease_id}).one_or_none()
+        query = _LOCKED if team_id is None else _LOCKED.where(StudyRow.team_id == team_id)
+        found = self._session.execute(query, {"lease": lease_id}).one_or_none()
         if found is None:
             raise NotFound("there is no such lease")
-        return found[0], found[1]
+        lease, trial, study, host_failed = found
+        return Attempt(_record(lease), trial_record(trial), study_record(study), bool(host_failed))
 
     def get(self, lease_id: str) -> Lease:
         """The lease.
@@ -147,44 +162,43 @@ class Leases:
     def _write(self, lease_id: str, **values: Any) -> None:
         self._session.execute(update(LeaseRow).where(LeaseRow.id == lease_id).values(**values))
 
-    def see_runner(self, seen: RunnerSeen) -> None:
-        """Record that a runner asked for work."""
-        row = {name: getattr(seen, name) for name in RunnerSeen.__slots__}
-        row |= {"cpus": seen.shape.cpus, "gpus": seen.shape.gpus, "shape": seen.shape.as_dict()}
-        _SEE.run(self._session, [row])
+    def see_runners(self, seen: Sequence[RunnerSeen]) -> None:
+        """Record that runners asked for work."""
+        rows = [
+            {name: getattr(s, name) for name in RunnerSeen.__slots__}
+            | {"cpus": s.shape.cpus, "gpus": s.shape.gpus, "shape": s.shape.as_dict()}
+            for s in seen
+        ]
+        _SEE.run(self._session, rows)
 
-    def set_idle(self, name: str, now: datetime) -> None:
-        """Record that a runner is idle."""
-        self._session.connection().execute(_IDLE, {"runner": name, "now": now})
-
-    def hear_of(self, name: str, now: datetime, resolution: timedelta) -> None:
-        """Record that a runner was seen now, unless it was seen less than ``resolution`` ago."""
-        self._session.connection().execute(_HEAR, {"runner": name, "now": now, "since": now - resolution})
+    def hear_of(self, name: str, now: datetime) -> None:
+        """Record that a runner was seen now."""
+        self._session.connection().execute(_HEAR, {"runner": name, "now": now})
 
     def runner(self, name: str) -> RunnerSeen | None:
         """The runner of that name."""
-        row = self._session.get(RunnerRow, name, populate_existing=True)
-        return None if row is None else _seen(row)
+        found = self._session.execute(_SEEN.where(RunnerRow.name == name), execution_options=_FRESH).one_or_none()
+        return None if found is None else _seen(*found)
 
     def runners(self, team_id: str | None) -> list[RunnerSeen]:
         """Runners (of a team, or all), by name."""
-        query = select(RunnerRow).order_by(RunnerRow.name)
+        query = _SEEN.order_by(RunnerRow.name)
         if team_id is not None:
             query = query.where(RunnerRow.team_id == team_id)
-        return [_seen(row) for row in self._session.scalars(query)]
+        return [_seen(*row) for row in self._session.execute(query, execution_options=_FRESH)]
 
     def forget_runners(self, moment: datetime) -> None:
         """Remove runners that were last seen before ``moment``."""
         self._session.execute(delete(RunnerRow).where(RunnerRow.last_seen_at < moment))
 
 
-def _seen(row: RunnerRow) -> RunnerSeen:
+def _seen(row: RunnerRow, busy: bool | None) -> RunnerSeen:
     return RunnerSeen(
         name=row.name,
         team_id=row.team_id,
         shape=Shape.of(row.shape) if row.shape else Shape(row.cpus, row.gpus),
         warm=row.warm,
-        lease_id=row.lease_id,
+        lease_id=row.lease_id if busy else None,
         first_seen_at=row.first_seen_at,
         last_seen_at=row.last_seen_at,
         host=row.host,

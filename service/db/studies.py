@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from itertools import groupby
 from threading import Lock
 from typing import Any, cast
 
 from cachetools import LRUCache, cached
-from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.inputs import Inputs
 from ..domain.plan import Plan
-from ..domain.records import Candidate, StoredPrediction, Study, StudyLoad
+from ..domain.records import Candidate, Event, StoredPrediction, Study, StudyLoad
 from ..domain.shape import Shape
-from ..domain.states import STUDY_ENDED, EventKind, StudyPhase, StudyState, check_study_transition
+from ..domain.states import (
+    STUDY_ENDED,
+    EventKind,
+    StudyPhase,
+    StudyState,
+    TrialPhase,
+    TrialState,
+    check_study_transition,
+)
 from ..domain.study_spec import StudySpec
 from ..errors import NotFound
-from .events import add_deliveries, append_event
-from .models import PredictionRow, StudyRow, TeamRow, WebhookRow
+from .events import add_deliveries, append_events
+from .models import PredictionRow, StudyCountRow, StudyRow, TeamRow, WebhookRow
 
 # Built once: this runs with every change of a trial.
 _STUDIES = cast(Table, StudyRow.__table__)
 _TOUCH = (
     update(_STUDIES)
     .where(_STUDIES.c.id == bindparam("study"))
-    .values(version=_STUDIES.c.version + 1)
+    .values(version=_STUDIES.c.version + bindparam("events"))
     .returning(
         _STUDIES.c.version,
         _STUDIES.c.team_id,
@@ -42,7 +51,8 @@ def _parsed(row: StudyRow) -> tuple[StudySpec, Plan]:
     return StudySpec.model_validate(row.spec), Plan.model_validate(row.plan)
 
 
-def _record(row: StudyRow) -> Study:
+def study_record(row: StudyRow) -> Study:
+    """The record of a row."""
     spec, plan = _parsed(row)
     return Study(
         id=row.id,
@@ -121,7 +131,7 @@ class Studies:
         row = self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
         if row is None:
             raise NotFound(f"there is no study {study_id}")
-        return _record(row)
+        return study_record(row)
 
     def record_inputs(self, study: Study, inputs: Inputs, now: datetime) -> None:
         """Record what a study's trials are trained on."""
@@ -141,10 +151,10 @@ class Studies:
         )
         if after is not None:
             query = query.where(StudyRow.id > after if ascending else StudyRow.id < after)
-        return [_record(row) for row in self._session.scalars(query)]
+        return [study_record(row) for row in self._session.scalars(query)]
 
     def loads(self, team_id: str | None) -> list[StudyLoad]:
-        """Studies (of one team, or of all) that may have work, oldest first, with the columns for scheduling."""
+        """Studies (of one team, or of all) that may have work, oldest first: columns for scheduling, and counts."""
         query = (
             select(
                 StudyRow.id,
@@ -158,9 +168,15 @@ class Studies:
                 StudyRow.gpus,
                 StudyRow.shape,
                 StudyRow.model_key,
-                or_(TeamRow.max_running_trials.is_not(None), TeamRow.max_gpus.is_not(None)),
+                StudyRow.version,
+                StudyRow.revision,
+                or_(TeamRow.max_running_trials.is_not(None), TeamRow.max_gpus.is_not(None)).label("limited"),
+                StudyCountRow.phase.label("of_phase"),
+                StudyCountRow.state.label("in_state"),
+                StudyCountRow.count,
             )
             .join(TeamRow, TeamRow.id == StudyRow.team_id)
+            .outerjoin(StudyCountRow, and_(StudyCountRow.study_id == StudyRow.id, StudyCountRow.count != 0))
             .where(
                 StudyRow.state.in_([StudyState.QUEUED, StudyState.RUNNING]),
                 StudyRow.deleted_at.is_(None),
@@ -168,26 +184,32 @@ class Studies:
             )
             .order_by(StudyRow.id)
         )
-        return [
-            StudyLoad(
-                id=r[0],
-                team_id=r[1],
-                state=StudyState(r[2]),
-                phase=StudyPhase(r[3]),
-                priority=r[4],
-                concurrency=r[5],
-                planned=r[6],
-                shape=Shape.of(r[9]) if r[9] else Shape(r[7], r[8]),
-                model_key=r[10],
-                limited=bool(r[11]),
+        loads = []
+        for _, (first, *others) in _by_study(self._session.execute(query)):
+            counted = [r for r in (first, *others) if r.count is not None]
+            loads.append(
+                StudyLoad(
+                    id=first.id,
+                    team_id=first.team_id,
+                    state=StudyState(first.state),
+                    phase=StudyPhase(first.phase),
+                    priority=first.priority,
+                    concurrency=first.concurrency,
+                    planned=first.planned,
+                    shape=Shape.of(first.shape) if first.shape else Shape(first.cpus, first.gpus),
+                    model_key=first.model_key,
+                    version=first.version,
+                    revision=first.revision,
+                    counts={(TrialPhase(r.of_phase), TrialState(r.in_state)): r.count for r in counted},
+                    limited=bool(first.limited),
+                )
             )
-            for r in self._session.execute(query)
-        ]
+        return loads
 
     def open_with_limits(self) -> list[Study]:
         """Running studies with limits, oldest first."""
         query = select(StudyRow).where(StudyRow.state == StudyState.RUNNING, StudyRow.deleted_at.is_(None))
-        found = [_record(row) for row in self._session.scalars(query.order_by(StudyRow.id))]
+        found = [study_record(row) for row in self._session.scalars(query.order_by(StudyRow.id))]
         return [s for s in found if any(v is not None for v in s.spec.limits.model_dump().values())]
 
     def open_count(self, team_id: str) -> int:
@@ -268,10 +290,17 @@ class Studies:
 
     def touch(self, study_id: str, kind: EventKind, now: datetime, data: Mapping[str, Any]) -> int:
         """Record an event of a locked study. Returns its number, the study's new version."""
-        version, team_id, heard = self._session.connection().execute(_TOUCH, {"study": study_id}).one()
-        append_event(self._session, study_id, version, kind, now, data)
-        if heard and kind is not EventKind.TRIAL_REPORTED:
-            add_deliveries(self._session, study_id, team_id, version, kind, now, data)
+        return self.touch_all(study_id, now, [(kind, data)])
+
+    def touch_all(self, study_id: str, now: datetime, events: Sequence[tuple[EventKind, Mapping[str, Any]]]) -> int:
+        """Record events of a locked study, in order. Returns the last one's number, the study's new version."""
+        said = {"study": study_id, "events": len(events)}
+        version, team_id, heard = self._session.connection().execute(_TOUCH, said).one()
+        first = int(version) - len(events) + 1
+        made = [Event(study_id, first + k, kind, now, dict(data)) for k, (kind, data) in enumerate(events)]
+        append_events(self._session, made)
+        if heard and (told := [e for e in made if e.kind != EventKind.TRIAL_REPORTED]):
+            add_deliveries(self._session, team_id, told)
         return int(version)
 
     def versions(self, study_ids: Sequence[str]) -> dict[str, int]:
@@ -295,6 +324,10 @@ class Studies:
         return {
             row.predictor: [StoredPrediction(**entry) for entry in row.ranking] for row in self._session.scalars(query)
         }
+
+
+def _by_study(rows: Iterable[Any]) -> Iterator[tuple[str, Iterator[Any]]]:
+    return groupby(rows, key=lambda row: row.id)
 
 
 def _of(team_id: str | None) -> list[ColumnElement[bool]]:

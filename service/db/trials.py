@@ -32,6 +32,7 @@ _INSERT = insert(cast(Table, TrialRow.__table__))
 _INSERTED = (
     *("id", "study_id", "number", "phase", "method", "candidate", "params", "point", "seed", "state", "parameters"),
     *("metrics", "curve", "attempts", "errors", "losses", "artifact_bytes", "resources", "version", "created_at"),
+    *("lease_id", "started_at"),
 )
 _COUNT = Upsert(
     StudyCountRow,
@@ -41,7 +42,8 @@ _COUNT = Upsert(
 )
 
 
-def _record(row: TrialRow) -> Trial:
+def trial_record(row: TrialRow) -> Trial:
+    """The record of a row."""
     failure = None
     if row.failure_kind is not None:
         failure = Failure(FailureKind(row.failure_kind), row.failure_message or "")
@@ -76,6 +78,44 @@ def _record(row: TrialRow) -> Trial:
     )
 
 
+def _trial(study_id: str, new: NewTrial, now: datetime, version: int) -> Trial:
+    return Trial(
+        id=new_id(now),
+        study_id=study_id,
+        number=new.number,
+        phase=new.phase,
+        method=new.method,
+        candidate=new.candidate,
+        params=new.params,
+        point=new.point,
+        seed=new.seed,
+        state=TrialState.QUEUED,
+        parameters=new.parameters,
+        metrics={},
+        failure=None,
+        lease_id=None,
+        attempts=0,
+        errors=0,
+        losses=0,
+        checkpoint=None,
+        artifact=None,
+        resources={},
+        stop_reason=None,
+        created_at=now,
+        started_at=None,
+        finished_at=None,
+        version=version,
+    )
+
+
+def _queued(new: Sequence[NewTrial]) -> dict[str, Any]:
+    return {"trials": [{"number": t.number, "phase": t.phase} for t in new]}
+
+
+def _moved(trial: Trial, state: TrialState) -> dict[str, Any]:
+    return {"trial_id": trial.id, "number": trial.number, "phase": trial.phase, "state": state}
+
+
 class Trials:
     """Reads and writes trials in one session."""
 
@@ -90,38 +130,37 @@ class Trials:
         new = list(trials)
         if not new:
             return []
-        data = {"trials": [{"number": t.number, "phase": t.phase} for t in new]}
-        version = Studies(self._session).touch(study_id, EventKind.TRIAL_QUEUED, now, data)
+        version = Studies(self._session).touch(study_id, EventKind.TRIAL_QUEUED, now, _queued(new))
+        return self._insert([_trial(study_id, t, now, version) for t in new], new)
+
+    def add_running(
+        self, study_id: str, trials: Iterable[NewTrial], lease_ids: Sequence[str], now: datetime
+    ) -> list[Trial]:
+        """Record new trials of a locked study as running, each under its lease; returns them.
+
+        Events and versions are those of trials that are queued and then start. For a taken number see :meth:`add`.
+        """
+        new = list(trials)
+        if not new:
+            return []
+        queued = [_trial(study_id, t, now, 0) for t in new]
+        events = [(EventKind.TRIAL_QUEUED, _queued(new))]
+        events += [(EventKind.TRIAL_STARTED, _moved(t, TrialState.RUNNING)) for t in queued]
+        version = Studies(self._session).touch_all(study_id, now, events)
         rows = [
-            Trial(
-                id=new_id(now),
-                study_id=study_id,
-                number=t.number,
-                phase=t.phase,
-                method=t.method,
-                candidate=t.candidate,
-                params=t.params,
-                point=t.point,
-                seed=t.seed,
-                state=TrialState.QUEUED,
-                parameters=t.parameters,
-                metrics={},
-                failure=None,
-                lease_id=None,
-                attempts=0,
-                errors=0,
-                losses=0,
-                checkpoint=None,
-                artifact=None,
-                resources={},
-                stop_reason=None,
-                created_at=now,
-                started_at=None,
-                finished_at=None,
-                version=version,
+            replace(
+                trial,
+                state=TrialState.RUNNING,
+                lease_id=lease_id,
+                attempts=1,
+                started_at=now,
+                version=version - len(queued) + 1 + k,
             )
-            for t in new
+            for k, (trial, lease_id) in enumerate(zip(queued, lease_ids, strict=True))
         ]
+        return self._insert(rows, new)
+
+    def _insert(self, rows: list[Trial], new: Sequence[NewTrial]) -> list[Trial]:
         self._session.connection().execute(
             _INSERT,
             [
@@ -129,8 +168,7 @@ class Trials:
                 for row, t in zip(rows, new, strict=True)
             ],
         )
-        changes = Counter((t.phase, TrialState.QUEUED) for t in new)
-        self._count(study_id, changes)
+        self._count(rows[0].study_id, Counter((t.phase, t.state) for t in rows))
         return rows
 
     def get(self, trial_id: str, team_id: str | None = None, *, lock: bool = False) -> Trial:
@@ -151,13 +189,13 @@ class Trials:
         row = self._session.scalars(query.execution_options(populate_existing=True)).one_or_none()
         if row is None:
             raise NotFound(f"there is no trial {trial_id}")
-        return _record(row)
+        return trial_record(row)
 
     def numbered(self, study_id: str, number: int) -> Trial | None:
         """The trial of a study with that number."""
         query = select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.number == number)
         row = self._session.scalars(query).one_or_none()
-        return None if row is None else _record(row)
+        return None if row is None else trial_record(row)
 
     def page(
         self,
@@ -178,14 +216,14 @@ class Trials:
             query = query.where(TrialRow.state.in_(states))
         if phase is not None:
             query = query.where(TrialRow.phase == phase)
-        return [_record(row) for row in self._session.scalars(query)]
+        return [trial_record(row) for row in self._session.scalars(query)]
 
     def of_study(self, study_id: str, *phases: TrialPhase) -> list[Trial]:
         """All trials of a study (of some phases), by number."""
         query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(TrialRow.number)
         if phases:
             query = query.where(TrialRow.phase.in_(phases))
-        return [_record(row) for row in self._session.scalars(query)]
+        return [trial_record(row) for row in self._session.scalars(query)]
 
     def needless_checkpoints(self, most: int) -> list[tuple[str, str, str]]:
         """Trials with a checkpoint that nothing will resume from: trial, study, and the checkpoint's URL.
@@ -241,14 +279,14 @@ class Trials:
             .with_for_update(skip_locked=True)
         )
         row = self._session.scalars(query).one_or_none()
-        return None if row is None else _record(row)
+        return None if row is None else trial_record(row)
 
     def running(self, study_id: str | None = None) -> list[Trial]:
         """Running trials (of one study, or of all)."""
         query = select(TrialRow).where(TrialRow.state == TrialState.RUNNING).order_by(TrialRow.id)
         if study_id is not None:
             query = query.where(TrialRow.study_id == study_id)
-        return [_record(row) for row in self._session.scalars(query)]
+        return [trial_record(row) for row in self._session.scalars(query)]
 
     def set_state(
         self, trial: Trial, state: TrialState, now: datetime, kind: EventKind = EventKind.TRIAL_ENDED, **values: Any
@@ -264,7 +302,7 @@ class Trials:
         if state is TrialState.RUNNING and trial.started_at is None:
             values["started_at"] = now
         values["finished_at"] = now if state in TRIAL_ENDED else None
-        data: dict[str, Any] = {"trial_id": trial.id, "number": trial.number, "phase": trial.phase, "state": state}
+        data = _moved(trial, state)
         if state in TRIAL_ENDED:
             data["metrics"] = values.get("metrics", trial.metrics)
             if values.get("failure") is not None:

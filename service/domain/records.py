@@ -111,6 +111,11 @@ class Study:
 TrialCounts = Mapping[tuple[TrialPhase, TrialState], int]
 
 
+def next_number(counts: TrialCounts) -> int:
+    """The number of a study's next trial: numbers from 0 on have no gaps, and the measurement has none of them."""
+    return sum(n for (phase, _), n in counts.items() if phase is not TrialPhase.MEASUREMENT)
+
+
 @dataclass(frozen=True, slots=True)
 class StudyLoad:
     """The columns that scheduling needs of a study that may have work."""
@@ -124,6 +129,9 @@ class StudyLoad:
     planned: int
     shape: Shape
     model_key: str
+    version: int
+    revision: int
+    counts: TrialCounts
     # Whether its team's running trials are limited.
     limited: bool = False
 
@@ -227,6 +235,16 @@ class NewTrial:
     point: dict[str, Any] | None = None
     candidate: str | None = None
     attrs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A lease with its trial and study; ``host_failed`` if failures are held against its runner's host."""
+
+    lease: Lease
+    trial: Trial
+    study: Study
+    host_failed: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,7 @@ def _note_idle(ctx: Context, runners: Sequence[Runner]) -> list[None]:
     changed = [r for r in {r.name: r for r in runners}.values() if not _is_known(seen[r.name], r, now)]
     if changed:
         with ctx.db.write() as session:
-            for runner in changed:
-                see(session, runner, now, None)
+            see(session, [(runner, None) for runner in changed], now)
     return [None] * len(runners)
 
 
@@ -141,8 +140,8 @@ def _acquire_one(ctx: Context, runner: Runner, deadline: float) -> Grant | None:
         return [look_at(ctx, runners)] * len(runners)
 
     standing: Standing = _together(ctx, ctx.looks, runner.team_id or "", runner, look, deadline)
-    for load, queued in standing.in_turn(runner):
-        grant = _from_study(ctx, Ask(load, runner, queued), deadline)
+    for load in standing.in_turn(runner):
+        grant = _from_study(ctx, Ask(load, runner), deadline)
         if grant is not None:
             return grant
     return None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ..context.context import Context
 from ..db.studies import Studies
 from ..db.teams import Teams
-from ..db.trials import Trials
 from ..domain.records import StudyLoad, TrialCounts
 from ..domain.shape import Shape
 from ..domain.states import StudyPhase, TrialState
@@ -19,11 +18,15 @@ def running_trials(counts: TrialCounts) -> int:
     return sum(n for (_, state), n in counts.items() if state is TrialState.RUNNING)
 
 
-def open_slots(study: StudyLoad, counts: TrialCounts) -> int:
+def queued_trials(counts: TrialCounts) -> int:
+    """The number of queued trials."""
+    return sum(n for (_, state), n in counts.items() if state is TrialState.QUEUED)
+
+
+def open_slots(study: StudyLoad) -> int:
     """The number of trials of a study that are queued or not proposed yet."""
-    queued = sum(n for (_, state), n in counts.items() if state is TrialState.QUEUED)
-    asked = max(0, study.planned - search_trials(counts)) if study.phase is StudyPhase.SEARCH else 0
-    return queued + asked
+    asked = max(0, study.planned - search_trials(study.counts)) if study.phase is StudyPhase.SEARCH else 0
+    return queued_trials(study.counts) + asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,11 @@ def demand(ctx: Context, team_id: str | None = None) -> list[Demand]:
     """
     with ctx.db.read() as session:
         loads = Studies(session).loads(team_id)
-        counts = Trials(session).counts([s.id for s in loads])
         teams = {team.id: team for team in Teams(session).list()} if loads else {}
     slots: dict[Shape, int] = {}
     left = {t.id: (t.max_running_trials, t.max_gpus) for t in teams.values()}
     for study in loads:
-        mine = counts[study.id]
-        wanted = min(running_trials(mine) + open_slots(study, mine), study.concurrency)
+        wanted = min(running_trials(study.counts) + open_slots(study), study.concurrency)
         trials_left, gpus_left = left[study.team_id]
         if trials_left is not None:
             wanted = min(wanted, trials_left)

@@ -21,14 +21,24 @@ from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.operation import RunnerSeen
-from ..domain.records import UNRECORDED, Lease, NewTrial, Observation, Study, StudyLoad, Trial, TrialCounts
+from ..domain.records import (
+    UNRECORDED,
+    Lease,
+    NewTrial,
+    Observation,
+    Study,
+    StudyLoad,
+    Trial,
+    TrialCounts,
+    next_number,
+)
 from ..domain.shape import Shape
 from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from ..errors import Contention
 from ..search.policy import Problem, Proposal
 from ..studies.progress import advance, search_trials
 from ..tenancy.quotas import room_for_trials
-from .demand import running_trials
+from .demand import queued_trials, running_trials
 
 # Replicas that propose the same number race: one wins, the others propose again on the new history.
 ASK_ATTEMPTS = 20
@@ -60,11 +70,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A runner that wants a trial of a study, and whether a trial was queued when it asked."""
+    """A runner that wants a trial of a study, as the study was when it asked."""
 
     load: StudyLoad
     runner: Runner
-    queued: bool
 
 
 class _Outcome(Enum):
@@ -88,7 +97,8 @@ def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
     """
     load, runners = asks[-1].load, [ask.runner for ask in asks]
     deadline = time.monotonic() + PASS_SECONDS
-    most, queued = len(runners), any(ask.queued for ask in asks)
+    most, queued = len(runners), any(queued_trials(ask.load.counts) for ask in asks)
+    known: StudyLoad | None = load
     grants: list[Grant | None] = []
     for _ in range(ASK_ATTEMPTS):
         try:
@@ -96,13 +106,14 @@ def serve(ctx: Context, asks: Sequence[Ask]) -> list[Grant | None]:
                 grants += _grant_queued(ctx, load, runners[len(grants) :])
             if len(grants) == len(runners):
                 return grants
-            made, outcome = _propose_and_record(ctx, load, runners[len(grants) :][:most], deadline)
+            made, outcome = _propose_and_record(ctx, load, known, runners[len(grants) :][:most], deadline)
         except Exception:
             # Committed grants must reach their runners. The next request meets the error.
             if grants and not ctx.db.in_unit:
                 return grants
             raise
         grants += made
+        known = None
         if outcome is _Outcome.NONE_LEFT:
             return [*grants, *[None] * (len(runners) - len(grants))]
         if outcome is _Outcome.RACED:
@@ -136,10 +147,15 @@ def _room(
     session: Session, study: Study, load: StudyLoad, counts: TrialCounts, wanted: int, *, lock: bool = True
 ) -> int:
     """How many of ``wanted`` further trials of the study may start now; ``lock`` keeps it so until the commit."""
+    room = _slots(study, counts, wanted)
+    return room_for_trials(session, load, room, lock=lock) if load.limited and room else room
+
+
+def _slots(study: Study, counts: TrialCounts, wanted: int) -> int:
+    """How many of ``wanted`` further trials the study's state and concurrency allow."""
     if study.state not in (StudyState.QUEUED, StudyState.RUNNING):
         return 0
-    room = max(0, min(wanted, study.spec.search.concurrency - running_trials(counts)))
-    return room_for_trials(session, load, room, lock=lock) if load.limited and room else room
+    return max(0, min(wanted, study.spec.search.concurrency - running_trials(counts)))
 
 
 def _yet_to_ask(study: Study, counts: TrialCounts) -> int:
@@ -148,29 +164,33 @@ def _yet_to_ask(study: Study, counts: TrialCounts) -> int:
 
 
 def _propose_and_record(
-    ctx: Context, load: StudyLoad, runners: Sequence[Runner], deadline: float
+    ctx: Context, load: StudyLoad, known: StudyLoad | None, runners: Sequence[Runner], deadline: float
 ) -> tuple[list[Grant], _Outcome]:
-    """Propose outside of any write transaction, then record. The trial's number decides between replicas."""
-    snapshot = ctx.histories.snapshot(ctx.db, load.id)
+    """Propose outside of any write transaction, then record. The trial's number decides between replicas.
+
+    ``known`` is what was read of the study just now, if anything.
+    """
+    snapshot = ctx.histories.snapshot(ctx.db, load.id, known)
     study = snapshot.study
-    # A unit of work reads through its own transaction: a second connection could wait for the rows that it holds.
-    with ctx.db.read() if ctx.db.in_unit else ctx.db.look() as session:
-        counts = Trials(session).counts([study.id])[study.id]
-        wanted = min(len(runners), _yet_to_ask(study, counts))
-        room = _room(session, study, load, counts, wanted, lock=False)
+    wanted = min(len(runners), _yet_to_ask(study, snapshot.counts))
+    if wanted and load.limited:
+        # A unit of work reads through its own transaction: a second connection could wait for the rows that it holds.
+        with ctx.db.read() if ctx.db.in_unit else ctx.db.look() as session:
+            room = _room(session, study, load, snapshot.counts, wanted, lock=False)
+    else:
+        room = _slots(study, snapshot.counts, wanted)
     if not room:
         return [], _Outcome.NONE_LEFT
     try:
-        return _record(ctx, load, runners, _propose(ctx, snapshot, room, deadline))
+        return _record(ctx, load, runners, snapshot, _propose(ctx, snapshot, room, deadline))
     except IntegrityError:
         return [], _Outcome.RACED
 
 
 @dataclass(frozen=True, slots=True)
 class _Proposed:
-    """Proposals for trials from number ``first`` on; ``exhausted`` if the space holds no more after them."""
+    """Proposals for the next trials; ``exhausted`` if the space holds no more after them."""
 
-    first: int
     proposals: list[Proposal]
     exhausted: bool
 
@@ -185,39 +205,68 @@ def _propose(ctx: Context, snapshot: Snapshot, most: int, deadline: float) -> _P
         proposal = ctx.policy.propose(problem, history, number)
         ctx.observe_sampling(study.spec.search.sampler, time.perf_counter() - began)
         if proposal is None:
-            return _Proposed(snapshot.next_number, proposals, exhausted=True)
+            return _Proposed(proposals, exhausted=True)
         proposals.append(proposal)
         running = Observation(
             number, TrialState.RUNNING, proposal.params, proposal.point, proposal.attrs, version=UNRECORDED
         )
         history.update([running])
-    return _Proposed(snapshot.next_number, proposals, exhausted=False)
+    return _Proposed(proposals, exhausted=False)
 
 
 @retried
 def _record(
-    ctx: Context, load: StudyLoad, runners: Sequence[Runner], proposed: _Proposed
+    ctx: Context, load: StudyLoad, runners: Sequence[Runner], snapshot: Snapshot, proposed: _Proposed
 ) -> tuple[list[Grant], _Outcome]:
-    now, proposals = ctx.clock(), proposed.proposals
+    now, proposals, first = ctx.clock(), proposed.proposals, snapshot.next_number
     with ctx.db.write() as session:
         study = Studies(session).get(load.id, lock=True)
         trials = Trials(session)
-        counts = trials.counts([study.id])[study.id]
-        # Numbers from 0 on have no gaps, so the next one is how many there are.
-        if sum(n for (phase, _), n in counts.items() if phase is not TrialPhase.MEASUREMENT) != proposed.first:
+        # Whatever changes a trial changes the study's version.
+        counts = snapshot.counts if study.version == snapshot.study.version else trials.counts([study.id])[study.id]
+        if next_number(counts) != first:
             return [], _Outcome.RACED
         room = _room(session, study, load, counts, min(len(runners), _yet_to_ask(study, counts)))
-        new = [_new_trial(study, proposed.first + k, p) for k, p in enumerate(proposals[:room])]
-        stored = trials.add(study.id, new, now)
-        if stored:
-            study = _started(session, study, now)
-        grants = [_grant(ctx, session, study, t, r, now) for t, r in zip(stored, runners, strict=False)]
+        new = [_new_trial(study, first + k, p) for k, p in enumerate(proposals[:room])]
+        grants = _start(ctx, session, study, new, runners[: len(new)], now)
         if proposed.exhausted and len(proposals) < room:
-            study = Studies(session).set_planned(study, search_trials(counts) + len(stored))
+            study = Studies(session).set_planned(study, search_trials(counts) + len(grants))
             advance(session, study, now)
             return grants, _Outcome.NONE_LEFT
         more = len(grants) == len(runners) or len(proposals) < room
         return grants, _Outcome.MORE if more else _Outcome.NONE_LEFT
+
+
+def _start(
+    ctx: Context, session: Session, study: Study, new: Sequence[NewTrial], runners: Sequence[Runner], now: datetime
+) -> list[Grant]:
+    """Store new trials of a locked study, each leased to one of the runners."""
+    if not new:
+        return []
+    study = _started(session, study, now)
+    ids = [_lease_id() for _ in new]
+    trials = Trials(session).add_running(study.id, new, ids, now)
+    leases = [_lease(ctx, i, t, 1, r, now) for i, t, r in zip(ids, trials, runners, strict=True)]
+    Leases(session).add(leases)
+    see(session, list(zip(runners, ids, strict=True)), now)
+    return [Grant(lease, trial, study) for lease, trial in zip(leases, trials, strict=True)]
+
+
+def _lease_id() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def _lease(ctx: Context, lease_id: str, trial: Trial, attempt: int, runner: Runner, now: datetime) -> Lease:
+    return Lease(
+        id=lease_id,
+        trial_id=trial.id,
+        attempt=attempt,
+        runner=runner.name,
+        state=LeaseState.HELD,
+        acquired_at=now,
+        expires_at=now + ctx.lease_time,
+        result=None,
+    )
 
 
 def _new_trial(study: Study, number: int, proposal: Proposal) -> NewTrial:
@@ -247,18 +296,9 @@ def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: R
     if trial.lease_id is not None:
         # From here on, calls under the former lease get 409.
         leases.end(trial.lease_id, LeaseState.EXPIRED, now)
-    lease = Lease(
-        id=secrets.token_urlsafe(32),
-        trial_id=trial.id,
-        attempt=trial.attempts + 1,
-        runner=runner.name,
-        state=LeaseState.HELD,
-        acquired_at=now,
-        expires_at=now + ctx.lease_time,
-        result=None,
-    )
-    leases.add(lease)
-    see(session, runner, now, lease.id)
+    lease = _lease(ctx, _lease_id(), trial, trial.attempts + 1, runner, now)
+    leases.add([lease])
+    see(session, [(runner, lease.id)], now)
     values: dict[str, Any] = {"lease_id": lease.id, "attempts": lease.attempt, "stop_reason": None}
     if lease.attempt > 1 and trial.checkpoint is None:
         Metrics(session).forget(trial.id)
@@ -267,16 +307,19 @@ def _grant(ctx: Context, session: Session, study: Study, trial: Trial, runner: R
     return Grant(lease, trial, study)
 
 
-def see(session: Session, runner: Runner, now: datetime, lease_id: str | None) -> None:
-    """Record that a runner was seen, with its resources and the base models it holds."""
-    seen = RunnerSeen(
-        runner.name,
-        runner.team_id,
-        runner.shape,
-        list(runner.warm),
-        lease_id,
-        first_seen_at=now,
-        last_seen_at=now,
-        host=runner.host,
-    )
-    Leases(session).see_runner(seen)
+def see(session: Session, runners: Sequence[tuple[Runner, str | None]], now: datetime) -> None:
+    """Record that runners were seen, with their resources, the base models they hold and their leases."""
+    seen = [
+        RunnerSeen(
+            runner.name,
+            runner.team_id,
+            runner.shape,
+            list(runner.warm),
+            lease_id,
+            first_seen_at=now,
+            last_seen_at=now,
+            host=runner.host,
+        )
+        for runner, lease_id in {r.name: (r, i) for r, i in runners}.values()
+    ]
+    Leases(session).see_runners(seen)

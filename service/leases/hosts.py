@@ -15,7 +15,7 @@ from ..db.leases import Leases
 from ..db.retries import retried
 from ..db.trials import Trials
 from ..domain.operation import Host, RunnerSeen
-from ..domain.records import Lease, Principal, Study
+from ..domain.records import Attempt, Lease, Principal, Study
 from ..domain.states import TrialState
 from ..errors import NotFound
 
@@ -37,13 +37,12 @@ def quarantined(session: Session, hosts: Iterable[tuple[str | None, str | None]]
     return found
 
 
-def clear(session: Session, lease: Lease) -> None:
-    """Reset a host's failures: an attempt succeeded, or its runner was seen again."""
-    runner = _runner_of(session, lease)
-    if runner is None or runner.host is None:
+def clear(session: Session, attempt: Attempt) -> None:
+    """Reset the failures of an attempt's host: the attempt succeeded, or its runner was seen again."""
+    if not attempt.host_failed:
         return
-    known = Hosts(session).get(runner.team_id, runner.host)
-    if known is not None and (known.failures or known.quarantined_at is not None):
+    runner = _runner_of(session, attempt.lease)
+    if runner is not None and runner.host is not None:
         Hosts(session).write(runner.team_id, runner.host, failures=0, reason=None, quarantined_at=None)
 
 

@@ -21,7 +21,7 @@ def record_inputs(ctx: Context, lease_id: str, team_id: str | None, inputs: Inpu
     """
     now = ctx.clock()
     with ctx.db.write() as session:
-        _, _, study = held(session, lease_id, team_id)
+        study = held(session, lease_id, team_id).study
         if study.inputs is None:
             Studies(session).record_inputs(study, inputs, now)
             return inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from ..context.context import Context
@@ -17,9 +17,8 @@ from ..domain.records import Lease, MetricPoint, Study, Trial
 from ..domain.states import EventKind, StopReason, TrialPhase
 from ..errors import InvalidRequest
 from ..search.policy import Problem
-from .fences import held, reclaim
+from .fences import hear_of_runner, held, reclaim
 
-SEEN_RESOLUTION = timedelta(seconds=10)
 # Values that a trial may have in all. They are counted where one request has more than ``_CHECKED``.
 MOST_VALUES_OF_TRIAL = 500_000
 _CHECKED = 100
@@ -77,8 +76,9 @@ def _take(
 ) -> _Taken:
     now = ctx.clock()
     with ctx.db.write() as session:
-        lease, trial, study = held(session, lease_id, team_id)
-        trial = reclaim(session, trial, now)
+        attempt = held(session, lease_id, team_id)
+        lease, study = attempt.lease, attempt.study
+        trial = reclaim(session, attempt, now)
         expires_at = now + ctx.lease_time
         points = [MetricPoint(step, name, value, now) for step, values in reports for name, value in values.items()]
         if len(points) > _CHECKED and Metrics(session).count(trial.id) + len(points) > MOST_VALUES_OF_TRIAL:
@@ -94,7 +94,7 @@ def _take(
         step = max((step for step, _ in reports), default=-1)
         progress = (max(step, lease.progress_step), now) if added or changes or step > lease.progress_step else None
         Leases(session).renew(lease.id, expires_at, progress)
-        Leases(session).hear_of(lease.runner, now, SEEN_RESOLUTION)
+        hear_of_runner(session, lease, now, ctx.lease_time)
         reason = trial.stop_reason
         if reason is None and _is_over_time(study, lease, now):
             reason = changes["stop_reason"] = StopReason.TIMED_OUT

@@ -29,7 +29,7 @@ from ..domain.states import (
 from ..errors import Fault, InvalidRequest, LeaseLost, NotFound
 from ..studies.predictions import MEASURED, measured_ranking
 from ..studies.progress import advance
-from .fences import held, reclaim
+from .fences import hear_of_runner, held, reclaim
 from .hosts import blame, clear
 from .outcomes import Outcome, ResultState, of_failure, of_loss, of_result, of_timeout
 
@@ -63,27 +63,28 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
     said = _comparable(result)
     with ctx.db.write() as session:
         try:
-            lease, trial, study = held(session, lease_id, team_id)
+            attempt = held(session, lease_id, team_id)
         except LeaseLost:
             lease = Leases(session).get(lease_id)
             if lease.state in (LeaseState.FINISHED, LeaseState.RELEASED) and lease.result == said:
                 return Trials(session).get(lease.trial_id, team_id).state
             raise
+        lease, trial, study = attempt.lease, attempt.trial, attempt.study
         _check(study, trial, result)
         if trial.phase is TrialPhase.MEASUREMENT and result.state == "completed":
             ranking = measured_ranking(study, trial, result.predictions)
             Studies(session).add_predictions(study.id, {MEASURED: ranking}, study.spec.compare.predictors)
-        trial = reclaim(session, trial, now)
+        trial = reclaim(session, attempt, now)
         released = result.state == "released"
         Leases(session).end(lease.id, LeaseState.RELEASED if released else LeaseState.FINISHED, now, said)
-        Leases(session).set_idle(lease.runner, now)
+        hear_of_runner(session, lease, now, ctx.lease_time)
         account(session, study, lease, now, _artifact_bytes(result))
         outcome = of_result(study, trial, result.state, result.failure, _values(study, trial, result))
         study = _settle(session, study, trial, outcome, now)
         if result.failure is not None and result.failure.kind in _BLAMED:
             blame(session, study, lease, now, result.failure.message)
         elif result.state in ("completed", "pruned"):
-            clear(session, lease)
+            clear(session, attempt)
         advance(session, study, now)
         return outcome.state
 
@@ -169,9 +170,10 @@ def overrun(session: Session, lease_id: str, now: datetime) -> None:
 def _cut_off(session: Session, lease_id: str, now: datetime) -> tuple[Trial, Study] | None:
     """Revoke the lease of a running trial; ``None`` if it holds none."""
     try:
-        lease, trial, study = held(session, lease_id, None)
+        attempt = held(session, lease_id, None)
     except (LeaseLost, NotFound):
         return None
+    lease, trial, study = attempt.lease, attempt.trial, attempt.study
     if lease.state is not LeaseState.HELD or trial.state is not TrialState.RUNNING:
         return None
     Leases(session).end(lease.id, LeaseState.EXPIRED, now)
@@ -182,12 +184,13 @@ def _cut_off(session: Session, lease_id: str, now: datetime) -> tuple[Trial, Stu
 def requeue_lost(session: Session, lease_id: str, now: datetime) -> None:
     """Queue the trial of an expired lease again. Its runner may continue until the trial is leased again."""
     try:
-        lease, trial, study = held(session, lease_id, None)
+        attempt = held(session, lease_id, None)
     except (LeaseLost, NotFound):
         # The trial has another lease or has ended, or its study is deleted.
         if Leases(session).get(lease_id).state is LeaseState.HELD:
             Leases(session).end(lease_id, LeaseState.EXPIRED, now)
         return
+    lease, trial, study = attempt.lease, attempt.trial, attempt.study
     if lease.state is not LeaseState.HELD or lease.expires_at >= now:
         return
     Leases(session).end(lease.id, LeaseState.EXPIRED, now)

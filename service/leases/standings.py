@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from ..context.context import Context
 from ..db.studies import Studies
 from ..db.teams import Teams
-from ..db.trials import Trials
 from ..domain.operation import Team, Usage
-from ..domain.records import StudyLoad, TrialCounts
-from ..domain.states import TrialState
+from ..domain.records import StudyLoad
 from ..tenancy.quotas import in_turn
 from .demand import open_slots, running_trials
 from .grants import Runner
@@ -27,26 +25,19 @@ class Standing:
     """
 
     loads: Sequence[StudyLoad]
-    counts: Mapping[str, TrialCounts]
     teams: Mapping[str, Team]
     usage: Mapping[str, Usage]
     barred: set[tuple[str | None, str | None]]
 
-    def in_turn(self, runner: Runner) -> list[tuple[StudyLoad, bool]]:
-        """Studies that have work for a runner, in the order in which it should serve them.
-
-        With each, whether a trial of it is queued.
-        """
+    def in_turn(self, runner: Runner) -> list[StudyLoad]:
+        """Studies that have work for a runner, in the order in which it should serve them."""
         if (runner.team_id, runner.host) in self.barred:
             return []
-        running = {s.id: running_trials(self.counts[s.id]) for s in self.loads}
+        running = {s.id: running_trials(s.counts) for s in self.loads}
         with_work = [
-            s
-            for s in self.loads
-            if runner.shape.holds(s.shape) and running[s.id] < s.concurrency and open_slots(s, self.counts[s.id]) > 0
+            s for s in self.loads if runner.shape.holds(s.shape) and running[s.id] < s.concurrency and open_slots(s) > 0
         ]
-        queued = {s.id: any(state is TrialState.QUEUED for _, state in self.counts[s.id]) for s in with_work}
-        return [(s, queued[s.id]) for s in in_turn(with_work, running, self.teams, self.usage, runner.warm)]
+        return in_turn(with_work, running, self.teams, self.usage, runner.warm)
 
 
 def look_at(ctx: Context, runners: Sequence[Runner]) -> Standing:
@@ -54,10 +45,9 @@ def look_at(ctx: Context, runners: Sequence[Runner]) -> Standing:
     with ctx.db.read() as session:
         barred = quarantined(session, [(r.team_id, r.host) for r in runners])
         loads = Studies(session).loads(runners[0].team_id)
-        counts = Trials(session).counts([s.id for s in loads]) if loads else {}
         teams: dict[str, Team] = {}
         usage: dict[str, Usage] = {}
         if len({s.team_id for s in loads}) > 1 or any(s.limited for s in loads):
             teams = {team.id: team for team in Teams(session).list()}
             usage = Teams(session).usage(list(teams))
-        return Standing(loads, counts, teams, usage, barred)
+        return Standing(loads, teams, usage, barred)

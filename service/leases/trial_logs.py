@@ -37,7 +37,8 @@ def append_log(ctx: Context, lease_id: str, team_id: str | None, start: int, tex
         LeaseLost: the lease is no longer held; nothing was changed.
     """
     with ctx.db.write() as session:
-        lease, trial, _ = held(session, lease_id, team_id)
+        attempt = held(session, lease_id, team_id)
+        lease, trial = attempt.lease, attempt.trial
         logs = TrialLogs(session)
         end = logs.end(trial.id, lease.attempt)
         new = text[max(0, end - start) :]

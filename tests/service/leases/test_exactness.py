@@ -204,7 +204,7 @@ def test_committed_grants_reach_their_runners_if_a_later_step_fails(
 
     with ctx.db.read() as session:
         (load,) = Studies(session).loads(None)
-    asks = [granting.Ask(load, acquisition.Runner(f"runner-{k}", Shape(1, 0)), queued=True) for k in range(2)]
+    asks = [granting.Ask(load, acquisition.Runner(f"runner-{k}", Shape(1, 0))) for k in range(2)]
     with monkeypatch.context() as patch:
         patch.setattr(granting, "_record", away)
         (grant,) = granting.serve(ctx, asks)

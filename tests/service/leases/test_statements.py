@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 from tests.conftest import Api
 
 # Raise these only with a reason: on PostgreSQL each statement costs a round trip.
-LEASE, REPORT, RESULT = 19, 11, 13
+LEASE, REPORT, RESULT = 10, 7, 8
 
 
 @contextmanager
