@@ -184,7 +184,7 @@ def ask_latency(made: Service, sampler: str, finished: int, asks: int = 40) -> t
         client.lease("warm-up", Shape())  # reads the history once
         times = []
         for k in range(asks):
-            times.append(timed(lambda: client.lease("bench", Shape())) * 1000)
+            times.append(timed(lambda: client.lease("bench", Shape(), host="bench")) * 1000)
             lease_id = None
             with made.context.db.read() as session:
                 lease_id = session.query(TrialRow.lease_id).filter_by(study_id=study.id, number=finished + k).scalar()
@@ -221,7 +221,7 @@ def report_rate(made: Service, values: int = 20_000, batch: int = 500) -> float:
     """Metric values per second accepted from one runner in batches, with logging on."""
     with made.client() as client:
         study = client.create_study(study_body(sampler="random"))
-        (lease,) = client.lease("bench", Shape()).leases
+        (lease,) = client.lease("bench", Shape(), host="bench").leases
         began = time.perf_counter()
         for start in range(0, values // 2, batch):
             client.report(lease.id, [(start + k, {"accuracy": 0.5, "loss": 0.1}) for k in range(batch)])
@@ -308,7 +308,7 @@ def statements_per_trial(made: Service, trials: int = 20) -> float:
         for k in range(trials + 5):
             if k == 5:
                 event.listen(engine, "before_cursor_execute", count)
-            (lease,) = client.lease("bench", Shape()).leases
+            (lease,) = client.lease("bench", Shape(), host="bench").leases
             client.report(lease.id, [(1, {"accuracy": 0.5})])
             client.finish(lease.id, {"state": "completed", "metrics": {"accuracy": 0.5}})
         event.remove(engine, "before_cursor_execute", count)
@@ -324,7 +324,7 @@ def growth(made: Service, loops: int = 5000, warm: int = 500) -> tuple[float, fl
         for k in range(warm + loops):
             if k == warm:
                 held.append(made.process.memory_info().rss / 2**20)
-            (lease,) = client.lease("bench", Shape()).leases
+            (lease,) = client.lease("bench", Shape(), host="bench").leases
             client.report(lease.id, [(1, {"accuracy": 0.5})])
             client.finish(lease.id, {"state": "completed", "metrics": {"accuracy": 0.5}})
         held.append(made.process.memory_info().rss / 2**20)

@@ -273,10 +273,12 @@ class Api:
         leases = response.json()["leases"]
         return leases[0] if leases else None
 
-    def report(self, lease: dict[str, Any], *values: float, first_step: int = 1, metric: str = "accuracy") -> Any:
+    def report(
+        self, lease: dict[str, Any], *values: float, first_step: int = 1, metric: str = "accuracy", **more: Any
+    ) -> Any:
         """Report one value per step."""
         reports = [{"step": first_step + k, "metrics": {metric: v}} for k, v in enumerate(values)]
-        return self.call("POST", f"/leases/{lease['id']}/reports", "worker", json={"reports": reports})
+        return self.call("POST", f"/leases/{lease['id']}/reports", "worker", json={"reports": reports, **more})
 
     def finish(self, lease: dict[str, Any], state: str = "completed", value: float | None = 0.5, **more: Any) -> Any:
         """Send a result."""

@@ -93,7 +93,7 @@ def report(
 ) -> DirectiveOut:
     """Record reports (none: a heartbeat) and renew the lease. 409 means that the lease is lost: stop."""
     reports = [(r.step, r.metrics) for r in body.reports]
-    said = reporting.report(ctx, lease_id, principal.scope, reports, body.checkpoint)
+    said = reporting.report(ctx, lease_id, principal.scope, reports, body.checkpoint, body.total_steps)
     directive = "continue" if said.reason is None else "stop"
     return DirectiveOut(directive=directive, reason=said.reason, expires_at=said.expires_at)
 

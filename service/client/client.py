@@ -300,9 +300,15 @@ class Client(Connection):
         return LeasesOut.model_validate(self._call("POST", f"{API}/leases", body=body))
 
     def report(
-        self, lease_id: str, reports: Sequence[tuple[int, Mapping[str, float]]] = (), checkpoint: str | None = None
+        self,
+        lease_id: str,
+        reports: Sequence[tuple[int, Mapping[str, float]]] = (),
+        checkpoint: str | None = None,
+        total_steps: int | None = None,
     ) -> DirectiveOut:
         """Send reports (none: a heartbeat), in several requests if they are many; returns the last directive.
+
+        ``total_steps`` is the last step of the trial's training: an evaluation there is not judged.
 
         Raises:
             LeaseLost: the lease is no longer held; stop.
@@ -318,7 +324,9 @@ class Client(Connection):
         path = f"{API}/leases/{lease_id}/reports"
         for part in requests[:-1]:
             self._call("POST", path, body={"reports": part, "checkpoint": None})
-        body = {"reports": requests[-1], "checkpoint": checkpoint}
+        body: dict[str, Any] = {"reports": requests[-1], "checkpoint": checkpoint}
+        if total_steps is not None:
+            body["total_steps"] = total_steps
         return DirectiveOut.model_validate(self._call("POST", path, body=body))
 
     def record_inputs(self, lease_id: str, inputs: Inputs) -> Inputs:

@@ -35,13 +35,14 @@ def _label(trial: Observation) -> str:
 
 # Longer searches are thinned to this many points: a browser draws no more in reasonable time.
 MOST_POINTS = 2_000
+_SHOWN = frozenset({TrialState.COMPLETED, TrialState.PRUNED, TrialState.WAITING})
 
 
 def history(study: Study, searched: Sequence[Observation]) -> Figure:
     """The value of each search trial and the best so far. A long search is thinned evenly; every new best is kept."""
     metric = study.spec.objective.metric
     better = max if study.spec.objective.direction is Direction.MAXIMIZE else min
-    seen = [t for t in searched if metric in t.metrics and t.state in (TrialState.COMPLETED, TrialState.PRUNED)]
+    seen = [t for t in searched if metric in t.metrics and t.state in _SHOWN]
     best: list[tuple[int, float]] = []
     records: set[int] = set()
     for trial in seen:
@@ -56,9 +57,11 @@ def history(study: Study, searched: Sequence[Observation]) -> Figure:
     step = -(-len(seen) // MOST_POINTS) or 1
     shown = [t for k, t in enumerate(seen) if k % step == 0 or t.number in records]
     done = [t for t in shown if t.state is TrialState.COMPLETED]
+    held = [t for t in shown if t.state is TrialState.WAITING]
     pruned = [t for t in shown if t.state is TrialState.PRUNED]
     series = [
         _points("completed", done, metric, {"color": _BLUE, "size": 9}),
+        _points("waiting", held, metric, {"color": _GREY, "size": 8, "symbol": "circle-open"}),
         _points("pruned", pruned, metric, {"color": _GREY, "size": 8, "symbol": "x"}),
         {
             "type": "scatter",

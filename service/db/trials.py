@@ -350,8 +350,8 @@ class Trials:
         )
 
     def cancel_queued(self, study_id: str, now: datetime) -> int:
-        """Cancel the queued trials of a locked study; returns how many."""
-        queued = self.page(study_id, 1_000_000, None, [TrialState.QUEUED])
+        """Cancel the queued and the waiting trials of a locked study; returns how many."""
+        queued = self.page(study_id, 1_000_000, None, [TrialState.QUEUED, TrialState.WAITING])
         for trial in queued:
             self.set_state(trial, TrialState.CANCELLED, now)
         return len(queued)

@@ -25,6 +25,7 @@ class StudyPhase(StrEnum):
 class TrialState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
+    WAITING = "waiting"  # held at a rung of successive halving, with a checkpoint
     COMPLETED = "completed"
     PRUNED = "pruned"
     INFEASIBLE = "infeasible"
@@ -69,6 +70,7 @@ class StopReason(StrEnum):
     """Why a trial stops before its last step. The server's reasons are stored; the last three are a runner's own."""
 
     PRUNED = "pruned"
+    WAITING = "waiting"  # the trial is held at a rung: it writes a checkpoint, and may be continued later
     CANCELLED = "cancelled"
     PAUSED = "paused"
     TIMED_OUT = "timed_out"
@@ -89,6 +91,7 @@ class EventKind(StrEnum):
     TRIAL_STARTED = "trial.started"
     TRIAL_REPORTED = "trial.reported"
     TRIAL_STOPPING = "trial.stopping"
+    TRIAL_WAITING = "trial.waiting"
     TRIAL_ENDED = "trial.ended"
 
 
@@ -105,6 +108,7 @@ TRIAL_TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
     TrialState.RUNNING: frozenset(
         {
             TrialState.QUEUED,
+            TrialState.WAITING,
             TrialState.COMPLETED,
             TrialState.PRUNED,
             TrialState.INFEASIBLE,
@@ -112,6 +116,7 @@ TRIAL_TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
             TrialState.CANCELLED,
         }
     ),
+    TrialState.WAITING: frozenset({TrialState.QUEUED, TrialState.PRUNED, TrialState.CANCELLED}),
     TrialState.COMPLETED: frozenset(),
     TrialState.PRUNED: frozenset(),
     TrialState.INFEASIBLE: frozenset(),
@@ -120,7 +125,7 @@ TRIAL_TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
 }
 
 STUDY_ENDED = frozenset({StudyState.COMPLETED, StudyState.CANCELLED, StudyState.FAILED})
-TRIAL_ENDED = frozenset(TrialState) - {TrialState.QUEUED, TrialState.RUNNING}
+TRIAL_ENDED = frozenset(TrialState) - {TrialState.QUEUED, TrialState.RUNNING, TrialState.WAITING}
 
 
 def check_study_transition(current: StudyState, wanted: StudyState) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .metrics import natural_direction
+from .metrics import metrics_of, natural_direction
 from .search_space import STRICT, SearchSpace, Size
 from .task_spec import Columns, DatasetSpec, TaskSpec
 from .training_spec import ResourcesSpec, TrainingSpec
@@ -112,6 +112,9 @@ class SearchSpec(BaseModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     retries: Retries = 1
     replicates: Annotated[int, Field(ge=1, le=100)] = 1
+    finished: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=3, description="Where successive halving holds trials, the fewest that run to their end."
+    )
 
 
 class LimitsSpec(BaseModel):
@@ -174,6 +177,14 @@ class StudySpec(BaseModel):
     def pruning_metric(self) -> str:
         """The metric that the pruner uses: the declared one, else the first objective's."""
         return self.search.pruning_metric or self.objective.metric
+
+    @property
+    def pruning_direction(self) -> Direction:
+        """The direction of the pruning metric: as in the objectives, else the metric's natural direction."""
+        named = {o.metric: o.direction for o in self.all_objectives}
+        return named.get(self.pruning_metric) or metrics_of(self.task).get(
+            self.pruning_metric, self.objective.direction
+        )
 
     @property
     def model_key(self) -> str:

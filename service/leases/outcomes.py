@@ -36,6 +36,7 @@ def of_result(
     | released | not cancelled | open | queued |
     | cancelled | paused | open | queued |
     | cancelled | timed out | open | infeasible |
+    | released, cancelled | waiting | open | waiting; pruned without a checkpoint |
     | released, cancelled | any other | any | cancelled |
     | failed, infeasible | any | any | by the kind of failure: :func:`of_failure` |
     | completed, pruned | any | any | as the result says |
@@ -45,6 +46,8 @@ def of_result(
         starts_over = (
             trial.stop_reason != StopReason.CANCELLED if state == "released" else trial.stop_reason == StopReason.PAUSED
         )
+        if is_open and trial.stop_reason == StopReason.WAITING:
+            return _held(trial, values)
         if is_open and starts_over:
             return Outcome(TrialState.QUEUED, {"lease_id": None, "stop_reason": None})
         if is_open and state == "cancelled" and trial.stop_reason == StopReason.TIMED_OUT:
@@ -85,11 +88,20 @@ def of_loss(trial: Trial, reason: str) -> Outcome:
 
     The lease keeps its trial: its runner may come back until the trial is leased again.
     """
+    if trial.stop_reason == StopReason.WAITING and trial.checkpoint is not None:
+        return _held(trial, {})
     losses = trial.losses + 1
     if losses < MOST_LOSSES:
         return Outcome(TrialState.QUEUED, {"losses": losses})
     message = f"its runner was lost {losses} times without a new checkpoint: {reason}"
     return Outcome(TrialState.FAILED, {"losses": losses, "failure": Failure(FailureKind.LOST, message)})
+
+
+def _held(trial: Trial, values: Mapping[str, Any]) -> Outcome:
+    """A trial that is held at a rung. Without a checkpoint it could not be continued, so it stops for good."""
+    if trial.checkpoint is None:
+        return Outcome(TrialState.PRUNED, {**values, "stop_reason": StopReason.PRUNED})
+    return Outcome(TrialState.WAITING, {**values, "lease_id": None, "stop_reason": None})
 
 
 def of_timeout(study: Study, values: Mapping[str, Any]) -> Outcome:

@@ -16,8 +16,9 @@ from ..db.trials import Trials
 from ..domain.records import Lease, MetricPoint, Study, Trial
 from ..domain.states import EventKind, StopReason, TrialPhase
 from ..errors import InvalidRequest
-from ..search.policy import Problem
+from ..search.policy import Problem, Verdict
 from .fences import hear_of_runner, held, reclaim
+from .promotions import promote
 
 # Values that a trial may have in all. They are counted where one request has more than ``_CHECKED``.
 MOST_VALUES_OF_TRIAL = 500_000
@@ -49,10 +50,12 @@ def report(
     team_id: str | None,
     reports: Sequence[tuple[int, dict[str, float]]],
     checkpoint: str | None,
+    total_steps: int | None = None,
 ) -> Directive:
     """Record reports (none: a heartbeat), renew the lease, decide.
 
-    A step without metrics counts as progress, which distinguishes a slow trial from a hung one.
+    A step without metrics counts as progress, which distinguishes a slow trial from a hung one. ``total_steps`` is the
+    trial's last step, if the runner knows it: an evaluation there is not judged, because nothing is left to stop.
 
     Raises:
         NotFound: there was never such a lease in this team.
@@ -62,7 +65,7 @@ def report(
     reason = taken.reason
     judged = taken.trial.phase is TrialPhase.SEARCH and taken.study.spec.search.pruner != "none"
     if reason is None and taken.new_evaluations and judged:
-        reason = _judge(ctx, taken)
+        reason = _judge(ctx, taken, _may_be_judged(taken, reports, total_steps))
     return Directive(reason, taken.expires_at)
 
 
@@ -124,29 +127,41 @@ def _is_over_time(study: Study, lease: Lease, now: datetime) -> bool:
     return minutes is not None and (now - lease.acquired_at).total_seconds() > minutes * 60
 
 
-def _judge(ctx: Context, taken: _Taken) -> str | None:
-    """Apply the stop rule to each new evaluation in order, on the current history.
+def _may_be_judged(taken: _Taken, reports: Sequence[tuple[int, dict[str, float]]], total_steps: int | None) -> int:
+    """How many evaluations of the trial are not its last one."""
+    training, evaluations = taken.study.spec.training, len(taken.trial.curve)
+    metric = taken.study.spec.pruning_metric
+    if total_steps is not None and any(step >= total_steps and metric in values for step, values in reports):
+        return evaluations - 1
+    # Without that, the number of evaluations is known where each epoch has one.
+    return min(evaluations, training.epochs - 1) if training.eval_steps is None else evaluations
+
+
+def _judge(ctx: Context, taken: _Taken, judged: int) -> str | None:
+    """Judge each new evaluation in order, up to the trial's evaluation ``judged``, on the current history.
 
     A stop is stored, so that a repeated report gets the same answer.
     """
     snapshot = ctx.histories.snapshot(ctx.db, taken.study.id)
     problem = Problem(snapshot.study.id, snapshot.study.spec, snapshot.study.plan)
-    last = len(taken.trial.curve)
-    stop = any(
-        ctx.stop_rule.should_stop(problem, snapshot.history, taken.trial.number, evaluation)
-        for evaluation in range(last - taken.new_evaluations + 1, last + 1)
-    )
-    if not stop:
-        return None
-    _prune(ctx, taken.study.id, taken.trial.id)
-    return StopReason.PRUNED
+    first = len(taken.trial.curve) - taken.new_evaluations + 1
+    reason = None
+    for evaluation in range(first, judged + 1):
+        verdict = ctx.stop_rule.judge(problem, snapshot.history, taken.trial.number, evaluation)
+        if verdict is not Verdict.CONTINUE:
+            reason = StopReason.WAITING if verdict is Verdict.WAIT else StopReason.PRUNED
+            _stop(ctx, taken.study.id, taken.trial.id, reason)
+            break
+    # The new values may have put others among the best.
+    promote(ctx, taken.study.id, snapshot)
+    return reason
 
 
 @retried
-def _prune(ctx: Context, study_id: str, trial_id: str) -> None:
+def _stop(ctx: Context, study_id: str, trial_id: str, reason: StopReason) -> None:
     now = ctx.clock()
     with ctx.db.write() as session:
         Studies(session).get(study_id, lock=True)
         trial = Trials(session).get(trial_id, lock=True)
         if trial.stop_reason is None:
-            Trials(session).stop(trial, StopReason.PRUNED, now)
+            Trials(session).stop(trial, reason, now)

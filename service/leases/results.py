@@ -32,8 +32,10 @@ from ..studies.progress import advance
 from .fences import hear_of_runner, held, reclaim
 from .hosts import blame, clear
 from .outcomes import Outcome, ResultState, of_failure, of_loss, of_result, of_timeout
+from .promotions import promote
 
 # Failures that may be the host's fault.
+_EVENTS = {TrialState.QUEUED: EventKind.TRIAL_QUEUED, TrialState.WAITING: EventKind.TRIAL_WAITING}
 _BLAMED = frozenset({FailureKind.ERROR, FailureKind.PREEMPTED, FailureKind.LOST})
 
 
@@ -50,7 +52,6 @@ class Result:
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
 
-@retried
 def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> TrialState:
     """Record an attempt's result and advance its study. Repeating the same result changes nothing.
 
@@ -59,6 +60,15 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         LeaseLost: the lease is no longer held; nothing was changed.
         InvalidRequest: a completed trial without its objective, or a failure without a kind.
     """
+    state, study_id = _record(ctx, lease_id, team_id, result)
+    if state is TrialState.WAITING:
+        # Results that came while its runner was stopping may have put it among the best.
+        promote(ctx, study_id)
+    return state
+
+
+@retried
+def _record(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> tuple[TrialState, str]:
     now = ctx.clock()
     said = _comparable(result)
     with ctx.db.write() as session:
@@ -67,7 +77,8 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         except LeaseLost:
             lease = Leases(session).get(lease_id)
             if lease.state in (LeaseState.FINISHED, LeaseState.RELEASED) and lease.result == said:
-                return Trials(session).get(lease.trial_id, team_id).state
+                repeated = Trials(session).get(lease.trial_id, team_id)
+                return repeated.state, repeated.study_id
             raise
         lease, trial, study = attempt.lease, attempt.trial, attempt.study
         _check(study, trial, result)
@@ -86,7 +97,7 @@ def finish(ctx: Context, lease_id: str, team_id: str | None, result: Result) -> 
         elif result.state in ("completed", "pruned"):
             clear(session, attempt)
         advance(session, study, now)
-        return outcome.state
+        return outcome.state, study.id
 
 
 def account(session: Session, study: Study, lease: Lease, now: datetime, storage_bytes: int = 0) -> None:
@@ -138,7 +149,7 @@ def _values(study: Study, trial: Trial, result: Result) -> dict[str, Any]:
 def _settle(session: Session, study: Study, trial: Trial, outcome: Outcome, now: datetime) -> Study:
     """Write an outcome; returns the study as it is then."""
     trials = Trials(session)
-    kind = EventKind.TRIAL_QUEUED if outcome.state is TrialState.QUEUED else EventKind.TRIAL_ENDED
+    kind = _EVENTS.get(outcome.state, EventKind.TRIAL_ENDED)
     trials.set_state(trial, outcome.state, now, kind, **outcome.values)
     if outcome.study_failure is not None:
         study = Studies(session).set_state(study, StudyState.FAILED, now, outcome.study_failure)

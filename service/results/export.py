@@ -33,6 +33,7 @@ _STATES = {
     TrialState.COMPLETED: optuna.trial.TrialState.COMPLETE,
     TrialState.PRUNED: optuna.trial.TrialState.PRUNED,
     TrialState.QUEUED: optuna.trial.TrialState.WAITING,
+    TrialState.WAITING: optuna.trial.TrialState.RUNNING,  # held at a rung, it may be continued
     TrialState.RUNNING: optuna.trial.TrialState.RUNNING,
 }
 

@@ -79,10 +79,11 @@ def _each_value_once(reports: list[ReportIn]) -> list[ReportIn]:
 
 
 class ReportsIn(Sent):
-    """Reports since the last call; none is a heartbeat."""
+    """Reports since the last call; none is a heartbeat. ``total_steps`` is the last step of the trial's training."""
 
     reports: Annotated[list[ReportIn], Field(max_length=1000), AfterValidator(_each_value_once)] = []
     checkpoint: Address | None = None
+    total_steps: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = None
 
 
 class DirectiveOut(Wire):

@@ -26,6 +26,7 @@ class Progress(Wire):
     finished: int
     running: int
     queued: int
+    waiting: int = Field(default=0, description="Held at a rung of successive halving, with a checkpoint.")
 
 
 class PredictionOut(Wire):
@@ -119,12 +120,14 @@ def _progress(
     mine = [(state, n) for (phase, state), n in counts.items() if phase in phases]
     running = sum(n for state, n in mine if state is TrialState.RUNNING)
     queued = sum(n for state, n in mine if state is TrialState.QUEUED)
+    waiting = sum(n for state, n in mine if state is TrialState.WAITING)
     total = sum(n for _, n in mine)
     return Progress(
         planned=total if planned is None else planned,
-        finished=total - running - queued,
+        finished=total - running - queued - waiting,
         running=running,
         queued=queued,
+        waiting=waiting,
     )
 
 

@@ -13,17 +13,15 @@ import numpy as np
 import optuna
 from cachetools import LRUCache
 from optuna.distributions import BaseDistribution
-from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from ..domain.metrics import metrics_of
 from ..domain.records import UNRECORDED, Observation
-from ..domain.study_spec import Direction, Objective, StudySpec
+from ..domain.study_spec import Direction, Objective
 from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite, to_params
 from .history import History
-from .policy import Problem, Proposal
-from .pruners import PRUNERS, PrunerKind, rung_marks
+from .policy import Problem, Proposal, Verdict
+from .pruners import PRUNERS, Halving
 from .samplers import GRID, SAMPLERS
 from .storage import HistoryStorage, frozen
 
@@ -40,31 +38,10 @@ def derive_seed(study_seed: int, number: int, repeated: int = 0) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def _direction(spec: StudySpec, metric: str) -> Direction:
-    """The direction of the pruning metric: as in the objectives, else the metric's natural direction."""
-    named = {o.metric: o.direction for o in spec.all_objectives}
-    return named.get(metric) or metrics_of(spec.task).get(metric, spec.objective.direction)
-
-
-class _Curves:
-    """Trials as a pruner sees them: their evaluations, and the rung marks that it left on them."""
-
-    def __init__(self, kind: PrunerKind, options: Any, pruner: BasePruner, study: optuna.Study, metric: str) -> None:
-        self._kind = kind
-        self._options = options
-        self._pruner = pruner
-        self._study = study
-        self._metric = metric
-
-    def frozen(self, seen: Observation, before: int | None = None) -> FrozenTrial:
-        """The trial, with the rung marks of the evaluations before ``before`` (``None``: of all)."""
-        bare = replace(seen, attrs=None)
-        value = seen.metrics.get(self._metric, seen.curve[-1] if seen.curve else None)
-        marks: dict[str, Any] = {}
-        if self._kind.rungs is not None and seen.curve:
-            first, factor = self._kind.rungs(self._options, self._pruner, self._study, frozen(bare, {}, None))
-            marks = rung_marks(seen.curve, first, factor, before)
-        return frozen(bare, {}, None if value is None else [value], marks)
+def _curve(seen: Observation, metric: str) -> FrozenTrial:
+    """A trial as a pruner sees it: its evaluations."""
+    value = seen.metrics.get(metric, seen.curve[-1] if seen.curve else None)
+    return frozen(replace(seen, attrs=None), {}, None if value is None else [value])
 
 
 class OptunaPolicy:
@@ -124,26 +101,34 @@ class OptunaPolicy:
         left = [p for p in left if p.replicate == fewest]
         return left[int(np.random.default_rng(derive_seed(search.seed, number)).integers(len(left)))]
 
-    def should_stop(self, problem: Problem, history: History, number: int, evaluations: int) -> bool:
+    def judge(self, problem: Problem, history: History, number: int, evaluations: int) -> Verdict:
         """See :class:`~service.search.policy.StopRule`."""
-        search = problem.spec.search
-        kind = PRUNERS[search.pruner]
         judged = history.get(number)
-        if kind.make is None or judged is None or not 1 <= evaluations <= len(judged.curve):
-            return False
-        options = kind.options.model_validate(search.pruner_options)
-        pruner = kind.make(options, problem.spec.training.epochs)
+        if judged is None or not 1 <= evaluations <= len(judged.curve):
+            return Verdict.CONTINUE
+        cut = replace(judged, curve=judged.curve[:evaluations])
+        others = [o for o in history.observations() if o.number != number]
+        if (halving := Halving.of(problem.spec)) is not None:
+            return halving.judge([cut, *others], number, evaluations)
+        kind = PRUNERS[problem.spec.search.pruner]
+        if kind.make is None:
+            return Verdict.CONTINUE
+        pruner = kind.make(kind.options.model_validate(problem.spec.search.pruner_options))
         metric = problem.spec.pruning_metric
-        objective = Objective(metric=metric, direction=_direction(problem.spec, metric))
-        sampler = optuna.samplers.RandomSampler(seed=0)
-        curves = _Curves(kind, options, pruner, self._study([objective], [], number, sampler), metric)
-        current = curves.frozen(replace(judged, curve=judged.curve[:evaluations]), before=evaluations)
+        objective = Objective(metric=metric, direction=problem.spec.pruning_direction)
+        current = _curve(cut, metric)
         trials = [current]
-        for other in history.observations():
-            if other.number != number:
-                key = (problem.study_id, other.number, other.version, other.state, len(other.curve), "judged")
-                trials.append(self._kept(key, partial(curves.frozen, other)))
-        return bool(pruner.prune(self._study([objective], trials, number, sampler), current))
+        for other in others:
+            key = (problem.study_id, other.number, other.version, other.state, len(other.curve), "judged")
+            trials.append(self._kept(key, partial(_curve, other, metric)))
+        sampler = optuna.samplers.RandomSampler(seed=0)
+        stops = pruner.prune(self._study([objective], trials, number, sampler), current)
+        return Verdict.STOP if stops else Verdict.CONTINUE
+
+    def promotions(self, problem: Problem, history: History) -> list[int]:
+        """See :class:`~service.search.policy.StopRule`."""
+        halving = Halving.of(problem.spec)
+        return [] if halving is None else halving.promotions(history.observations())
 
     def _study(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -50,9 +51,21 @@ class SearchPolicy(Protocol):
         ...
 
 
-class StopRule(Protocol):
-    """Says whether a running trial should end early; a pure function of the history."""
+class Verdict(Enum):
+    """What becomes of a running trial after an evaluation that is not its last."""
 
-    def should_stop(self, problem: Problem, history: History, number: int, evaluations: int) -> bool:
-        """Whether trial ``number`` of the history should stop after its first ``evaluations`` evaluations."""
+    CONTINUE = auto()
+    STOP = auto()
+    WAIT = auto()  # it stops with a checkpoint, and may be continued later
+
+
+class StopRule(Protocol):
+    """Judges running trials; a pure function of the history."""
+
+    def judge(self, problem: Problem, history: History, number: int, evaluations: int) -> Verdict:
+        """The verdict on trial ``number`` of the history after its first ``evaluations`` evaluations."""
+        ...
+
+    def promotions(self, problem: Problem, history: History) -> list[int]:
+        """The waiting trials that are to be continued now, best first."""
         ...

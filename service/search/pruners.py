@@ -1,4 +1,4 @@
-"""The pruners by name, with their options and the rung marks that they need to decide from the history alone.
+"""The pruners by name, with their options.
 
 One evaluation is one unit of resource. All trials of a study share their training, so their evaluations line up.
 """
@@ -13,8 +13,12 @@ import optuna
 from optuna.pruners import BasePruner
 from pydantic import BaseModel, Field
 
+from ..domain.records import Observation
 from ..domain.search_space import STRICT
-from .policy import NoOptions
+from ..domain.states import TrialState
+from ..domain.study_spec import StudySpec
+from .halving import Bracket, best_first, hyperband_bracket, is_among_best
+from .policy import NoOptions, Verdict
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
 Resource = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -37,12 +41,17 @@ class PercentileOptions(MedianOptions):
 
 
 class AshaOptions(BaseModel):
-    """Asynchronous successive halving: of ``reduction_factor`` trials that reach a rung, one continues."""
+    """Asynchronous successive halving: of ``reduction_factor`` trials that reach a rung, one continues.
+
+    The others wait with a checkpoint and are continued once later results put them among the best. ``promotion: false``
+    stops them for good.
+    """
 
     model_config = STRICT
     min_resource: Resource = 1
     reduction_factor: Factor = 3
     min_early_stopping_rate: Annotated[int, Field(ge=0, le=20)] = 0
+    promotion: bool = True
 
 
 class HyperbandOptions(BaseModel):
@@ -52,6 +61,7 @@ class HyperbandOptions(BaseModel):
     min_resource: Resource = 1
     max_resource: Resource | None = None
     reduction_factor: Factor = 3
+    promotion: bool = True
 
 
 class PatientOptions(BaseModel):
@@ -70,94 +80,114 @@ class WilcoxonOptions(BaseModel):
     n_startup_steps: Count = 2
 
 
-# Takes options, pruner, study and trial; returns the trial's rungs: (evaluation of rung 0, factor).
-Rungs = Callable[[Any, BasePruner, optuna.Study, optuna.trial.FrozenTrial], tuple[int, int]]
+# Takes options, the evaluations of a full trial, the study's seed and a trial's number.
+Rungs = Callable[[Any, int, int, int], Bracket]
 
 
 @dataclass(frozen=True, slots=True)
 class PrunerKind:
-    """A pruner as the catalog lists it. ``rungs`` gives the rungs of a trial, for pruners that leave rung marks."""
+    """A pruner as the catalog lists it: one of Optuna's (``make``), or successive halving by its ``rungs``."""
 
     name: str
     summary: str
     options: type[BaseModel]
-    make: Callable[[Any, int], BasePruner] | None
+    make: Callable[[Any], BasePruner] | None = None
     rungs: Rungs | None = None
 
 
-def _asha(options: AshaOptions, evaluations: int) -> BasePruner:
-    return optuna.pruners.SuccessiveHalvingPruner(**options.model_dump(), bootstrap_count=0)
+def _asha(options: AshaOptions, evaluations: int, seed: int, number: int) -> Bracket:
+    first = options.min_resource * options.reduction_factor**options.min_early_stopping_rate
+    return Bracket(first, options.reduction_factor)
 
 
-def _asha_rungs(
-    options: AshaOptions, pruner: BasePruner, study: optuna.Study, trial: optuna.trial.FrozenTrial
-) -> tuple[int, int]:
-    return options.min_resource * options.reduction_factor**options.min_early_stopping_rate, options.reduction_factor
-
-
-def _hyperband(options: HyperbandOptions, evaluations: int) -> BasePruner:
+def _hyperband(options: HyperbandOptions, evaluations: int, seed: int, number: int) -> Bracket:
     longest = max(options.max_resource or evaluations, options.min_resource)
-    return optuna.pruners.HyperbandPruner(
-        min_resource=options.min_resource, max_resource=longest, reduction_factor=options.reduction_factor
-    )
+    return hyperband_bracket(options.min_resource, longest, options.reduction_factor, seed, number)
 
 
-def _hyperband_rungs(
-    options: HyperbandOptions, pruner: BasePruner, study: optuna.Study, trial: optuna.trial.FrozenTrial
-) -> tuple[int, int]:
-    assert isinstance(pruner, optuna.pruners.HyperbandPruner)
-    if not pruner._pruners:
-        pruner._try_initialization(study)
-    bracket = pruner._get_bracket_id(study, trial)
-    return options.min_resource * options.reduction_factor**bracket, options.reduction_factor
-
-
-def _median(options: MedianOptions, evaluations: int) -> BasePruner:
+def _median(options: MedianOptions) -> BasePruner:
     return optuna.pruners.MedianPruner(**options.model_dump())
 
 
-def _percentile(options: PercentileOptions, evaluations: int) -> BasePruner:
+def _percentile(options: PercentileOptions) -> BasePruner:
     return optuna.pruners.PercentilePruner(**options.model_dump())
 
 
-def _patient(options: PatientOptions, evaluations: int) -> BasePruner:
+def _patient(options: PatientOptions) -> BasePruner:
     return optuna.pruners.PatientPruner(None, **options.model_dump())
 
 
-def _wilcoxon(options: WilcoxonOptions, evaluations: int) -> BasePruner:
+def _wilcoxon(options: WilcoxonOptions) -> BasePruner:
     return optuna.pruners.WilcoxonPruner(**options.model_dump())
 
 
 PRUNERS: dict[str, PrunerKind] = {
     kind.name: kind
     for kind in (
-        PrunerKind("asha", "asynchronous successive halving; the default", AshaOptions, _asha, _asha_rungs),
-        PrunerKind("hyperband", "several brackets of asha", HyperbandOptions, _hyperband, _hyperband_rungs),
+        PrunerKind("asha", "asynchronous successive halving; the default", AshaOptions, rungs=_asha),
+        PrunerKind("hyperband", "several brackets of asha", HyperbandOptions, rungs=_hyperband),
         PrunerKind("median", "stops trials worse than the median", MedianOptions, _median),
         PrunerKind("percentile", "stops trials worse than a percentile", PercentileOptions, _percentile),
         PrunerKind("patient", "stops trials that no longer improve", PatientOptions, _patient),
         PrunerKind("wilcoxon", "stops trials that a test finds worse than the best", WilcoxonOptions, _wilcoxon),
-        PrunerKind("none", "every trial runs to its end", NoOptions, None),
+        PrunerKind("none", "every trial runs to its end", NoOptions),
     )
 }
 
 
-def rung_marks(curve: Sequence[float], first: int, factor: int, before: int | None = None) -> dict[str, Any]:
-    """The rung marks that successive halving left on a trial, replayed from its evaluations.
+@dataclass(frozen=True, slots=True)
+class Halving:
+    """The successive halving of a study."""
 
-    Optuna's pruner writes ``completed_rung_k`` on a trial when it decides on it. We keep no such state: a trial
-    that reached evaluation ``first * factor^k`` completed rung k with the value it had there.
+    kind: PrunerKind
+    options: Any
+    spec: StudySpec
 
-    Args:
-        curve: a value per evaluation; the first is evaluation 1.
-        first: the evaluation of rung 0.
-        factor: the ratio of a rung to the one before.
-        before: leave out this evaluation and later ones (the decision on it has yet to be made).
-    """
-    last = len(curve) if before is None else min(len(curve), before - 1)
-    marks: dict[str, Any] = {}
-    rung, place = 0, first
-    while place <= last:
-        marks[f"completed_rung_{rung}"] = curve[place - 1]
-        rung, place = rung + 1, place * factor
-    return marks
+    @classmethod
+    def of(cls, spec: StudySpec) -> Halving | None:
+        """The successive halving that a study asks for; ``None`` if its pruner is another."""
+        kind = PRUNERS[spec.search.pruner]
+        return None if kind.rungs is None else cls(kind, kind.options.model_validate(spec.search.pruner_options), spec)
+
+    def bracket(self, number: int) -> Bracket:
+        """The rungs of a trial."""
+        assert self.kind.rungs is not None
+        return self.kind.rungs(self.options, self.spec.training.epochs, self.spec.search.seed, number)
+
+    def judge(self, trials: Sequence[Observation], number: int, evaluation: int) -> Verdict:
+        """Whether a trial goes on after an evaluation.
+
+        A trial that is stopped for good goes on if it is the best at its rung, however few there are.
+        """
+        bracket = self.bracket(number)
+        if not bracket.is_rung(evaluation):
+            return Verdict.CONTINUE
+        if self.options.promotion and self.spec.search.trials <= self.spec.search.finished:
+            return Verdict.CONTINUE
+        least = 0 if self.options.promotion else 1
+        mine = [t for t in trials if self.bracket(t.number) == bracket]
+        if is_among_best(mine, number, evaluation, bracket.factor, self.spec.pruning_direction, least):
+            return Verdict.CONTINUE
+        return Verdict.WAIT if self.options.promotion else Verdict.STOP
+
+    def promotions(self, trials: Sequence[Observation]) -> list[int]:
+        """The waiting trials that are to be continued, best first."""
+        found = []
+        for held in (t for t in trials if t.state is TrialState.WAITING):
+            bracket = self.bracket(held.number)
+            rung = bracket.last_rung(len(held.curve))
+            mine = [t for t in trials if self.bracket(t.number) == bracket]
+            if rung is None or is_among_best(mine, held.number, rung, bracket.factor, self.spec.pruning_direction):
+                found.append(held)
+        return best_first(found, self.spec.pruning_direction)
+
+    def last_promotions(self, trials: Sequence[Observation]) -> list[int]:
+        """The waiting trials that are to be continued although nothing else is left to run.
+
+        Beside those that the rule promotes, as many as are missing from ``search.finished``.
+        """
+        promoted = self.promotions(trials)
+        completed = sum(t.state is TrialState.COMPLETED for t in trials)
+        held = best_first([t for t in trials if t.state is TrialState.WAITING], self.spec.pruning_direction)
+        missing = max(0, self.spec.search.finished - completed - len(promoted))
+        return promoted + [number for number in held if number not in promoted][:missing]

@@ -25,6 +25,7 @@ _OPTUNA_STATES = {
     State.QUEUED: TrialState.RUNNING,
     State.RUNNING: TrialState.RUNNING,
     State.COMPLETED: TrialState.COMPLETE,
+    State.WAITING: TrialState.PRUNED,
     State.PRUNED: TrialState.PRUNED,
     State.INFEASIBLE: TrialState.FAIL,
     State.FAILED: TrialState.FAIL,
@@ -41,14 +42,15 @@ def frozen(
 ) -> FrozenTrial:
     """One recorded trial as Optuna sees it.
 
-    A queued trial counts as running, so that samplers avoid its configuration. A pruned trial's value is its last
-    evaluation. A trial whose configuration is not in the space has no parameters, so samplers ignore it.
+    A queued trial counts as running, so that samplers avoid its configuration. The value of a pruned trial, or of one
+    that is held at a rung, is its last evaluation. A trial whose configuration is not in the space has no parameters,
+    so samplers ignore it.
     """
     state = _OPTUNA_STATES[trial.state]
     if trial.state is State.COMPLETED and values is None:
         state = TrialState.FAIL
     known = values if state is TrialState.COMPLETE else None
-    if trial.state is State.PRUNED and trial.curve:
+    if trial.state in (State.PRUNED, State.WAITING) and trial.curve:
         known = [trial.curve[-1]]
     point = trial.point or {}
     params = {name: point[name] for name in space if name in point}

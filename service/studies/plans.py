@@ -24,7 +24,7 @@ from ..patterns import compile_pattern
 from .admission import admit
 from .base_models import MetaModel, read_model
 from .datasets import check_dataset
-from .strategies import grid_faults, search_faults
+from .strategies import grid_faults, pruner_faults, search_faults
 from .structures import rank, resolve
 
 Section = TypeVar("Section")
@@ -183,7 +183,8 @@ def _check_search(draft: _Draft) -> list[Fault]:
     if search is None:
         return []
     objectives = draft.section("objectives", list) or []
-    return search_faults(search, len(objectives), metrics_of(task) if task is not None else None)
+    faults = search_faults(search, len(objectives), metrics_of(task) if task is not None else None)
+    return faults or pruner_faults(search, draft.section("training", TrainingSpec))
 
 
 def _check_compare(draft: _Draft) -> list[Fault]:

@@ -10,7 +10,8 @@ from ..db.observations import Observations
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Study, TrialCounts
-from ..domain.states import TRIAL_ENDED, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.states import TRIAL_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from ..search.pruners import Halving
 from .confirmation import best_trial, candidates, confirmation_trials, tuning_trials
 
 
@@ -30,10 +31,10 @@ def advance(session: Session, study: Study, now: datetime) -> None:
     if study.state is not StudyState.RUNNING:
         return
     counts = Trials(session).counts([study.id])[study.id]
-    if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED):
+    if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED and state is not TrialState.WAITING):
         return
     if study.phase is StudyPhase.SEARCH:
-        if search_trials(counts) >= study.planned:
+        if search_trials(counts) >= study.planned and not _continue_waiting(session, study, counts, now):
             _after_search(session, study, now)
         return
     confirmed = [t for t in Trials(session).of_study(study.id, TrialPhase.CONFIRMATION) if t.candidate is not None]
@@ -41,6 +42,20 @@ def advance(session: Session, study: Study, now: datetime) -> None:
         Studies(session).set_state(study, StudyState.COMPLETED, now)
     else:
         _after_tuning(session, study, now)
+
+
+def _continue_waiting(session: Session, study: Study, counts: TrialCounts, now: datetime) -> bool:
+    """At the end of the search: queue the waiting trials that should still run, else prune all that wait."""
+    if not counts.get((TrialPhase.SEARCH, TrialState.WAITING)):
+        return False
+    trials, halving = Trials(session), Halving.of(study.spec)
+    numbers = [] if halving is None else halving.last_promotions(Observations(session).of_study(study.id))
+    for trial in trials.page(study.id, 1_000_000, None, [TrialState.WAITING]):
+        if trial.number in numbers:
+            trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED)
+        elif not numbers:
+            trials.set_state(trial, TrialState.PRUNED, now)
+    return bool(numbers)
 
 
 def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ..domain.faults import schema_faults
 from ..domain.plan import Plan
 from ..domain.study_spec import Direction, SearchSpec, StudySpec
+from ..domain.training_spec import TrainingSpec
 from ..errors import Fault
 from ..search.coordinates import LARGEST_GRID, grid_size
 from ..search.pruners import PRUNERS, PrunerKind
@@ -65,6 +66,53 @@ def _named(
         faults = schema_faults(error, unknown_key=f"unknown option of {given}; available: {names}")
         return [Fault(f"#/search/{field}_options{f.pointer.removeprefix('#')}", f.detail) for f in faults]
     return []
+
+
+def pruner_faults(search: SearchSpec, training: TrainingSpec | None) -> list[Fault]:
+    """The faults of pruner options that stop no trial, or leave none, whatever the trials report.
+
+    The last of a trial's evaluations is not judged. How many there are is known where each epoch has one. ``training``
+    is ``None`` if that section has faults of its own.
+    """
+    given, pruner = search.pruner_options, search.pruner
+    options = PRUNERS[pruner].options.model_validate(given).model_dump()
+    faults: list[Fault] = []
+
+    def fault(key: str, message: str) -> None:
+        faults.append(Fault(f"#/search/pruner_options/{key}", message))
+
+    if pruner == "hyperband" and (options["max_resource"] or options["min_resource"]) < options["min_resource"]:
+        fault("max_resource", f"max_resource is below min_resource ({options['min_resource']})")
+    if pruner == "percentile" and options["percentile"] in (0, 100):
+        fault("percentile", "0 stops every trial, and 100 none; write a number in between")
+    if pruner == "wilcoxon" and options["p_threshold"] == 0:
+        fault("p_threshold", "0 stops no trial; write a probability above 0, such as 0.1")
+    if training is not None and training.eval_steps is None and training.max_steps is None:
+        key, first = _first_judged(pruner, options)
+        epochs = training.epochs
+        if first >= epochs and key in given:
+            fault(
+                key,
+                f"this stops no trial: it judges from evaluation {first:,} on, but with training.epochs {epochs} a "
+                f"trial has {epochs}, and the last one is not judged; lower it, or train for more epochs",
+            )
+    return faults
+
+
+def _first_judged(pruner: str, options: Mapping[str, Any]) -> tuple[str, int]:
+    """The option that delays a pruner, and the first evaluation at which the pruner can stop a trial."""
+    if pruner == "asha" and options["min_early_stopping_rate"]:
+        rate = options["min_early_stopping_rate"]
+        return "min_early_stopping_rate", options["min_resource"] * options["reduction_factor"] ** rate
+    if pruner in ("asha", "hyperband"):
+        return "min_resource", options["min_resource"]
+    if pruner in ("median", "percentile"):
+        return "n_warmup_steps", max(1, options["n_warmup_steps"])
+    if pruner == "patient":
+        return "patience", options["patience"] + 2
+    if pruner == "wilcoxon":
+        return "n_startup_steps", max(2, options["n_startup_steps"])
+    return "", 0
 
 
 def grid_faults(spec: StudySpec, plan: Plan) -> list[Fault]:

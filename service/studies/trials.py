@@ -121,7 +121,7 @@ def _parameters(study: Study, params: dict[str, Any]) -> int:
 
 @retried
 def stop_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
-    """Stop one trial: a queued one now, a running one at its next report. The study continues.
+    """Stop one trial: a queued or waiting one now, a running one at its next report. The study continues.
 
     Raises:
         NotFound: there is none in this team.

@@ -12,7 +12,7 @@ import pytest
 from service.domain.records import Observation
 from service.domain.states import TrialState
 from service.search.optuna_policy import OptunaPolicy
-from service.search.policy import SearchPolicy, StopRule
+from service.search.policy import SearchPolicy, StopRule, Verdict
 from service.search.pruners import PRUNERS
 from service.search.samplers import SAMPLERS
 from tests.contracts.problems import STRUCTURES, finished, history_of, problem, small, trial
@@ -120,11 +120,24 @@ def test_a_stop_rule_is_a_pure_function_of_the_history(make_rule: Callable[[], S
     history = history_of(p, observations)
     for number in range(8):
         for evaluations in range(1, 5):
-            said = kept.should_stop(p, history, number, evaluations)
+            said = kept.judge(p, history, number, evaluations)
             shuffled = history_of(p, order.sample(observations, len(observations)))
-            assert make_rule().should_stop(p, shuffled, number, evaluations) == said
-            assert kept.should_stop(p, history, number, evaluations) == said
-    assert not kept.should_stop(p, history, 99, 1), "a trial that the history does not have"
-    assert not kept.should_stop(p, history, 0, 9), "an evaluation that the trial does not have"
+            assert make_rule().judge(p, shuffled, number, evaluations) is said
+            assert kept.judge(p, history, number, evaluations) is said
+    assert kept.judge(p, history, 99, 1) is Verdict.CONTINUE, "a trial that the history does not have"
+    assert kept.judge(p, history, 0, 9) is Verdict.CONTINUE, "an evaluation that the trial does not have"
     if pruner == "none":
-        assert not any(kept.should_stop(p, history, number, 4) for number in range(8))
+        assert {kept.judge(p, history, number, 4) for number in range(8)} == {Verdict.CONTINUE}
+
+
+@pytest.mark.parametrize("make_rule", STOP_RULES.values(), ids=STOP_RULES)
+@pytest.mark.parametrize("pruner", sorted(PRUNERS))
+def test_promotions_are_a_pure_function_of_the_history(make_rule: Callable[[], StopRule], pruner: str) -> None:
+    """Of nine trials that wait at their first rung, the three best; none where the pruner holds no trials."""
+    p, order = problem({"training": {"epochs": 1}}, pruner=pruner), random.Random(5)
+    proposal: Any = OptunaPolicy().propose(p, history_of(p, []), 0)
+    held = [trial(n, proposal, TrialState.WAITING, curve=(0.1 * (n * 4 % 9),)) for n in range(9)]
+    shuffled = order.sample(held, len(held))
+    said = make_rule().promotions(p, history_of(p, held))
+    assert make_rule().promotions(p, history_of(p, shuffled)) == said
+    assert said == ([2, 4, 6] if pruner in ("asha", "hyperband") else [])

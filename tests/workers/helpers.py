@@ -41,8 +41,8 @@ def release_at(runner: Runner, step: int) -> None:
     def training(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> Any:
         progress = reports.progress
 
-        def at(reached: int) -> None:
-            progress(reached)
+        def at(reached: int, total: int) -> None:
+            progress(reached, total)
             if reached == step:
                 runner.release()
 

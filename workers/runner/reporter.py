@@ -28,7 +28,11 @@ class LeaseCalls(Protocol):
         ...
 
     def report(
-        self, lease_id: str, reports: list[tuple[int, dict[str, float]]], checkpoint: str | None = None
+        self,
+        lease_id: str,
+        reports: list[tuple[int, dict[str, float]]],
+        checkpoint: str | None = None,
+        total_steps: int | None = None,
     ) -> DirectiveOut:
         """Send reports (none: a heartbeat)."""
         ...
@@ -71,6 +75,7 @@ class Reporter:
         self._closed = False
         self._failures = 0
         self._step = -1
+        self._total_steps: int | None = None
         self._checkpoint: str | None = None
         self._inputs: Inputs | None = None
         # Why the study does not take what this trial is trained on.
@@ -91,9 +96,10 @@ class Reporter:
                 self._waiting.pop(min(self._waiting))
         self._wake.set()
 
-    def progress(self, step: int) -> None:
+    def progress(self, step: int, total_steps: int) -> None:
         """Note that training has reached a step. The next heartbeat reports it, so a slow trial does not look hung."""
         self._step = max(self._step, step)
+        self._total_steps = total_steps
         if self._inputs is not None:
             self._wake.set()
 
@@ -184,7 +190,8 @@ class Reporter:
         try:
             self._send_inputs()
             reached: dict[int, dict[str, float]] = {} if self._step < 0 else {self._step: {}}
-            said = self._client.report(self._lease_id, sorted({**reached, **taken}.items()), checkpoint)
+            reports = sorted({**reached, **taken}.items())
+            said = self._client.report(self._lease_id, reports, checkpoint, self._total_steps)
         except (LeaseLost, NotFound):
             self.stop_reason = StopReason.LOST
             return self._heartbeat

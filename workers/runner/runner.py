@@ -346,6 +346,7 @@ _STATES: dict[StopReason | None, Literal["completed", "pruned", "released"]] = {
     None: "completed",
     StopReason.PRUNED: "pruned",
     StopReason.PAUSED: "released",
+    StopReason.WAITING: "released",
     StopReason.RELEASED: "released",
 }
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from service.schemas.specs import StopReason, TrainingSpec
 
 # Reasons to stop after which the trial will be resumed.
-RESUMED_AFTER = frozenset({StopReason.RELEASED, StopReason.PAUSED})
+RESUMED_AFTER = frozenset({StopReason.RELEASED, StopReason.PAUSED, StopReason.WAITING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Follow(TrainerCallback):
         training: TrainingSpec,
         stop_reason: Callable[[], StopReason | None],
         report: Callable[[int, dict[str, float]], None],
-        progress: Callable[[int], None],
+        progress: Callable[[int, int], None],
         checkpoints: Checkpoints,
     ) -> None:
         self._training = training
@@ -63,7 +63,7 @@ class Follow(TrainerCallback):
         """Note the step's time, save if a checkpoint is due, and stop if told to."""
         self.step_seconds += time.perf_counter() - self._began
         self.steps += 1
-        self._progress(state.global_step)
+        self._progress(state.global_step, state.max_steps)
         every = self._training.checkpoint_steps
         if every is not None and state.global_step % every == 0:
             if self._training.eval_steps is None and _is_whole(state.epoch):

@@ -49,7 +49,7 @@ class Reports(Protocol):
         """Deliver a step's metrics."""
         ...
 
-    def progress(self, step: int) -> None:
+    def progress(self, step: int, total_steps: int) -> None:
         """Note that training has reached a step."""
         ...
 

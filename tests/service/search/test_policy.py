@@ -15,7 +15,7 @@ from service.domain.records import Observation
 from service.domain.states import FailureKind, TrialState
 from service.domain.study_spec import StudySpec
 from service.search.optuna_policy import OptunaPolicy, derive_seed
-from service.search.policy import Problem
+from service.search.policy import Problem, Verdict
 from service.search.pruners import PRUNERS
 from tests.conftest import make_study
 from tests.contracts.problems import ONE, finished, history_of, problem, small, trial, value_of
@@ -52,11 +52,7 @@ def test_a_space_of_one_point_needs_no_sampler() -> None:
 
 
 LIVE: dict[str, Any] = {
-    "asha": (lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3), {}),
-    "hyperband": (
-        lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9, reduction_factor=3),
-        {"max_resource": 9},
-    ),
+    "asha": (lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3), {"promotion": False}),
     "median": (lambda: optuna.pruners.MedianPruner(n_startup_trials=5), {}),
     "percentile": (lambda: optuna.pruners.PercentilePruner(25.0, n_startup_trials=5), {}),
     "patient": (lambda: optuna.pruners.PatientPruner(None, patience=2), {}),
@@ -70,7 +66,6 @@ def test_pruners_decide_like_optunas_own_on_a_live_study(name: str) -> None:
     make, options = LIVE[name]
     pruner = make()
     policy, p = OptunaPolicy(), problem(pruner=name, pruner_options=options)
-    # Hyperband draws a trial's bracket from the study's name.
     live = optuna.create_study(study_name="history", direction="maximize", pruner=pruner)
     order = random.Random(0)
     history = history_of(p, [])
@@ -87,8 +82,9 @@ def test_pruners_decide_like_optunas_own_on_a_live_study(name: str) -> None:
             seen = replace(seen, curve=(*seen.curve, value), version=10_000 + version)
             history.update([seen])
             theirs = asked.should_prune()
-            assert policy.should_stop(p, history, number, step) == theirs
-            assert OptunaPolicy().should_stop(p, history_of(p, history.observations()), number, step) == theirs
+            ours = Verdict.STOP if theirs else Verdict.CONTINUE
+            assert policy.judge(p, history, number, step) is ours
+            assert OptunaPolicy().judge(p, history_of(p, history.observations()), number, step) is ours
             if theirs:
                 live.tell(asked, state=optuna.trial.TrialState.PRUNED)
                 seen = replace(seen, state=TrialState.PRUNED, version=20_000 + version)
@@ -99,7 +95,7 @@ def test_pruners_decide_like_optunas_own_on_a_live_study(name: str) -> None:
             seen = replace(seen, state=TrialState.COMPLETED, metrics={"accuracy": value}, version=20_000 + version)
         history.update([seen])
     assert decisions  # at least one trial was stopped, so the comparison means something
-    assert set(LIVE) == set(PRUNERS) - {"none"}
+    assert set(LIVE) == set(PRUNERS) - {"none", "hyperband"}
 
 
 def test_pruning_with_several_objectives_uses_the_pruning_metric() -> None:
@@ -109,8 +105,8 @@ def test_pruning_with_several_objectives_uses_the_pruning_metric() -> None:
     good = replace(trial(0, start), state=TrialState.COMPLETED, curve=(0.2, 0.1), metrics={"accuracy": 1.0})
     worse, better = replace(trial(1, start), curve=(0.9,)), replace(trial(2, start), curve=(0.1,))
     history = history_of(p, [good, worse, better])
-    assert OptunaPolicy().should_stop(p, history, 1, 1)  # a lower loss is better
-    assert not OptunaPolicy().should_stop(p, history, 2, 1)
+    assert OptunaPolicy().judge(p, history, 1, 1) is Verdict.STOP  # a lower loss is better
+    assert OptunaPolicy().judge(p, history, 2, 1) is Verdict.CONTINUE
 
 
 def test_replicates_run_the_same_configuration_several_times() -> None:

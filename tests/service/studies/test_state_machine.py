@@ -64,7 +64,7 @@ class Lifecycles(RuleBasedStateMachine):
         concurrency=st.integers(1, 3),
         retries=st.integers(0, 1),
         seeds=st.integers(0, 1),
-        pruner=st.sampled_from(["none", "median"]),
+        pruner=st.sampled_from(["none", "median", "asha"]),
     )
     def create(self, trials: int, concurrency: int, retries: int, seeds: int, pruner: str) -> None:
         search = {
@@ -73,7 +73,8 @@ class Lifecycles(RuleBasedStateMachine):
             "retries": retries,
             "sampler": "random",
             "pruner": pruner,
-            "pruner_options": {"n_startup_trials": 1} if pruner == "median" else {},
+            "pruner_options": {"median": {"n_startup_trials": 1}, "asha": {"reduction_factor": 2}}.get(pruner, {}),
+            "finished": 1,
         }
         compare = {"seeds": seeds, "learning_rate": "shared", "baselines": []}
         self.studies.append(self.api.create(search=search, compare=compare, limits={"stall_minutes": 10})["id"])
@@ -119,10 +120,11 @@ class Lifecycles(RuleBasedStateMachine):
             self.leases.append(lease)
 
     @precondition(lambda self: self.leases)
-    @rule(which=st.integers(0, 9), step=st.integers(0, 5), score=st.floats(0, 1))
-    def report(self, which: int, step: int, score: float) -> None:
+    @rule(which=st.integers(0, 9), step=st.integers(0, 5), score=st.floats(0, 1), saved=st.booleans())
+    def report(self, which: int, step: int, score: float, saved: bool) -> None:
         lease = self.leases[which % len(self.leases)]
-        said = self.api.report(lease, score, first_step=step)
+        checkpoint = f"artifacts/{step}" if saved else None
+        said = self.api.report(lease, score, first_step=step, checkpoint=checkpoint)
         assert said.status_code in (200, 409)
 
     @precondition(lambda self: self.leases)

@@ -23,7 +23,9 @@ class Server:
         self.error: Exception | None = None
         self.reason: str | None = None
 
-    def report(self, lease_id: str, reports: Any, checkpoint: str | None = None) -> DirectiveOut:
+    def report(
+        self, lease_id: str, reports: Any, checkpoint: str | None = None, total_steps: int | None = None
+    ) -> DirectiveOut:
         self.calls.append(list(reports))
         if self.error is not None:
             raise self.error
@@ -144,7 +146,7 @@ def test_endless_output_does_not_delay_heartbeats_and_stops() -> None:
     calls: Counter[str] = Counter()
 
     class Server:
-        def report(self, lease_id: str, reports: Any, checkpoint: Any = None) -> DirectiveOut:
+        def report(self, lease_id: str, reports: Any, checkpoint: Any = None, total_steps: Any = None) -> DirectiveOut:
             calls["report"] += 1
             stop = calls["report"] > 3
             return DirectiveOut(

@@ -185,7 +185,7 @@ def test_an_exception_in_user_code_is_retried_in_a_fresh_process(api: Api, runne
     study = api.create(search={"trials": 1, "retries": 1})
 
     def explode(trial: Any, task: Any, model: Any, prepared: Any, reports: Any, *rest: Any) -> None:
-        reports.progress(1)
+        reports.progress(1, 1)
         raise KeyError("loss")
 
     runner.train_trial = explode
