@@ -25,7 +25,8 @@ class CdkaConfig(PeftConfig):
         r1: component size on the output side; must divide every adapted layer's d_out.
         r2: component size on the input side; must divide every adapted layer's d_in.
         r: number of components.
-        alpha: numerator of the scale. The defaults, alpha 16 with ``(r1, r2, r) = (2, 8, 4)``, are the paper's.
+        alpha: numerator of the scale. ``(r1, r2, r) = (2, 8, 4)`` is the paper's default; its
+            authors train it with alpha 64.
         target_modules: names, suffixes, a regular expression, or ``"all-linear"``; ``None`` is PEFT's mapping for LoRA.
         exclude_modules: modules to leave out of ``target_modules``.
         dropout: probability of dropping an input feature of the adapter while training.

@@ -208,7 +208,7 @@ def demo_study(sizes: Sizes) -> dict[str, Any]:
             "r1": {"choices": [1, 2, 4]},
             "r2": {"choices": [1, 2, 4, 8, 16]},
             "r": "fill",
-            "alpha": {"choices": [8, 16, 32]},
+            "alpha": {"choices": [8, 16, 32, 64]},
             "learning_rate": {"low": 1e-4, "high": 5e-3, "log": True},
         },
         "search": {"sampler": "tpe", "pruner": "asha", "trials": sizes.trials, "concurrency": 2, "seed": 0},

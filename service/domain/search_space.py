@@ -102,7 +102,7 @@ class SearchSpace(BaseModel):
     r1: SizeSpace = SizeChoices(choices=[1, 2, 4])
     r2: SizeSpace = SizeChoices(choices=[1, 2, 4, 8, 16])
     r: CountSpace = "fill"
-    alpha: NumberSpace = FloatChoices(choices=[8, 16, 32])
+    alpha: NumberSpace = FloatChoices(choices=[8, 16, 32, 64])
     learning_rate: NumberSpace = FloatRange(low=1e-4, high=5e-3, log=True)
 
     def r1_sizes(self) -> list[int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from .metrics import metrics_of, natural_direction
-from .search_space import STRICT, SearchSpace, Size
+from .search_space import STRICT, Positive, SearchSpace, Size
 from .task_spec import Columns, DatasetSpec, TaskSpec
 from .training_spec import ResourcesSpec, TrainingSpec
 from .vocabulary import PLAIN, Direction, Name, Text
@@ -98,8 +98,41 @@ Retries = Annotated[int, Field(ge=0, le=100)]
 Priority = Annotated[int, Field(ge=-1000, le=1000)]
 
 
+class StartConfiguration(BaseModel):
+    """A configuration that a search starts with.
+
+    By default ``r`` fills the budget, ``alpha`` is the one that the method's authors publish, and the learning rate is
+    the middle of those that are searched.
+    """
+
+    model_config = STRICT
+    r1: Size
+    r2: Size
+    r: Size | None = None
+    alpha: Positive | None = None
+    learning_rate: Positive | None = None
+
+
+def _start_form(value: object) -> str:
+    return "<configuration>" if isinstance(value, dict | StartConfiguration) else "<predictor>"
+
+
+Start = Annotated[
+    Annotated[StartConfiguration, Tag("<configuration>")] | Annotated[Predictor, Tag("<predictor>")],
+    Discriminator(
+        _start_form,
+        custom_error_type="start",
+        custom_error_message="write a predictor's name or a configuration such as {r1: 2, r2: 8}",
+    ),
+]
+
+
 class SearchSpec(BaseModel):
-    """The search: sampler, pruner, number of trials."""
+    """The search: sampler, pruner, number of trials, and the trials that it starts with.
+
+    ``start`` lists predictors, whose choices run first, and configurations. By default it is the predictors of
+    ``compare.predictors``, and empty for a grid.
+    """
 
     model_config = STRICT
     sampler: Name = "tpe"
@@ -107,6 +140,7 @@ class SearchSpec(BaseModel):
     pruner: Name = "asha"
     pruner_options: dict[str, Any] = {}
     pruning_metric: Name | None = None
+    start: Annotated[list[Start], Field(max_length=1000)] | None = None
     trials: TrialBudget = 24
     concurrency: Concurrency = 2
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.metrics import COMPUTED, PARAMETERS
-from ..domain.records import Failure, Lease, Study, Trial
+from ..domain.records import Failure, Lease, StoredPrediction, Study, Trial
 from ..domain.states import (
     STUDY_ENDED,
     EventKind,
@@ -29,6 +30,7 @@ from ..domain.states import (
 from ..errors import Fault, InvalidRequest, LeaseLost, NotFound
 from ..studies.predictions import MEASURED, measured_ranking
 from ..studies.progress import advance
+from ..studies.start import start_of, start_trials
 from .fences import hear_of_runner, held, reclaim
 from .hosts import blame, clear
 from .outcomes import Outcome, ResultState, of_failure, of_loss, of_result, of_timeout
@@ -85,6 +87,7 @@ def _record(ctx: Context, lease_id: str, team_id: str | None, result: Result) ->
         if trial.phase is TrialPhase.MEASUREMENT and result.state == "completed":
             ranking = measured_ranking(study, trial, result.predictions)
             Studies(session).add_predictions(study.id, {MEASURED: ranking}, study.spec.compare.predictors)
+            _start_measured(session, study, ranking, now)
         trial = reclaim(session, attempt, now)
         released = result.state == "released"
         Leases(session).end(lease.id, LeaseState.RELEASED if released else LeaseState.FINISHED, now, said)
@@ -98,6 +101,19 @@ def _record(ctx: Context, lease_id: str, team_id: str | None, result: Result) ->
             clear(session, attempt)
         advance(session, study, now)
         return outcome.state, study.id
+
+
+def _start_measured(session: Session, study: Study, ranking: Sequence[StoredPrediction], now: datetime) -> None:
+    """Queue the choice of the ``measured`` predictor, if the search starts with it and has not tried it already."""
+    trials = Trials(session)
+    if MEASURED not in start_of(study.spec):
+        return
+    known = trials.of_study(study.id, TrialPhase.SEARCH)
+    first = start_trials(study.spec, study.plan, {MEASURED: ranking}, 0, most=len(start_of(study.spec)))
+    tried = [t.params for t in known]
+    mine = [t for t in first if t.candidate == MEASURED and t.params not in tried][: study.planned - len(known)]
+    number = trials.next_number(study.id)
+    trials.add(study.id, [replace(t, number=number + k) for k, t in enumerate(mine)], now)
 
 
 def account(session: Session, study: Study, lease: Lease, now: datetime, storage_bytes: int = 0) -> None:

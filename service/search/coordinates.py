@@ -67,7 +67,7 @@ def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str
             point[name] = (params["r"] - pair.r_low + 0.5) / (pair.r_high - pair.r_low + 1)
         else:
             point[name] = float(params[name])
-            if not distribution._contains(distribution.to_internal_repr(point[name])):
+            if not _holds(distribution, point[name]):
                 return None
     for name, values in spec.search_space.numbers().items():
         if name not in point and not isinstance(values, FloatRange):
@@ -75,6 +75,12 @@ def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str
             if float(params[name]) != float(only):
                 return None
     return point
+
+
+def _holds(distribution: BaseDistribution, value: float) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return distribution._contains(distribution.to_internal_repr(value))
 
 
 def is_finite(spec: StudySpec) -> bool:

@@ -24,6 +24,7 @@ from ..patterns import compile_pattern
 from .admission import admit
 from .base_models import MetaModel, read_model
 from .datasets import check_dataset
+from .start import start_faults
 from .strategies import grid_faults, pruner_faults, search_faults
 from .structures import rank, resolve
 
@@ -298,7 +299,7 @@ def _check_budget(draft: _Draft) -> list[Fault]:
 def _check_grid(draft: _Draft) -> list[Fault]:
     assert draft.spec is not None
     assert draft.plan is not None
-    return grid_faults(draft.spec, draft.plan)
+    return grid_faults(draft.spec, draft.plan) + start_faults(draft.spec, draft.plan)
 
 
 def _check_memory(draft: _Draft) -> list[Fault]:

@@ -24,6 +24,7 @@ from .plans import Planned, plan_study
 from .predictions import measurement
 from .progress import advance, search_trials
 from .removal import purge
+from .start import start_trials
 
 
 def create_study(ctx: Context, caller: Principal, body: Any) -> tuple[Study, Planned]:
@@ -63,10 +64,11 @@ def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
         studies = Studies(session)
         study = studies.add(study)
         studies.add_predictions(study.id, planned.predictions, planned.spec.compare.predictors)
-        if measure is not None:
-            session.flush()
-            (trial,) = Trials(session).add(study.id, [measure], now)
-            study = replace(study, version=trial.version)
+        first = start_trials(study.spec, study.plan, planned.predictions, 0, study.planned)
+        session.flush()
+        for new in ([] if measure is None else [measure], first):
+            for trial in Trials(session).add(study.id, new, now):
+                study = replace(study, version=trial.version)
         Audit(session).record(caller, now, "study.create", study.id, name=study.name)
         return study
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cdka
-
 from ..context.context import Context
 from ..db.audit import Audit
 from ..db.metrics import Metrics
 from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import MetricPoint, NewTrial, Principal, Study, Trial
+from ..domain.records import MetricPoint, Principal, Trial
 from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
-from ..errors import Conflict, Fault, InvalidRequest
-from ..search.coordinates import to_point
+from ..errors import Conflict, InvalidRequest
 from .progress import advance, search_trials
-from .structures import module_shapes
+from .start import configuration_faults, search_trial
 
 
 def list_trials(
@@ -83,40 +80,12 @@ def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[s
             raise Conflict(
                 f"all {study.planned} trials of the study exist already; extend it (PATCH trials), then enqueue"
             )
-        parameters = _parameters(study, params)
-        new = NewTrial(
-            number=Trials(session).next_number(study_id),
-            phase=TrialPhase.SEARCH,
-            method="cdka",
-            params=params,
-            point=to_point(params, study.spec, study.plan),
-            parameters=parameters,
-            seed=study.spec.search.seed,
-        )
+        if faults := configuration_faults(study.plan, params, "#/params"):
+            raise InvalidRequest("the configuration cannot run; nothing was enqueued", faults)
+        new = search_trial(study.spec, study.plan, params, Trials(session).next_number(study_id))
         (trial,) = Trials(session).add(study_id, [new], now)
         Audit(session).record(caller, now, "trial.enqueue", trial.id, study_id=study_id, params=params)
         return trial
-
-
-def _parameters(study: Study, params: dict[str, Any]) -> int:
-    shapes = module_shapes(study.plan)
-    faults = []
-    for name, sizes in (("r1", (params["r1"], 1)), ("r2", (1, params["r2"]))):
-        try:
-            cdka.require_divisible(shapes, *sizes)
-        except cdka.IndivisibleError as error:
-            faults.append(Fault(f"#/params/{name}", str(error)))
-    if not faults:
-        count = cdka.count_parameters(shapes, params["r1"], params["r2"], params["r"])
-        if count <= study.plan.max_parameters:
-            return count
-        unit = count // params["r"]
-        most = study.plan.max_parameters // unit
-        right = f"r may be up to {most}" if most else "no r fits: choose other sizes"
-        faults.append(
-            Fault("#/params/r", f"{count:,} parameters are over the budget of {study.plan.max_parameters:,}; {right}")
-        )
-    raise InvalidRequest("the configuration cannot run; nothing was enqueued", faults)
 
 
 @retried

@@ -65,7 +65,7 @@ def test_only_configurations_of_the_plan_are_proposed(make_policy: Callable[[], 
         structure = p.plan.pair(params["r1"], params["r2"])
         assert structure is not None
         assert structure.r_low <= params["r"] <= structure.r_high
-        assert params["alpha"] in (8, 16, 32)
+        assert params["alpha"] in (8, 16, 32, 64)
         assert 1e-4 <= params["learning_rate"] <= 5e-3
         seen.add((params["r1"], params["r2"], params["r"]))
     assert seen == {(s.r1, s.r2, r) for s in STRUCTURES for r in range(s.r_low, s.r_high + 1)}

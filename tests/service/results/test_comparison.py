@@ -21,7 +21,7 @@ def play(api: Api, gap: float, noise: float, **compare: Any) -> tuple[dict[str, 
     study = api.create(search={"trials": 6}, compare={"seeds": 5, "learning_rate": "shared", **compare})
 
     def value(t: dict[str, Any]) -> float:
-        wobble = noise * math.sin(17.0 * t["seed"] + 3.0 * t["params"]["r"])
+        wobble = noise * math.sin(17.0 * t["seed"] + 3.0 * t["params"]["r"] + 5.0 * t["params"].get("r2", 0))
         if t["phase"] != "confirmation":
             return 0.5 + 0.01 * t["number"]
         best = (
@@ -61,7 +61,7 @@ def test_candidates_share_seeds_that_the_search_never_used(api: Api) -> None:
         assert c["share_of_budget"] == pytest.approx(c["parameters"] / budget)
         flagged = any("uses only" in flag for flag in c["flags"])
         assert flagged == (c["share_of_budget"] < 0.85)
-    assert found["candidates"][2]["params"]["alpha"] == 16
+    assert found["candidates"][2]["params"]["alpha"] == 64
     lora = found["candidates"][4]
     assert lora["params"].keys() == {"r", "alpha", "learning_rate"}
     best = found["candidates"][0]

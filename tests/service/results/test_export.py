@@ -18,7 +18,8 @@ def exported(api: Api, study: dict[str, Any], form: str) -> Any:
 
 
 def test_exports_hold_every_trial(api: Api, tmp_path: Path) -> None:
-    study = api.create(name="=cmd()", search={"trials": 5, "pruner": "asha", "concurrency": 1})
+    search = {"trials": 5, "pruner": "asha", "pruner_options": {"promotion": False}, "concurrency": 1}
+    study = api.create(name="=cmd()", search=search)
     values = iter([0.9, 0.1, 0.8, 0.7])
     for value in values:
         lease = api.lease()

@@ -1,0 +1,122 @@
+"""The first trials of a search: the predictors' choices and configurations of the user, before the sampler proposes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cdka
+
+from ..domain.plan import Plan
+from ..domain.records import NewTrial, StoredPrediction
+from ..domain.search_space import FloatChoices, FloatRange
+from ..domain.states import TrialPhase
+from ..domain.study_spec import StartConfiguration, StudySpec
+from ..errors import Fault
+from ..search.coordinates import to_point
+from .confirmation import PUBLISHED_ALPHA
+from .structures import module_shapes
+
+# The name of the user's configurations among the candidates of a search.
+NAMED = "start"
+
+
+def start_of(spec: StudySpec) -> Sequence[str | StartConfiguration]:
+    """What a search starts with: by default each predictor that the study names, and nothing before a grid."""
+    if spec.search.start is not None:
+        return spec.search.start
+    return [] if spec.search.sampler == "grid" else spec.compare.predictors
+
+
+def start_faults(spec: StudySpec, plan: Plan) -> list[Fault]:
+    """The faults of ``search.start``, each at its place."""
+    faults = []
+    for k, entry in enumerate(spec.search.start or []):
+        place = f"#/search/start/{k}"
+        if isinstance(entry, StartConfiguration):
+            faults += configuration_faults(plan, _params(entry, spec, plan), place)
+        elif entry not in spec.compare.predictors:
+            named = ", ".join(spec.compare.predictors) or "none"
+            faults.append(Fault(place, f"compare.predictors does not name {entry!r}; it names: {named}"))
+    return faults
+
+
+def start_trials(
+    spec: StudySpec, plan: Plan, rankings: Mapping[str, Sequence[StoredPrediction]], first_number: int, most: int
+) -> list[NewTrial]:
+    """Up to ``most`` trials of ``search.start`` for which there are rankings; a repeated configuration runs once.
+
+    A predictor's choice has the alpha that the method's authors publish and the middle of the learning rates.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for entry in start_of(spec):
+        if isinstance(entry, StartConfiguration):
+            found.append((NAMED, _params(entry, spec, plan)))
+        elif entry in rankings:
+            top = rankings[entry][0]
+            params = {"r1": top.r1, "r2": top.r2, "r": top.r, "alpha": PUBLISHED_ALPHA}
+            found.append((entry, {**params, "learning_rate": _middle(spec.search_space.learning_rate)}))
+    once = [(name, params) for k, (name, params) in enumerate(found) if params not in [p for _, p in found[:k]]]
+    return [
+        search_trial(spec, plan, params, first_number + k, candidate=name)
+        for k, (name, params) in enumerate(once[:most])
+    ]
+
+
+def search_trial(
+    spec: StudySpec, plan: Plan, params: dict[str, Any], number: int, candidate: str | None = None
+) -> NewTrial:
+    """A search trial of a configuration that the sampler did not propose."""
+    return NewTrial(
+        number=number,
+        phase=TrialPhase.SEARCH,
+        method="cdka",
+        params=params,
+        point=to_point(params, spec, plan),
+        parameters=cdka.count_parameters(module_shapes(plan), params["r1"], params["r2"], params["r"]),
+        seed=spec.search.seed,
+        candidate=candidate,
+    )
+
+
+def configuration_faults(plan: Plan, params: Mapping[str, Any], place: str) -> list[Fault]:
+    """Why a configuration cannot run: sizes that do not divide a layer, or a count over the budget.
+
+    It may lie outside the search space: then the sampler does not learn from it.
+    """
+    shapes = module_shapes(plan)
+    faults = []
+    for name, sizes in (("r1", (params["r1"], 1)), ("r2", (1, params["r2"]))):
+        try:
+            cdka.require_divisible(shapes, *sizes)
+        except cdka.IndivisibleError as error:
+            faults.append(Fault(f"{place}/{name}", str(error)))
+    if faults:
+        return faults
+    count = cdka.count_parameters(shapes, params["r1"], params["r2"], params["r"])
+    if count <= plan.max_parameters:
+        return []
+    most = plan.max_parameters // (count // params["r"])
+    right = f"r may be up to {most}" if most else "no r fits: choose other sizes"
+    return [Fault(f"{place}/r", f"{count:,} parameters are over the budget of {plan.max_parameters:,}; {right}")]
+
+
+def _params(entry: StartConfiguration, spec: StudySpec, plan: Plan) -> dict[str, Any]:
+    r = entry.r
+    if r is None:
+        try:
+            r = max(1, cdka.largest_r(module_shapes(plan), plan.max_parameters, entry.r1, entry.r2))
+        except cdka.IndivisibleError:
+            r = 1  # the sizes are rejected
+    rate = entry.learning_rate or _middle(spec.search_space.learning_rate)
+    return {"r1": entry.r1, "r2": entry.r2, "r": r, "alpha": entry.alpha or PUBLISHED_ALPHA, "learning_rate": rate}
+
+
+def _middle(values: FloatRange | FloatChoices | float) -> float:
+    """The middle of a range, in its logarithm if it is searched so; of choices, the middle one."""
+    if isinstance(values, FloatChoices):
+        return sorted(values.choices)[(len(values.choices) - 1) // 2]
+    if isinstance(values, FloatRange):
+        return math.sqrt(values.low * values.high) if values.log else (values.low + values.high) / 2
+    return values
