@@ -1,4 +1,4 @@
-"""Study files in YAML, with the line of every place in them."""
+"""Study files in YAML 1.2, with the line of every place in them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from ..domain.faults import schema_faults
 from ..domain.study_spec import StudySpec
 from ..errors import Fault, InvalidStudy
 
 LARGEST_BYTES = 1_000_000
+
+
+class _Constructor(SafeConstructor):
+    """Takes dates as text: a study has none, but its name may look like one."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def _yaml() -> YAML:
+    """A loader of YAML 1.2: ``1e-3`` is a number, ``no`` and ``1:30`` are text, and ``010`` is ten."""
+    loader = YAML(typ="safe", pure=True)
+    loader.Constructor = _Constructor
+    return loader
 
 
 class StudyFile:
@@ -32,12 +49,14 @@ class StudyFile:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidStudy(f"{path} cannot be read: {error}") from error
         try:
-            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
-            self.content: dict[str, Any] = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
+            self._root: Node | None = _yaml().compose(text)
+            self.content: dict[str, Any] = _yaml().load(text)
+        except (YAMLError, RecursionError, ValueError) as error:
+            mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
             place = f" at line {mark.line + 1}" if mark else ""
-            raise InvalidStudy(f"{path} is not YAML{place}: {getattr(error, 'problem', error)}") from error
+            problem = error.problem if isinstance(error, MarkedYAMLError) else error
+            hint = "; quote a value that begins with a special character" if _is_unquoted(error) else ""
+            raise InvalidStudy(f"{path} is not YAML{place}: {problem}{hint}") from error
         if not isinstance(self.content, dict):
             raise InvalidStudy(f"{path} holds no study; see examples/ for one")
         try:
@@ -56,19 +75,25 @@ class StudyFile:
             StudySpec.model_validate(self.content)
         except ValidationError as error:
             faults = schema_faults(error)
+            faults = [self._with_hint(fault) for fault in faults]
             raise InvalidStudy(f"the study has {len(faults)} fault{'s' * (len(faults) != 1)}", faults) from None
+
+    def _with_hint(self, fault: Fault) -> Fault:
+        if fault.detail != "Input should be a valid string":
+            return fault
+        return Fault(fault.pointer, f"{fault.detail}; quote it in the file if it is meant as text")
 
     def line(self, pointer: str) -> int | None:
         """The line (from 1) of a place; for a place that is missing, that of the closest one around it."""
-        node = self._root
-        line = None
+        node: Any = self._root
+        line: int | None = None
         for part in pointer.removeprefix("#").strip("/").split("/"):
-            if isinstance(node, yaml.MappingNode):
+            if isinstance(node, MappingNode):
                 found = next(((k, v) for k, v in node.value if k.value == part), None)
                 if found is None:
                     break
                 line, node = found[0].start_mark.line + 1, found[1]
-            elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            elif isinstance(node, SequenceNode) and part.isdigit() and int(part) < len(node.value):
                 node = node.value[int(part)]
                 line = node.start_mark.line + 1
             else:
@@ -80,3 +105,8 @@ class StudyFile:
         line = self.line(fault.pointer)
         place = f"{self.path}:{line}" if line is not None else str(self.path)
         return f"{place}: {fault.pointer.removeprefix('#/').replace('/', '.') or 'study'}: {fault.detail}"
+
+
+def _is_unquoted(error: Exception) -> bool:
+    """Whether a value could not be read that quotes would make text, such as ``@x`` or ``%a``."""
+    return "cannot start any token" in str(error) or "could not determine a constructor" in str(error)

@@ -123,7 +123,10 @@ def test_faults_in_a_study_file_are_reported_with_lines(command: Any, tmp_path: 
         ("a: [1\n", "is not YAML at line"),
         ("a: !!python/object/apply:os.system ['true']\n", "is not YAML at line"),
         ("a: &x [*x]\n", "JSON has no form for"),
-        ("a: 2026-01-01\n", "JSON has no form for"),
+        ("a: 1\nb: 2\na: 3\n", "line 3.*duplicate key"),
+        ("a: @x\n", "line 1.*quote"),
+        ("a: !!python/object:os.system 1\n", "line 1.*quote"),
+        ("a: 1\n---\nb: 2\n", "line 2"),
         ("a: .nan\n", "JSON has no form for"),
     ],
 )
@@ -134,6 +137,56 @@ def test_a_file_without_a_study_is_rejected(tmp_path: Path, text: str, message: 
         StudyFile(file)
     with pytest.raises(errors.InvalidStudy, match="cannot be read"):
         StudyFile(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("1e-3", 0.001),
+        ("1E-3", 0.001),
+        ("5.e-4", 0.0005),
+        ("010", 10),
+        ("0o10", 8),
+        ("08", 8),
+        ("1_000", 1000),
+        ("no", "no"),
+        ("on", "on"),
+        ("1:30", "1:30"),
+        ("12:30:45", "12:30:45"),
+        ("2026-11-29", "2026-11-29"),
+        ("2026-11-29T10:00:00Z", "2026-11-29T10:00:00Z"),
+        ("true", True),
+        ("~", None),
+    ],
+)
+def test_values_are_read_by_the_rules_of_yaml_1_2(tmp_path: Path, written: str, meant: Any) -> None:
+    """YAML 1.1 reads 1e-3 as text, 010 as eight, no as false, 1:30 as ninety and a date as no text."""
+    file = tmp_path / "study.yaml"
+    file.write_text(f"a: {written}\nb: {{c: {written}}}\n")
+    assert StudyFile(file).content == {"a": meant, "b": {"c": meant}}
+
+
+def test_a_number_where_text_belongs_is_rejected_with_its_line_and_a_hint_to_quote_it(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({**make_study(), "name": 2026}, sort_keys=False))
+    read = StudyFile(file)
+    with pytest.raises(errors.InvalidStudy) as caught:
+        read.check()
+    (fault,) = caught.value.faults
+    assert (
+        read.describe(fault)
+        == f"{file}:1: name: Input should be a valid string; quote it in the file if it is meant as text"
+    )
+
+
+def test_a_study_named_no_keeps_its_name_and_a_rate_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    text = yaml.safe_dump({k: v for k, v in make_study().items() if k not in ("name", "search_space")})
+    file.write_text(f"name: no\nsearch_space: {{learning_rate: {{low: 1e-4, high: 1e-2, log: true}}}}\n{text}")
+    read = StudyFile(file)
+    read.check()
+    assert read.content["name"] == "no"
+    assert read.content["search_space"]["learning_rate"]["low"] == 1e-4
 
 
 def test_the_command_starts_without_torch_ray_or_fastapi() -> None:
