@@ -47,7 +47,9 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
                 time.sleep(poll_seconds)
                 continue
             best = comparison.best_trial
+            held = f"{study.search.waiting} waiting" if study.search.waiting else ""
             said = f"best so far {best['value']:.4f} {comparison.metric} (trial {best['number']})" if best else ""
+            said = ", ".join(filter(None, (held, said)))
             progress.update(search, total=study.search.planned, completed=study.search.finished, best=said)
             if study.confirmation.planned:
                 progress.start_task(confirmation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,6 @@ def refusal(api: Api, runner: Runner, path: str, **changes: Any) -> str:
     assert (trial["failure"]["kind"], trial["attempts"]) == ("rejected", 1)
     assert runner._next_lease() is None
     return str(study["reason"])
-
-
-@pytest.fixture
-def copied(data_root: Path, tmp_path: Path) -> Any:
-    """A copy of tiny-bert in the data folder, which the test may damage."""
-    folder = data_root / f"spoiled-{tmp_path.name}"
-    shutil.copytree(data_root / "tiny-bert", folder)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def change_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:

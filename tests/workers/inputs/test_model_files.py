@@ -20,14 +20,6 @@ from .test_checkpoint_files import change_config, change_weights, refusal
 from .test_heads import classes, run
 
 
-@pytest.fixture
-def copied(data_root: Path, tmp_path: Path) -> Any:
-    folder = data_root / f"model-{tmp_path.name}"
-    shutil.copytree(data_root / "tiny-bert", folder)
-    yield folder
-    shutil.rmtree(folder)
-
-
 def one_trial(api: Api, runner: Runner, path: str, **changes: Any) -> dict[str, Any]:
     study = api.create(**{"model": {"path": path}, "search": {"trials": 1}, "training": {"epochs": 1}, **changes})
     lease = runner._next_lease()
