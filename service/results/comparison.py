@@ -177,7 +177,7 @@ def _predictor(
         ranked=len(ranking),
         spearman=spearman([p for p, _ in compared], [o for _, o in compared]) if compared else None,
         compared_trials=len(compared),
-        verdict=verdict(name, result.regret if result else None, study),
+        verdict=verdict(name, result, study),
     )
 
 
@@ -185,9 +185,12 @@ def _structure(trial: Observation) -> tuple[int, int, int]:
     return trial.params["r1"], trial.params["r2"], trial.params["r"]
 
 
-def verdict(predictor: str, regret: Estimate | None, study: Study) -> str:
+def verdict(predictor: str, result: CandidateResult | None, study: Study) -> str:
     """A predictor's regret in words. With too few seeds it says so instead of a verdict."""
     who = f"the {predictor}" if predictor == "guideline" else f"{predictor}'s choice"
+    if any(c.name == predictor and c.runs_as == "best" for c in study.candidates):
+        return f"{who} is the best found: the search found nothing better"
+    regret = result.regret if result else None
     if regret is None:
         ended = study.phase is StudyPhase.CONFIRMATION or study.spec.compare.seeds
         return "not confirmed yet" if ended else "not confirmed: compare.seeds is 0"

@@ -195,3 +195,15 @@ def test_estimates_and_rank_correlations_have_known_values() -> None:
     assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert spearman([1, 2], [1, 2]) is None
     assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_a_search_that_finds_nothing_better_than_the_prediction_says_so(api: Api) -> None:
+    study = api.create(
+        search={"trials": 3, "start": ["guideline"]}, compare={"seeds": 2, "learning_rate": "shared", "baselines": []}
+    )
+    api.run_all(lambda t: 0.9 if t["number"] == 0 else 0.5)
+    found = compared(api, study)
+    assert found["best_trial"]["number"] == 0
+    verdicts = {p["predictor"]: p["verdict"] for p in found["predictors"]}
+    assert verdicts["guideline"] == "the guideline is the best found: the search found nothing better"
+    assert verdicts["alignment"] != verdicts["guideline"]
