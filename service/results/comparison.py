@@ -189,7 +189,7 @@ def verdict(predictor: str, result: CandidateResult | None, study: Study) -> str
     """A predictor's regret in words. With too few seeds it says so instead of a verdict."""
     who = f"the {predictor}" if predictor == "guideline" else f"{predictor}'s choice"
     if any(c.name == predictor and c.runs_as == "best" for c in study.candidates):
-        return f"{who} is the best found: the search found nothing better"
+        return f"the search found nothing better than {who}"
     regret = result.regret if result else None
     if regret is None:
         ended = study.phase is StudyPhase.CONFIRMATION or study.spec.compare.seeds

@@ -205,5 +205,5 @@ def test_a_search_that_finds_nothing_better_than_the_prediction_says_so(api: Api
     found = compared(api, study)
     assert found["best_trial"]["number"] == 0
     verdicts = {p["predictor"]: p["verdict"] for p in found["predictors"]}
-    assert verdicts["guideline"] == "the guideline is the best found: the search found nothing better"
+    assert verdicts["guideline"] == "the search found nothing better than the guideline"
     assert verdicts["alignment"] != verdicts["guideline"]
