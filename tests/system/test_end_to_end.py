@@ -32,7 +32,11 @@ def test_a_study_from_rest_to_browser(system: System, tmp_path: Path) -> None:
     comparison = system.client.comparison(study.id)
     assert {c.name for c in comparison.candidates} == {"best", "guideline", "guideline_published", "lora"}
     assert all(0 <= v <= 1 for c in comparison.candidates for v in c.values)
-    assert comparison.predictors[0].verdict.startswith("too few seeds for a verdict")
+    # The search starts with the guideline's choice, which may stay the best.
+    (guideline,) = (c for c in comparison.candidates if c.name == "guideline")
+    won = any("identical with 'best'" in flag for flag in guideline.flags)
+    words = "the search found nothing better than the guideline" if won else "too few seeds for a verdict"
+    assert comparison.predictors[0].verdict.startswith(words)
 
     # PEFT can load the stored adapter, and it has the size that the budget counted.
     best = next(t for t in confirmed if t.candidate == "best")
@@ -44,10 +48,10 @@ def test_a_study_from_rest_to_browser(system: System, tmp_path: Path) -> None:
     assert counted == best.parameters <= study.budget.max_parameters
     assert isinstance(loaded.base_model, cdka.CdkaModel)
 
-    _look_in_the_browser(system, study.id, tmp_path)
+    _look_in_the_browser(system, study.id, tmp_path, words)
 
 
-def _look_in_the_browser(system: System, study_id: str, tmp_path: Path) -> None:
+def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: str) -> None:
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")
@@ -70,7 +74,7 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path) -> None:
         assert page.locator("#trials tbody tr").count() == len(list(system.client.trials(study_id)))
         assert page.locator("#comparison tbody tr").count() == 4
         body = page.inner_text("main")
-        assert "too few seeds for a verdict" in body
+        assert words in body
         assert page.locator(".summary .state").inner_text() == "completed"
         assert page.locator(".chart").first.locator(".point").count() >= SLICE.trials
         _check_live(page, system)

@@ -74,7 +74,7 @@ def test_charts_show_the_history_and_the_comparison(api: Api) -> None:
     study = api.create(search={"trials": 3}, compare={"seeds": 3, "learning_rate": "shared"})
     api.run_all(lambda t: 0.1 * t["number"])
     history = api.call("GET", f"/studies/{study['id']}/charts/history", "viewer").json()
-    completed, _, best = history["data"]
+    completed, _, _, best = history["data"]
     assert completed["y"] == [0.0, 0.1, 0.2]
     assert best["y"] == [0.0, 0.1, 0.2, 0.2]
     comparison = api.call("GET", f"/studies/{study['id']}/charts/comparison").json()
@@ -126,7 +126,7 @@ def test_a_long_history_chart_is_thinned_but_keeps_every_new_best() -> None:
         for n in range(10_000)
     ]
     figure = history(Study(), trials)  # type: ignore[arg-type]
-    completed, _, best = figure["data"]
+    completed, _, _, best = figure["data"]
     assert len(completed["x"]) <= MOST_POINTS + 10
     assert 4321 in completed["x"]
     assert best["x"] == [0, 4321, 9999]

@@ -132,7 +132,7 @@ def test_reports_repeated_by_a_retry_change_nothing(api: Api) -> None:
 
 
 def test_asha_stops_a_bad_trial_and_repeats_the_directive(api: Api) -> None:
-    api.create(search={"trials": 4, "pruner": "asha"})
+    api.create(search={"trials": 4, "pruner": "asha", "pruner_options": {"promotion": False}})
     good = api.lease()
     assert good is not None
     assert api.report(good, 0.9).json()["directive"] == "continue"
@@ -304,7 +304,7 @@ def test_an_unknown_lease_is_not_found(api: Api) -> None:
 
 def test_an_attempt_without_a_checkpoint_clears_earlier_reports(api: Api, clock: FakeClock) -> None:
     """The reports of a dead attempt must neither mix with the next attempt's values nor stop it."""
-    api.create(search={"trials": 3, "pruner": "asha"})
+    api.create(search={"trials": 3, "pruner": "asha", "pruner_options": {"promotion": False}})
     good = api.lease("good")
     assert good is not None
     api.report(good, 0.9)
