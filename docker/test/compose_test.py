@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -36,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 DOCKER = HERE.parent
 ROOT = DOCKER.parent
 BASE = "cdka-test-base:bookworm"
+RAY_SERVICES = ("ray-head", "pool", "ray-worker")
 SIZES = Sizes(trials=24, seeds=2, train=96, validation=96, test=96, epochs=12, batch_size=8, max_length=64)
 LEASE_SECONDS = 20
 # A migration that a next release might bring.
@@ -454,6 +456,68 @@ def backup_and_restore(stack: Stack, study_id: str, before: dict[str, Any]) -> N
     assert file.stat().st_size > 1000
 
 
+def hardened(stack: Stack) -> None:
+    """As the engine and the kernel see them, our containers have no rights that they do not need."""
+    count = 0
+    for container in (c for service in ("api", "proxy", *RAY_SERVICES) for c in stack.containers(service)):
+        found = json.loads(run("docker", "inspect", container))[0]
+        name, host = found["Name"], found["HostConfig"]
+        assert host["ReadonlyRootfs"], f"{name} can write to its root"
+        assert host["CapDrop"] == ["ALL"], f"{name} keeps capabilities: drops {host['CapDrop']}"
+        assert not host["CapAdd"], f"{name} gets capabilities: {host['CapAdd']}"
+        assert not host["Privileged"], f"{name} is privileged"
+        assert "no-new-privileges:true" in host["SecurityOpt"], f"{name} may gain privileges"
+        status = dict(
+            line.split(":", 1)
+            for line in run("docker", "exec", container, "cat", "/proc/1/status").splitlines()
+            if ":" in line
+        )
+        assert "0" not in status["Uid"].split(), f"{name} runs as root: {status['Uid']}"
+        assert int(status["CapEff"], 16) == 0, f"{name} has capabilities: {status['CapEff']}"
+        assert status["NoNewPrivs"].strip() == "1", f"{name} may gain privileges"
+        touch = subprocess.run(["docker", "exec", container, "touch", "/usr/made"], capture_output=True, text=True)
+        assert touch.returncode != 0, f"{name} can write to /usr"
+        count += 1
+    say(f"{count} containers run without root, capabilities and a writable root")
+
+
+JOIN_RAY = """
+import os, sys, urllib.error, urllib.request
+if sys.argv[1] != "ours":
+    os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    os.environ["RAY_AUTH_TOKEN"] = sys.argv[1]
+    try:
+        status = urllib.request.urlopen("http://ray-head:8265/api/cluster_status", timeout=10).status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except OSError:
+        status = "not reachable"
+    assert status in (401, 403, "not reachable"), f"the dashboard of Ray answers {status}"
+import ray
+try:
+    ray.init("ray://ray-head:10001", log_to_driver=False)
+except Exception as error:
+    print("turned away:", type(error).__name__)
+else:
+    print("joined with", len(ray.nodes()), "nodes")
+"""
+
+
+def ray_needs_its_token(stack: Stack) -> None:
+    """No port of Ray is published. Inside of the network, only a driver with the token joins the cluster."""
+    for container in (c for service in RAY_SERVICES for c in stack.containers(service)):
+        published = json.loads(run("docker", "inspect", "-f", "{{json .NetworkSettings.Ports}}", container)) or {}
+        assert not any(published.values()), f"ports of Ray are published: {published}"
+    (pool,) = stack.containers("pool")
+    ours, wrong = (
+        run("docker", "exec", pool, "timeout", "120", "python", "-c", JOIN_RAY, token).strip().splitlines()[-1]
+        for token in ("ours", "0" * 64)
+    )
+    assert ours.startswith("joined with"), ours
+    assert wrong.startswith("turned away"), wrong
+    say(f"Ray: with the token a driver {ours}; with a wrong one it is {wrong}")
+
+
 def main() -> None:
     """Run all of it; the stack is taken down whatever comes of it."""
     engine()
@@ -467,6 +531,8 @@ def main() -> None:
             stack.up()
             until("the service to be ready", stack.is_ready, 240)
             say(f"up in {time.monotonic() - started:.0f} s: {len(stack.containers('api'))} API replicas")
+            hardened(stack)
+            ray_needs_its_token(stack)
             study = stack.client.create_study(demo_study(SIZES) | {"name": "compose", "resources": {"cpus": 1}})
             say(f"study {study.id} is created by REST from outside")
             faults(stack, study.id)

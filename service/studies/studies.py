@@ -203,9 +203,10 @@ def update_study(
 
 
 def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:
-    """Resume the search if trials are left to propose."""
+    """Resume the search if trials are left to propose; if none are, nothing may be left to run."""
     studies = Studies(session)
     if study.planned <= there:
+        advance(session, study, now)
         return
     if study.phase is StudyPhase.CONFIRMATION:
         study = studies.set_phase(study, StudyPhase.SEARCH, now)

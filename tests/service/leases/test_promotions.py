@@ -177,6 +177,23 @@ def test_cancelling_a_study_or_stopping_a_trial_cancels_what_waits(api: Api) -> 
     assert second["trial"]["number"] == 1
 
 
+def test_asking_for_no_more_trials_ends_a_search_in_which_all_wait(api: Api) -> None:
+    study = study_of(api)
+    for value in (0.5, 0.4):
+        hold(api, value)
+    assert api.call("PATCH", f"/studies/{study['id']}", json={"trials": 2}).status_code == 200
+    assert states(api, study) == ["pruned", "pruned"]
+    ended = api.call("GET", f"/studies/{study['id']}").json()
+    assert (ended["state"], "no search trial finished" in ended["reason"]) == ("failed", True)
+
+
+def test_asking_for_no_more_trials_ends_a_search_in_which_all_have_ended(api: Api) -> None:
+    study = api.create(search={"trials": 9})
+    for _ in range(2):
+        api.finish(leased(api), value=0.5)
+    assert api.call("PATCH", f"/studies/{study['id']}", json={"trials": 2}).json()["state"] == "completed"
+
+
 def test_a_restart_changes_nothing_for_trials_that_wait(api: Api, ctx: Context) -> None:
     """A server with no memory of the study promotes the same trial."""
     study = study_of(api)
