@@ -3,7 +3,7 @@
 Importing this package registers the method ``cdka`` with PEFT. Import it before you load a CDKA adapter.
 """
 
-from .checkpoints import model_source, read_header, tensor_names, weight_files, weights_digest
+from .checkpoints import load_pretrained, model_source, read_header, tensor_names, weight_files, weights_digest
 from .config import CdkaConfig
 from .counts import (
     Configuration,
@@ -78,6 +78,7 @@ __all__ = [
     "load_adapted",
     "merge_adapter",
     "meta_model",
+    "load_pretrained",
     "model_source",
     "module_shapes",
     "nearest_factors",

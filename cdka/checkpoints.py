@@ -30,6 +30,40 @@ class Tensor:
     end: int
 
 
+def load_pretrained(auto_class: Any, source: str, gguf: str | None, **options: Any) -> tuple[Any, set[str], set[str]]:
+    """Load a base model without running its own code.
+
+    Args:
+        auto_class: an Auto class of transformers.
+        source: folder or hub id.
+        gguf: the GGUF file in ``source``, if the weights are in one.
+        options: further arguments of ``from_pretrained``.
+
+    Returns:
+        The model; the parameters that the files do not have, or have in another shape; and the files' further tensors.
+
+    Raises:
+        Exception: transformers and its readers raise anything for files that they cannot read.
+    """
+    form = {} if gguf is None else {"gguf_file": gguf}
+    model, info = auto_class.from_pretrained(
+        source,
+        trust_remote_code=False,
+        output_loading_info=True,
+        # A head for other classes is initialised anew.
+        ignore_mismatched_sizes=True,
+        **form,
+        **options,
+    )
+    if gguf is not None:
+        # Loading dequantised the weights; these attributes would mark the model as quantised.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    return model, set(info["missing_keys"]) | mismatched, set(info["unexpected_keys"])
+
+
 def model_source(path: str) -> tuple[str, str | None]:
     """A model's folder or hub id, and its GGUF file, where it is one: named by ``path``, or the only one of a folder.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.utils.hub import cached_file
 
-from .checkpoints import model_source, weights_digest
+from .checkpoints import load_pretrained, model_source, weights_digest
 from .errors import AdapterError, CdkaError, CheckpointError
 from .exchange import CONFIG, PREFIX, WEIGHTS, SavedAdapter, plain_key, read_adapter
 from .layer import CdkaLayer, layer_dimensions
@@ -68,32 +68,18 @@ def load_adapted(
     try:
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False, **form)
         _set_classes(config, kind, saved, task)
-        model, info = AUTO_MODELS[kind].from_pretrained(
-            where,
-            config=config,
-            revision=revision,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **form,
-        )
+        model, missing, _ = load_pretrained(AUTO_MODELS[kind], where, gguf, config=config, revision=revision)
     except CdkaError:
         raise
     except Exception as error:  # transformers raises anything for files that it cannot read
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"the base model {name!r} cannot be loaded: {said}") from error
-    if gguf is not None:
-        # Loading dequantised the weights; these attributes would mark the model as quantised.
-        model.hf_quantizer, model.is_quantized = None, False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     saved = _fit_names(saved, model)
     _require_layers(model, saved, name)
-    _require_heads(model, saved, set(info["missing_keys"]) | mismatched)
+    _require_heads(model, saved, missing)
     try:
         with warnings.catch_warnings():
-            # What is missing is refused below.
+            # What is missing is rejected below.
             warnings.filterwarnings("ignore", "Found missing adapter keys")
             adapted = _load(model, path, saved)
     except Exception as error:  # PEFT raises several kinds

@@ -125,8 +125,6 @@ def load_warm(
         path, file = cdka.model_source(model_path)
     except cdka.CheckpointError as error:
         raise Rejected(str(error)) from error
-    if file is not None:
-        kwargs["gguf_file"] = file
     if study.training.quantization == "4bit":
         kwargs["quantization_config"] = _four_bits(study)
     elif study.training.precision == "fp32":
@@ -134,29 +132,16 @@ def load_warm(
     _require_own_files(Path(path), study.model.path)
     try:
         names = cdka.tensor_names(Path(path)) if Path(path).is_dir() and file is None else None
-        model, info = auto_class.from_pretrained(
-            path,
-            revision=study.model.revision,
-            trust_remote_code=False,
-            output_loading_info=True,
-            # A head for other classes than the study's is initialised anew.
-            ignore_mismatched_sizes=True,
-            **kwargs,
+        model, missing, unexpected = cdka.load_pretrained(
+            auto_class, path, file, revision=study.model.revision, **kwargs
         )
     except Exception as error:  # transformers and its readers raise anything for the files of users
         if is_of_host(error):
             raise
         said = _unreadable_file(path) or root_cause(error).replace(path, study.model.path)
         raise Rejected(f"the model {study.model.path!r} cannot be loaded: {said}") from error
-    if file is not None:
-        # Loading dequantised the weights; these attributes would mark the model as quantised.
-        model.hf_quantizer, model.is_quantized = None, False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    missing = set(info["missing_keys"]) | mismatched
     heads = cdka.head_modules(model, study.task.architecture, _names_loaded(model, missing) if names is None else names)
-    require_fit(model, study.model.path, heads, missing, info["unexpected_keys"])
+    require_fit(model, study.model.path, heads, missing, unexpected)
     if file is None and Path(path).is_dir() and not hasattr(model.config, "quantization_config"):
         _require_floats(model, Path(path), study.model.path)
     notes = []
