@@ -64,7 +64,7 @@ def test_a_language_model_learns_to_answer(tmp_path: Path) -> None:
             "training": {"epochs": 2, "batch_size": 4, "max_length": 64},
             "budget": {"configuration": {"r1": 2, "r2": 8, "r": 4}},
             "search_space": {"r1": 2, "r2": {"choices": [8]}, "learning_rate": 2e-3},
-            "search": {"trials": 1, "pruner": "none"},
+            "search": {"trials": 1, "pruner": "none", "start": []},
             "compare": {"seeds": 0},
         }
         made = api.call("POST", "/studies", json=body)
