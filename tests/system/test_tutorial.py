@@ -22,7 +22,7 @@ from service.errors import Unavailable
 from .conftest import SLICE, until
 
 ROOT = Path(__file__).parents[2]
-TOPICS = {"business", "entertainment", "politics", "sport", "tech"}
+TOPICS = {"business", "entertainment", "politics", "sports", "tech"}
 ADDRESS = "http://127.0.0.1:8765"
 
 
@@ -164,4 +164,4 @@ def test_the_python_example_of_the_readme_follows_a_study(reader: Reader) -> Non
     prologue = f"import yaml\ntoken = {token!r}\nspec = yaml.safe_load(open('articles.yaml'))\n"
     printed = reader.run("python", prologue + block)
     assert "study.created" in printed
-    assert "too few seeds" in printed
+    assert "too few seeds" in printed or "the search found nothing better than the guideline" in printed
