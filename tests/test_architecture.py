@@ -99,3 +99,14 @@ def test_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text()
     for command in ("make demo", "make test", "cdka serve", "cdka submit", "cdka predict", "cdka compare"):
         assert command in readme
+
+
+def test_no_test_file_imports_another() -> None:
+    """What suites share lies in helpers and fixtures."""
+    found = [
+        f"{file.relative_to(ROOT)}: {line}"
+        for file in (ROOT / "tests").rglob("*.py")
+        for line in file.read_text().splitlines()
+        if re.match(r"(from|import) \S*\btest_\w+", line)
+    ]
+    assert found == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -85,3 +88,7 @@ def run_one(api: Api, runner: Runner, model: str, task: dict[str, Any], **change
     (trial,) = api.call("GET", f"/studies/{created.json()['id']}/trials").json()["items"]
     assert trial["state"] == "completed", trial["failure"]
     return trial  # type: ignore[no-any-return]
+
+
+def weights(artifact: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(artifact) / "adapter_model.safetensors")

@@ -8,41 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import Api, make_study
+from tests.conftest import Api
 from workers.runner.runner import Runner
 
-Weights = dict[str, torch.Tensor]
-
-
-def refusal(api: Api, runner: Runner, path: str, **changes: Any) -> str:
-    """The reason why a study on a model is rejected, at submit or by its first trial. There is only one attempt."""
-    answer = api.call("POST", "/studies", json=make_study(model={"path": path}, **changes))
-    if answer.status_code == 422:
-        return " ".join(e["detail"] for e in answer.json()["errors"])
-    assert answer.status_code == 201, answer.text
-    lease = runner._next_lease()
-    assert lease is not None
-    runner.run_lease(lease)
-    study = api.call("GET", f"/studies/{answer.json()['id']}").json()
-    assert study["state"] == "failed", study
-    assert study["inputs"] is None
-    (trial,) = api.call("GET", f"/studies/{study['id']}/trials").json()["items"]
-    assert (trial["failure"]["kind"], trial["attempts"]) == ("rejected", 1)
-    assert runner._next_lease() is None
-    return str(study["reason"])
-
-
-def change_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
-    file = folder / "model.safetensors"
-    save_file(change(load_file(file)), file, metadata={"format": "pt"})
-
-
-def change_config(folder: Path, **values: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+from .helpers import Weights, change_config, change_weights, refusal
 
 
 def shard(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from workers.failures import Rejected
 from workers.inputs.splits import Splits, load_splits
 from workers.tasks.image_classification import _decoded, _image
 
-from .test_values import load, task_of
+from .helpers import load, task_of
 
 KIND = "sequence_classification"
 

@@ -32,11 +32,12 @@ from transformers import (
 from tests.conftest import Api
 from workers.runner.runner import Runner
 
+from .helpers import classes, run
+
 V = 25
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": V}
 IDS = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": V}
-BUDGET = {"configuration": {"r1": 2, "r2": 2, "r": 2}, "min_fill": 0.5}
 # With (r1, r2, r) = (2, 2, 2) two layers of width 32 and 64 cost 1,792 parameters; a pooler would add 128.
 MODELS: dict[str, tuple[Callable[[], Any], int]] = {
     "distilbert": (lambda: DistilBertModel(DistilBertConfig(**DISTIL)), 1792),
@@ -54,22 +55,6 @@ def save(model: Any, data_root: Path, name: str) -> str:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(data_root / "tiny-bert").save_pretrained(folder)
     return folder.name
-
-
-def run(api: Api, runner: Runner, path: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Create a study on a model and run one trial; returns the study and the trial."""
-    study = api.create(
-        model={"path": path},
-        budget=BUDGET,
-        search_space={"r1": 2, "r2": 2, "learning_rate": 1e-3},
-        search={"trials": 1},
-        training={"epochs": 1},
-        **changes,
-    )
-    lease = runner._next_lease()
-    assert lease is not None
-    runner.run_lease(lease)
-    return study, api.call("GET", f"/trials/{lease.trial.id}").json()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -118,12 +103,6 @@ def with_head(data_root: Path, name: str, id2label: dict[int, str]) -> tuple[str
     config = BertConfig(**TINY, id2label=id2label, label2id={v: k for k, v in id2label.items()})
     model = BertForSequenceClassification(config)
     return save(model, data_root, name), model
-
-
-def classes(trial: dict[str, Any]) -> list[str]:
-    import json
-
-    return json.loads((Path(trial["artifact"]) / "cdka_task.json").read_text())["classes"]  # type: ignore[no-any-return]
 
 
 def test_a_head_with_the_same_classes_in_another_order_is_mapped_by_name(

@@ -16,8 +16,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from tests.conftest import Api, make_study, sentences, write_lines
 from workers.runner.runner import Runner
 
-from .test_checkpoint_files import change_config, change_weights, refusal
-from .test_heads import classes, run
+from .helpers import change_config, change_weights, classes, refusal, run
 
 
 def one_trial(api: Api, runner: Runner, path: str, **changes: Any) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 import datasets
 import pytest
 
-from service.schemas.specs import TaskSpec
 from workers.failures import Rejected
 from workers.inputs.splits import Splits, load_splits
+
+from .helpers import load, task_of
 
 CLASSES = ("neg", "pos")
 
@@ -34,24 +35,12 @@ def rows_of(kind: str, count: int = 20) -> list[dict[str, Any]]:
     return [made[kind](k) for k in range(count)]
 
 
-def task_of(kind: str, dataset: dict[str, Any], **options: Any) -> TaskSpec:
-    if kind == "messages":
-        kind, options = "causal_lm", {"columns": {"messages": "messages"}, **options}
-    return TaskSpec.model_validate({"kind": kind, "dataset": dataset, **options})
-
-
 def write(folder: Path, **splits: list[Any]) -> dict[str, str]:
     """Write JSON Lines files. Returns their names by split."""
     for name, rows in splits.items():
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {name: f"{name}.jsonl" for name in splits}
-
-
-def load(folder: Path, kind: str, files: dict[str, str], path: str = "json", **options: Any) -> Splits:
-    source = {k: options.pop(k) for k in ("on_bad_row", "format", "sample", "seed", "streaming") if k in options}
-    task = task_of(kind, {"path": path, "data_files": files, **source}, **options)
-    return load_splits(task, [folder], folder / "scratch")
 
 
 def everything(splits: Splits, column: str) -> list[Any]:

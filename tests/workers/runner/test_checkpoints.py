@@ -10,18 +10,13 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from service.server.maintenance import collect_checkpoints
 from tests.conftest import Api, write_lines
 from workers.runner import runner as runner_module
 from workers.runner.runner import Runner
 
-from ..helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run
-
-
-def weights(artifact: str) -> dict[str, torch.Tensor]:
-    return load_file(Path(artifact) / "adapter_model.safetensors")
+from ..helpers import LONG, SPACE, checkpoint_of, only_trial, release_at, run, weights
 
 
 @pytest.mark.parametrize("at", [7, 10])

@@ -8,8 +8,7 @@ import torch
 from tests.conftest import Api
 from workers.runner.runner import Runner
 
-from ..helpers import LONG, SPACE
-from .test_checkpoints import weights
+from ..helpers import LONG, SPACE, weights
 
 SPACE_OF_RATES = {**SPACE, "learning_rate": {"choices": [1e-4, 5e-4, 1e-3, 5e-3, 1e-2]}}
 
