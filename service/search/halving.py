@@ -61,15 +61,15 @@ def hyperband_bracket(low: int, high: int, factor: int, seed: int, number: int) 
     raise AssertionError("the shares cover every place")
 
 
-def is_among_best(
-    trials: Iterable[Observation], number: int, evaluation: int, factor: int, direction: Direction, least: int = 0
-) -> bool:
-    """Whether a trial is among the best ``max(least, floor(n / factor))`` of the n that have this evaluation.
+def best_at(
+    trials: Iterable[Observation], evaluation: int, factor: int, direction: Direction, least: int = 0
+) -> set[int]:
+    """The numbers of the best ``max(least, floor(n / factor))`` of the n trials that have this evaluation.
 
     Equal values rank by number, and values that are not finite last.
     """
     values = {t.number: t.curve[evaluation - 1] for t in trials if len(t.curve) >= evaluation}
-    return number in _ranked(values, direction)[: max(least, len(values) // factor)]
+    return set(_ranked(values, direction)[: max(least, len(values) // factor)])
 
 
 def best_first(trials: Sequence[Observation], direction: Direction) -> list[int]:

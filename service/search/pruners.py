@@ -17,7 +17,7 @@ from ..domain.records import Observation
 from ..domain.search_space import STRICT
 from ..domain.states import TrialState
 from ..domain.study_spec import StudySpec
-from .halving import Bracket, best_first, hyperband_bracket, is_among_best
+from .halving import Bracket, best_at, best_first, hyperband_bracket
 from .policy import NoOptions, Verdict
 
 Count = Annotated[int, Field(ge=0, le=100_000)]
@@ -166,19 +166,26 @@ class Halving:
             return Verdict.CONTINUE
         least = 0 if self.options.promotion else 1
         mine = [t for t in trials if self.bracket(t.number) == bracket]
-        if is_among_best(mine, number, evaluation, bracket.factor, self.spec.pruning_direction, least):
+        if number in best_at(mine, evaluation, bracket.factor, self.spec.pruning_direction, least):
             return Verdict.CONTINUE
         return Verdict.WAIT if self.options.promotion else Verdict.STOP
 
     def promotions(self, trials: Sequence[Observation]) -> list[int]:
         """The waiting trials that are to be continued, best first."""
-        found = []
+        # Each rung is ranked once, however many trials wait there.
+        at_rung: dict[tuple[Bracket, int], list[Observation]] = {}
+        found: list[Observation] = []
         for held in (t for t in trials if t.state is TrialState.WAITING):
             bracket = self.bracket(held.number)
             rung = bracket.last_rung(len(held.curve))
-            mine = [t for t in trials if self.bracket(t.number) == bracket]
-            if rung is None or is_among_best(mine, held.number, rung, bracket.factor, self.spec.pruning_direction):
+            if rung is None:
                 found.append(held)
+            else:
+                at_rung.setdefault((bracket, rung), []).append(held)
+        for (bracket, rung), waiting in at_rung.items():
+            mine = [t for t in trials if self.bracket(t.number) == bracket]
+            best = best_at(mine, rung, bracket.factor, self.spec.pruning_direction)
+            found += [t for t in waiting if t.number in best]
         return best_first(found, self.spec.pruning_direction)
 
     def last_promotions(self, trials: Sequence[Observation]) -> list[int]:

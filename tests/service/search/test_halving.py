@@ -12,7 +12,7 @@ import pytest
 from service.domain.records import Observation
 from service.domain.states import TrialState
 from service.domain.study_spec import Direction
-from service.search.halving import Bracket, best_first, bracket_count, hyperband_bracket, is_among_best
+from service.search.halving import Bracket, best_at, best_first, bracket_count, hyperband_bracket
 from service.search.policy import Verdict
 from service.search.pruners import Halving
 from tests.contracts.problems import problem
@@ -86,7 +86,7 @@ def test_a_search_of_as_many_trials_as_have_to_finish_holds_none() -> None:
 def test_equal_values_rank_by_number_and_values_that_are_not_finite_last() -> None:
     trials = [seen(0, math.nan), seen(1, 0.5), seen(2, 0.5), seen(3, -math.inf)]
     for direction in Direction:
-        assert [is_among_best(trials, n, 1, 2, direction) for n in range(4)] == [False, True, True, False]
+        assert best_at(trials, 1, 2, direction) == {1, 2}
     assert best_first(trials, Direction.MINIMIZE) == [1, 2, 0, 3]
     assert best_first([seen(0, 0.9), seen(1, 0.1, 0.2)], Direction.MAXIMIZE) == [1, 0]
 
