@@ -352,9 +352,28 @@ class Trials:
     def cancel_queued(self, study_id: str, now: datetime) -> int:
         """Cancel the queued and the waiting trials of a locked study; returns how many."""
         queued = self.page(study_id, 1_000_000, None, [TrialState.QUEUED, TrialState.WAITING])
-        for trial in queued:
-            self.set_state(trial, TrialState.CANCELLED, now)
+        self.end_all(study_id, queued, TrialState.CANCELLED, now)
         return len(queued)
+
+    def end_all(self, study_id: str, trials: Sequence[Trial], state: TrialState, now: datetime) -> None:
+        """Move trials of a locked study to one final state, in as many statements for all as for one.
+
+        Raises:
+            Conflict: the table of transitions does not allow it.
+        """
+        if not trials:
+            return
+        changes: Counter[tuple[TrialPhase, TrialState]] = Counter()
+        for trial in trials:
+            check_trial_transition(trial.state, state)
+            changes.update({(trial.phase, state): 1})
+            changes.subtract({(trial.phase, trial.state): 1})
+        events = [(EventKind.TRIAL_ENDED, {**_moved(t, state), "metrics": t.metrics}) for t in trials]
+        first = Studies(self._session).touch_all(study_id, now, events) - len(trials) + 1
+        rows = [{"id": t.id, "state": state, "finished_at": now, "version": first + k} for k, t in enumerate(trials)]
+        self._session.execute(update(TrialRow), rows)
+        self._session.expire_all()
+        self._count(study_id, changes)
 
     def supersede(self, study_id: str, now: datetime) -> None:
         """Detach the confirmation's trials when a search resumes: they stay, but without a candidate."""

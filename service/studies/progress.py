@@ -50,11 +50,11 @@ def _continue_waiting(session: Session, study: Study, counts: TrialCounts, now: 
         return False
     trials, halving = Trials(session), Halving.of(study.spec)
     numbers = [] if halving is None else halving.last_promotions(Observations(session).of_study(study.id))
-    for trial in trials.page(study.id, 1_000_000, None, [TrialState.WAITING]):
-        if trial.number in numbers:
-            trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED)
-        elif not numbers:
-            trials.set_state(trial, TrialState.PRUNED, now)
+    waiting = trials.page(study.id, 1_000_000, None, [TrialState.WAITING])
+    if not numbers:
+        trials.end_all(study.id, waiting, TrialState.PRUNED, now)
+    for trial in (t for t in waiting if t.number in numbers):
+        trials.set_state(trial, TrialState.QUEUED, now, EventKind.TRIAL_QUEUED)
     return bool(numbers)
 
 

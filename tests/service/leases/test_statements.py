@@ -46,3 +46,17 @@ def test_a_lease_a_report_and_a_result_take_the_recorded_number_of_statements(ap
         api.finish(lease)
     # Without the transaction's own BEGIN; the first statement of each reads the token.
     assert [len(found) for found in (leased, reported, finished)] == [LEASE, REPORT, RESULT]
+
+
+def test_cancelling_many_queued_trials_takes_as_many_statements_as_cancelling_one(api: Api) -> None:
+    """SQLite's writer must not be held for a statement a trial."""
+    counts = []
+    for queued in (1, 8):
+        start = [{"r1": 2, "r2": 4, "r": 1 + k % 4, "alpha": 8 + k} for k in range(queued)]
+        study = api.create(search={"trials": 9, "start": start})
+        with statements(api.ctx.db.engine) as seen:
+            assert api.call("POST", f"/studies/{study['id']}/cancel").status_code == 200
+        states = [t["state"] for t in api.call("GET", f"/studies/{study['id']}/trials").json()["items"]]
+        assert states == ["cancelled"] * queued
+        counts.append(len(seen))
+    assert counts[0] == counts[1]
