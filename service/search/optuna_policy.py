@@ -74,7 +74,9 @@ class OptunaPolicy:
         options = kind.options.model_validate(search.sampler_options)
         seed = derive_seed(search.seed, number, repeated)
         sampler = kind.make(options, search.seed, seed, number + repeated * 1_000_003 * (repeated > 0), space)
-        trials = [self._frozen(problem, space, history, o) for o in history.selected(kind.history_limit)]
+        seen_trials = [self._frozen(problem, space, history, o) for o in history.selected(kind.history_limit)]
+        # A configuration that somebody named may lie outside.
+        trials = [t for t in seen_trials if len(t.params) == len(space)]
         study = self._study(problem.spec.all_objectives, trials, number, sampler)
         asked = study.ask(fixed_distributions=dict(space))
         seen = study._storage.get_trial(asked._trial_id)

@@ -92,14 +92,42 @@ class SamplerKind:
     history_limit: int = HISTORY_LIMIT
 
 
+class _WholeSpace(BaseSampler):
+    """Samples in the whole space. Optuna would infer it anew from every trial, at each ask; here it is known."""
+
+    space: Space = {}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The study's space."""
+        return dict(sorted(self.space.items()))
+
+
+class _TpeSampler(_WholeSpace, optuna.samplers.TPESampler):
+    pass
+
+
+class _GpSampler(_WholeSpace, optuna.samplers.GPSampler):
+    pass
+
+
+class _GeneticSampler(_WholeSpace, optuna.samplers.NSGAIISampler):
+    pass
+
+
+def _within(sampler: _WholeSpace, space: Space) -> BaseSampler:
+    sampler.space = space
+    return sampler
+
+
 def _tpe(options: TpeOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return optuna.samplers.TPESampler(
+    sampler = _TpeSampler(
         seed=seed,
         n_startup_trials=options.n_startup_trials,
         n_ei_candidates=options.n_ei_candidates,
         multivariate=True,
         constant_liar=True,
     )
+    return _within(sampler, space)
 
 
 def _random(options: NoOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
@@ -107,16 +135,17 @@ def _random(options: NoOptions, study_seed: int, seed: int, number: int, space: 
 
 
 def _gp(options: GpOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return optuna.samplers.GPSampler(
+    sampler = _GpSampler(
         seed=seed,
         n_startup_trials=options.n_startup_trials,
         deterministic_objective=options.deterministic_objective,
         independent_sampler=optuna.samplers.RandomSampler(seed=seed),
     )
+    return _within(sampler, space)
 
 
 def _nsga2(options: Nsga2Options, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return optuna.samplers.NSGAIISampler(seed=seed, **options.model_dump())
+    return _within(_GeneticSampler(seed=seed, **options.model_dump()), space)
 
 
 def _qmc(options: QmcOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:

@@ -43,8 +43,7 @@ def frozen(
     """One recorded trial as Optuna sees it.
 
     A queued trial counts as running, so that samplers avoid its configuration. The value of a pruned trial, or of one
-    that is held at a rung, is its last evaluation. A trial whose configuration is not in the space has no parameters,
-    so samplers ignore it.
+    that is held at a rung, is its last evaluation. A trial whose configuration is not in the space has no parameters.
     """
     state = _OPTUNA_STATES[trial.state]
     if trial.state is State.COMPLETED and values is None:

@@ -15,8 +15,10 @@ from service.domain.records import Observation
 from service.domain.states import FailureKind, TrialState
 from service.domain.study_spec import StudySpec
 from service.search.optuna_policy import OptunaPolicy, derive_seed
-from service.search.policy import Problem, Verdict
+from service.search.coordinates import distributions
+from service.search.policy import Problem, Proposal, Verdict
 from service.search.pruners import PRUNERS
+from service.search.storage import frozen
 from tests.conftest import make_study
 from tests.contracts.problems import ONE, finished, history_of, problem, small, trial, value_of
 
@@ -39,6 +41,37 @@ def test_tpe_learns_from_results() -> None:
     late = [value_of(t.params) for t in history.observations()[-10:]]
     blind = [value_of(policy.propose(problem(sampler="random"), history_of(p, []), n).params) for n in range(10)]
     assert sum(late) / 10 > sum(blind) / 10 + 0.02
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2"])
+def test_a_configuration_outside_the_space_changes_no_proposal(sampler: str) -> None:
+    """Optuna infers a space from what all trials share, which one foreign trial would empty."""
+    policy, p = OptunaPolicy(), problem(sampler=sampler)
+    history = history_of(p, [])
+    for number in range(1, 12):
+        history.update([finished(trial(number, policy.propose(p, history, number)))])
+    foreign = Proposal({"r1": 3, "r2": 3, "r": 1, "alpha": 999.0, "learning_rate": 1.0}, None)  # type: ignore[arg-type]
+    beside = history_of(p, [*history.observations(), finished(trial(0, foreign))])
+    assert [policy.propose(p, beside, n) for n in range(12, 16)] == [policy.propose(p, history, n) for n in range(12, 16)]
+
+
+def test_tpe_weighs_parameters_together() -> None:
+    """The values of one proposal come from one draw: alone, the parameters would be seen as independent."""
+    policy, p = OptunaPolicy(), problem()
+    history = history_of(p, [])
+    for number in range(12):
+        history.update([finished(trial(number, policy.propose(p, history, number)))])
+    proposal = policy.propose(p, history, 12)
+    assert proposal is not None
+    trials = [frozen(o, distributions(p.spec, p.plan), history.values(o)) for o in history.observations()]
+    sampler = optuna.samplers.TPESampler(
+        seed=derive_seed(0, 12), multivariate=True, constant_liar=True, n_startup_trials=5
+    )
+    live = optuna.create_study(direction="maximize", sampler=sampler)
+    live.add_trials(trials)
+    space = dict(sorted(distributions(p.spec, p.plan).items()))
+    drawn = sampler.sample_relative(live, live.ask()._get_latest_trial(), space)
+    assert proposal.point == drawn
 
 
 def test_a_space_of_one_point_needs_no_sampler() -> None:
