@@ -1,8 +1,8 @@
 """Write the lock files: ``make lock``, after a change of constraints.txt or of the dependencies in pyproject.toml.
 
-A lock file lists what one role installs, each package with its pinned version and the SHA-256 of the files that PyPI has
-of it, so that pip refuses every other file. What a role needs is found by following the metadata of the packages that are
-installed here. torch is in none: it comes from PyTorch's index, which has a build for each accelerator and other files.
+A lock file lists what one role installs: each package with its pinned version and the SHA-256 of the files that PyPI
+has of it, so that pip refuses every other file. What a role needs is found by following the metadata of the packages
+that are installed here. torch is in none: it comes from PyTorch's index, which has a build for each accelerator.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ def _applies(marker: Marker | None, extra: str) -> bool:
                 "platform_machine": machine,
             }
         )
-        # Without an extra it applies in any case.
         for python in PYTHONS
         for platform, system, machine in PLATFORMS
     )

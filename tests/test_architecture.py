@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import cdka
 
 ROOT = Path(__file__).parents[1]
+# A package of the name docker exists.
+lock = SimpleNamespace(**runpy.run_path(str(ROOT / "docker/lock.py")))
 TOP = {"pyproject.toml", "README.md", "service", "workers", "cdka", "docker", "tests", "alembic"}
 TOOLS = {
     "Makefile",
@@ -84,6 +88,17 @@ def test_cdka_exports_the_promised_names() -> None:
         "predict",
     }
     assert promised <= set(cdka.__all__)
+
+
+@pytest.mark.parametrize("role", sorted(lock.ROLES))
+def test_lock_files_hold_what_is_pinned_and_all_that_a_role_needs(role: str) -> None:
+    """``make lock`` was run after the last change of constraints.txt or of the dependencies."""
+    text = (lock.FOLDER / f"{role}.txt").read_text()
+    locked = lock.pins(text)
+    assert set(locked) == lock.needed(*lock.ROLES[role]) - lock.WITHOUT_HASHES
+    assert locked.items() <= lock.pins((ROOT / "constraints.txt").read_text()).items()
+    blocks = re.findall(r"^\S+==.*(?:\n    --hash=sha256:[0-9a-f]{64}.*)+", text, re.MULTILINE)
+    assert len(blocks) == len(locked), "every package has a hash"
 
 
 def test_every_dependency_is_pinned() -> None:

@@ -74,7 +74,9 @@ class OptunaPolicy:
         options = kind.options.model_validate(search.sampler_options)
         seed = derive_seed(search.seed, number, repeated)
         sampler = kind.make(options, search.seed, seed, number + repeated * 1_000_003 * (repeated > 0), space)
-        seen_trials = [self._frozen(problem, space, history, o) for o in history.selected(kind.history_limit)]
+        several = len(problem.spec.all_objectives) > 1
+        found = history.selected(kind.history_limit)
+        seen_trials = [self._frozen(problem.study_id, space, history, o, several) for o in found]
         # A configuration that somebody named may lie outside.
         trials = [t for t in seen_trials if len(t.params) == len(space)]
         study = self._study(problem.spec.all_objectives, trials, number, sampler)
@@ -149,11 +151,10 @@ class OptunaPolicy:
         )
 
     def _frozen(
-        self, problem: Problem, space: dict[str, BaseDistribution], history: History, seen: Observation
+        self, study_id: str, space: dict[str, BaseDistribution], history: History, seen: Observation, several: bool
     ) -> FrozenTrial:
         # A pruned trial has one value, its last evaluation; Optuna's multi-objective samplers do not accept it.
-        several = len(problem.spec.all_objectives) > 1
-        key = (problem.study_id, seen.number, seen.version, seen.state, len(seen.curve), several)
+        key = (study_id, seen.number, seen.version, seen.state, len(seen.curve), several)
         plain = replace(seen, curve=()) if several else seen
         if seen.version == UNRECORDED:
             return frozen(plain, space, history.values(seen))

@@ -95,7 +95,7 @@ class SamplerKind:
 class _WholeSpace(BaseSampler):
     """Samples in the whole space. Optuna would infer it anew from every trial, at each ask; here it is known."""
 
-    space: Space = {}
+    space: Space
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The study's space."""

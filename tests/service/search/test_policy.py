@@ -14,8 +14,8 @@ from service.domain.plan import Plan
 from service.domain.records import Observation
 from service.domain.states import FailureKind, TrialState
 from service.domain.study_spec import StudySpec
-from service.search.optuna_policy import OptunaPolicy, derive_seed
 from service.search.coordinates import distributions
+from service.search.optuna_policy import OptunaPolicy, derive_seed
 from service.search.policy import Problem, Proposal, Verdict
 from service.search.pruners import PRUNERS
 from service.search.storage import frozen
@@ -52,7 +52,9 @@ def test_a_configuration_outside_the_space_changes_no_proposal(sampler: str) -> 
         history.update([finished(trial(number, policy.propose(p, history, number)))])
     foreign = Proposal({"r1": 3, "r2": 3, "r": 1, "alpha": 999.0, "learning_rate": 1.0}, None)  # type: ignore[arg-type]
     beside = history_of(p, [*history.observations(), finished(trial(0, foreign))])
-    assert [policy.propose(p, beside, n) for n in range(12, 16)] == [policy.propose(p, history, n) for n in range(12, 16)]
+    assert [policy.propose(p, beside, n) for n in range(12, 16)] == [
+        policy.propose(p, history, n) for n in range(12, 16)
+    ]
 
 
 def test_tpe_weighs_parameters_together() -> None:
