@@ -135,7 +135,7 @@ def _trainer(name: str, rows: list[dict[str, str]], home: Path) -> Any:
     from cdka import feasible, module_shapes
     from service.cli.demo import Sizes, demo_study, prepare_data
     from service.schemas.leases import LeasedTrial
-    from service.schemas.specs import LayerShape, StudySpec
+    from service.schemas.specs import AdapterSpec, LayerShape, StudySpec
     from workers.failures import Diverged
     from workers.inputs.splits import load_splits
     from workers.inputs.token_cache import TokenisedCache
@@ -184,7 +184,7 @@ def _trainer(name: str, rows: list[dict[str, str]], home: Path) -> Any:
             layers=layers,
         )
         heads = {*task.heads, *warm.heads, *warm.new_modules}
-        config = adapter_config("cdka", params, layers, 0.0, task.task_type, heads)
+        config = adapter_config("cdka", params, layers, AdapterSpec(), task.task_type, heads)
         model = warm.lend(config, seed)
 
         def judge_test() -> float:

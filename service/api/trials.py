@@ -63,7 +63,7 @@ def enqueue_trial(
     idempotency_key: IdempotencyKey = None,
 ) -> TrialOut:
     """Queue a configuration of the user. It counts as one of the study's search trials."""
-    trial = trials.enqueue_trial(ctx, principal, study_id, body.params.model_dump())
+    trial = trials.enqueue_trial(ctx, principal, study_id, body.params.required(), body.params)
     response.headers["Location"] = f"/api/v1/trials/{trial.id}"
     return TrialOut.model_validate(trial)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 from rich import box
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..client import Client
+from ..domain.search_space import OPTIONAL
 from ..errors import Unavailable
 from ..schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
 from ..schemas.studies import RankingOut, StrategyOut, StudyOut
@@ -81,7 +82,7 @@ def structure(params: dict[str, object]) -> str:
 
 
 def _number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
 def _interval(estimate: EstimateOut | None) -> str:
@@ -193,11 +194,19 @@ def inputs_told(study: StudyOut) -> list[str]:
     return lines + study.notes
 
 
+def further_parameters(params: Iterable[Mapping[str, object]]) -> list[str]:
+    """Parameters that only some studies search, in the order of the search space."""
+    there = {name for given in params for name in given}
+    return [name for name in OPTIONAL if name in there]
+
+
 def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
     """Trials, a line each."""
     table = Table()
-    for name in ("#", "for", "state", "method", "r1, r2, r", "alpha", "learning rate", "seed", metric, "failure"):
-        table.add_column(name)
+    others = further_parameters(t.params for t in trials)
+    names = ["#", "for", "state", "method", "r1, r2, r", "alpha", "learning rate", *others, "seed", metric, "failure"]
+    for name in names:
+        table.add_column(name.replace("_", " "))
     for t in trials:
         value = t.metrics.get(metric)
         table.add_row(
@@ -208,6 +217,7 @@ def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
             structure(t.params),
             _number(t.params.get("alpha")),
             _number(t.params.get("learning_rate")),
+            *(_number(t.params.get(name)) for name in others),
             str(t.seed),
             "–" if value is None else f"{value:.4f}",
             "" if t.failure is None else f"{t.failure.kind}: {t.failure.message}",

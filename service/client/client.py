@@ -159,7 +159,7 @@ class Client(Connection):
         return self._get(TrialOut, f"/trials/{trial_id}")
 
     def enqueue_trial(self, study_id: str, params: Mapping[str, Any]) -> TrialOut:
-        """Queue a configuration (r1, r2, r, alpha, learning_rate)."""
+        """Queue a configuration: r1, r2, r, alpha, learning_rate, and others that the study searches."""
         return TrialOut.model_validate(self._post(f"/studies/{study_id}/trials", {"params": dict(params)}))
 
     def stop_trial(self, trial_id: str) -> TrialOut:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..api.proxies import prefix_of
 from ..context.context import Context
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
+from ..domain.search_space import OPTIONAL
 from ..domain.states import STUDY_ENDED
 from ..domain.statistics import Estimate
 from ..errors import Forbidden, NotFound, ServiceError, TooMany, Unauthorized
@@ -91,6 +92,7 @@ class StudyView:
     live: bool
     version: int
     may_write: bool
+    others: list[str] = field(default_factory=list)  # parameters that only some studies search
 
 
 def _principal(request: Request, ctx: Context) -> Principal | None:
@@ -215,6 +217,7 @@ def _view(ctx: Context, principal: Principal, study_id: str) -> StudyView:
         live=study.state not in STUDY_ENDED,
         version=study.version,
         may_write=principal.role in (Role.ADMIN, Role.MEMBER),
+        others=[name for name in OPTIONAL if name in study.spec.search_space.parameters()],
     )
 
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+
+from .faults import schema_faults
+from .vocabulary import (
+    BatchSize,
+    Dropout,
+    Epochs,
+    InitWeights,
+    LoraPlusRatio,
+    MaxGradNorm,
+    Optimizer,
+    Scaling,
+    Schedule,
+    WarmupRatio,
+    WeightDecay,
+)
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 _NUMBER_FORMS = "write a number, {choices: [...]} or {low: ..., high: ..., log: true}"
+_INTEGER_FORMS = "write an integer, {choices: [...]} or {low: ..., high: ..., step: ...}"
+_NAME_FORMS = "write a name or {choices: [...]}"
 _SIZE_FORMS = "write an integer or {choices: [...]}"
 _COUNT_FORMS = "write fill, an integer or {low: ..., high: ...}"
 
@@ -41,47 +60,160 @@ class FloatChoices(BaseModel):
     """A number from a list."""
 
     model_config = STRICT
-    choices: Annotated[list[Positive], Field(min_length=1, max_length=64)]
+    choices: Annotated[list[Finite], Field(min_length=1, max_length=64)]
 
 
 class FloatRange(BaseModel):
-    """A number from ``low`` to ``high``, uniform or (``log``) uniform in its logarithm."""
+    """A number from ``low`` to ``high``: uniform, uniform in its logarithm (``log``), or in steps from ``low`` on."""
 
     model_config = STRICT
-    low: Positive
-    high: Positive
+    low: Finite
+    high: Finite
     log: bool = False
+    step: Positive | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> FloatRange:
-        if self.low >= self.high:
-            raise ValueError(f"low={self.low} is not below high={self.high}; write a single value as a number")
+        _require_range(self.low, self.high, self.step, self.log)
         return self
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it holds finitely many values."""
+        return self.step is not None
+
     def grid(self, count: int) -> list[float]:
-        """``count`` values spread evenly inside the range (at the midpoints of equal parts)."""
+        """``count`` values spread evenly inside the range (at the midpoints of equal parts); all values of steps."""
+        if self.step is not None:
+            return [_rounded(self.low + k * self.step) for k in range(round((self.high - self.low) / self.step) + 1)]
         parts = [(k + 0.5) / count for k in range(count)]
         if self.log:
             a, b = math.log(self.low), math.log(self.high)
             return [math.exp(a + p * (b - a)) for p in parts]
         return [self.low + p * (self.high - self.low) for p in parts]
 
+    @property
+    def middle(self) -> float:
+        """The middle, in its logarithm if it is searched so."""
+        if self.step is not None:
+            values = self.grid(1)
+            return values[(len(values) - 1) // 2]
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+
+
+class IntChoices(BaseModel):
+    """An integer from a list."""
+
+    model_config = STRICT
+    choices: Annotated[list[Annotated[int, Field(strict=True)]], Field(min_length=1, max_length=64)]
+
+
+class IntRange(BaseModel):
+    """An integer from ``low`` to ``high`` in steps, or (``log``) uniform in its logarithm."""
+
+    model_config = STRICT
+    low: Size
+    high: Size
+    log: bool = False
+    step: Size = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntRange:
+        _require_range(self.low, self.high, None if self.step == 1 else self.step, self.log)
+        return self
+
+    @property
+    def values(self) -> range:
+        """Every integer that it holds."""
+        return range(self.low, self.high + 1, self.step)
+
+
+class ScheduleChoices(BaseModel):
+    """A schedule of the learning rate from a list."""
+
+    model_config = STRICT
+    choices: Annotated[list[Schedule], Field(min_length=1)]
+
+
+class OptimizerChoices(BaseModel):
+    """An optimizer from a list."""
+
+    model_config = STRICT
+    choices: Annotated[list[Optimizer], Field(min_length=1)]
+
+
+class InitChoices(BaseModel):
+    """An initialisation from a list."""
+
+    model_config = STRICT
+    choices: Annotated[list[InitWeights], Field(min_length=1)]
+
+
+class ScalingChoices(BaseModel):
+    """A scaling rule from a list."""
+
+    model_config = STRICT
+    choices: Annotated[list[Scaling], Field(min_length=1)]
+
+
+def _require_range(low: float, high: float, step: float | None, log: bool) -> None:
+    """Check that a range holds more than one value, and that its step leads from one end to the other.
+
+    Raises:
+        ValueError: it does not; says what would be right.
+    """
+    if low >= high:
+        raise ValueError(f"low={low} is not below high={high}; write a single value as a number")
+    if log and low <= 0:
+        raise ValueError("log needs a low above 0; write a small number such as 1e-4, or leave log out")
+    if step is None:
+        return
+    if log:
+        raise ValueError("log and step exclude each other; leave one out")
+    count = (high - low) / step
+    if count > 10_000:
+        raise ValueError(f"step={step:g} makes {count:,.0f} values; leave it out, or make it larger")
+    if abs(count - round(count)) > 1e-6:
+        nearest = [_rounded(low + k * step) for k in (math.floor(count), math.ceil(count))]
+        raise ValueError(
+            f"step={step:g} leads from {low:g} to {nearest[0]:g} and {nearest[1]:g}, not to high={high:g}; "
+            f"write one of them as high"
+        )
+
+
+def _rounded(value: float) -> float:
+    """Without the error of adding steps such as 0.1."""
+    return float(f"{value:.12g}")
+
 
 def _written_as(value: object) -> str:
     """The form that a value is meant to have, so that faults are reported for that form only."""
-    if isinstance(value, SizeChoices | FloatChoices) or (isinstance(value, dict) and "choices" in value):
+    if hasattr(value, "choices") or (isinstance(value, dict) and "choices" in value):
         return "<choices>"
-    if isinstance(value, SizeRange | FloatRange | dict):
+    if isinstance(value, SizeRange | FloatRange | IntRange | dict):
         return "<range>"
     return "<fill>" if isinstance(value, str) else "<value>"
+
+
+def _named_as(value: object) -> str:
+    return "<choices>" if hasattr(value, "choices") or isinstance(value, dict) else "<value>"
 
 
 NumberSpace = Annotated[
     Annotated[FloatRange, Tag("<range>")]
     | Annotated[FloatChoices, Tag("<choices>")]
-    | Annotated[Positive, Tag("<value>")],
+    | Annotated[Finite, Tag("<value>")],
     Discriminator(_written_as, custom_error_type="space", custom_error_message=_NUMBER_FORMS),
 ]
+IntegerSpace = Annotated[
+    Annotated[IntRange, Tag("<range>")] | Annotated[IntChoices, Tag("<choices>")] | Annotated[Size, Tag("<value>")],
+    Discriminator(_written_as, custom_error_type="space", custom_error_message=_INTEGER_FORMS),
+]
+_NAMED = Discriminator(_named_as, custom_error_type="space", custom_error_message=_NAME_FORMS)
+ScheduleSpace = Annotated[Annotated[ScheduleChoices, Tag("<choices>")] | Annotated[Schedule, Tag("<value>")], _NAMED]
+OptimizerSpace = Annotated[Annotated[OptimizerChoices, Tag("<choices>")] | Annotated[Optimizer, Tag("<value>")], _NAMED]
+InitSpace = Annotated[Annotated[InitChoices, Tag("<choices>")] | Annotated[InitWeights, Tag("<value>")], _NAMED]
+ScalingSpace = Annotated[Annotated[ScalingChoices, Tag("<choices>")] | Annotated[Scaling, Tag("<value>")], _NAMED]
 SizeSpace = Annotated[
     Annotated[SizeChoices, Tag("<choices>")] | Annotated[Size, Tag("<value>")],
     Discriminator(_written_as, custom_error_type="space", custom_error_message=_SIZE_FORMS),
@@ -92,10 +224,42 @@ CountSpace = Annotated[
 ]
 
 
-class SearchSpace(BaseModel):
-    """The space over component structure and training.
+# What a value of each parameter may be, besides the sizes.
+_VALUES: Mapping[str, TypeAdapter[Any]] = {
+    "alpha": TypeAdapter(Positive),
+    "learning_rate": TypeAdapter(Positive),
+    "dropout": TypeAdapter(Dropout),
+    "weight_decay": TypeAdapter(WeightDecay),
+    "warmup_ratio": TypeAdapter(WarmupRatio),
+    "lora_plus_ratio": TypeAdapter(LoraPlusRatio),
+    "max_grad_norm": TypeAdapter(MaxGradNorm),
+    "batch_size": TypeAdapter(BatchSize),
+    "epochs": TypeAdapter(Epochs),
+    "schedule": TypeAdapter(Schedule),
+    "optimizer": TypeAdapter(Optimizer),
+    "init_weights": TypeAdapter(InitWeights),
+    "scaling": TypeAdapter(Scaling),
+}
+# Parameters of a trial that are searched only where a study's search space names them, by the section that fixes them.
+OPTIONAL: Mapping[str, str] = {
+    "dropout": "adapter",
+    "init_weights": "adapter",
+    "scaling": "adapter",
+    **dict.fromkeys(
+        (
+            *("weight_decay", "warmup_ratio", "lora_plus_ratio", "max_grad_norm"),
+            *("batch_size", "epochs", "schedule", "optimizer"),
+        ),
+        "training",
+    ),
+}
 
-    ``r: fill`` takes the largest r that the budget admits for each (r1, r2).
+
+class SearchSpace(BaseModel):
+    """The space over component structure, adapter and training.
+
+    ``r: fill`` takes the largest r that the budget admits for each (r1, r2). The parameters after ``learning_rate`` are
+    searched only if they are named; ``training`` and ``adapter`` must leave those out.
     """
 
     model_config = STRICT
@@ -104,6 +268,17 @@ class SearchSpace(BaseModel):
     r: CountSpace = "fill"
     alpha: NumberSpace = FloatChoices(choices=[8, 16, 32, 64])
     learning_rate: NumberSpace = FloatRange(low=1e-4, high=5e-3, log=True)
+    dropout: NumberSpace | None = None
+    weight_decay: NumberSpace | None = None
+    warmup_ratio: NumberSpace | None = None
+    lora_plus_ratio: NumberSpace | None = None
+    max_grad_norm: NumberSpace | None = None
+    batch_size: IntegerSpace | None = None
+    epochs: IntegerSpace | None = None
+    schedule: ScheduleSpace | None = None
+    optimizer: OptimizerSpace | None = None
+    init_weights: InitSpace | None = None
+    scaling: ScalingSpace | None = None
 
     def r1_sizes(self) -> list[int]:
         """The r1 that may be tried, ascending."""
@@ -119,9 +294,42 @@ class SearchSpace(BaseModel):
             return None
         return (self.r, self.r) if isinstance(self.r, int) else (self.r.low, self.r.high)
 
-    def numbers(self) -> dict[str, Any]:
-        """The numeric parameters by name."""
-        return {"alpha": self.alpha, "learning_rate": self.learning_rate}
+    def parameters(self) -> dict[str, Any]:
+        """The parameters besides the sizes by name, each with a range, choices or its one value."""
+        return {name: found for name in _VALUES if (found := getattr(self, name)) is not None}
+
+    def values(self, name: str) -> list[Any] | None:
+        """Every value of a parameter besides the sizes, in order; ``None`` if it is a range of real numbers."""
+        found = getattr(self, name)
+        if isinstance(found, FloatRange):
+            return found.grid(1) if found.is_finite else None
+        if isinstance(found, IntRange):
+            return list(found.values)
+        if not hasattr(found, "choices"):
+            return [found]
+        once = list(dict.fromkeys(found.choices))
+        return once if isinstance(once[0], str) else sorted(once)
+
+    def ends(self, name: str) -> list[Any]:
+        """The values that bound a parameter besides the sizes: its choices, or its low and high."""
+        found = getattr(self, name)
+        return [found.low, found.high] if isinstance(found, FloatRange | IntRange) else self.values(name) or []
+
+    def value_faults(self) -> list[tuple[str, str]]:
+        """Pointers within the space to values that a parameter cannot take, and why not."""
+        faults = []
+        for name, found in self.parameters().items():
+            places = [("", found)]
+            if isinstance(found, FloatRange | IntRange):
+                places = [("/low", found.low), ("/high", found.high)]
+            elif hasattr(found, "choices"):
+                places = [(f"/choices/{k}", value) for k, value in enumerate(found.choices)]
+            for place, value in places:
+                try:
+                    _VALUES[name].validate_python(value)
+                except ValidationError as error:
+                    faults += [(f"/{name}{place}", fault.detail) for fault in schema_faults(error)]
+        return faults
 
 
 class Pair(BaseModel):

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from .metrics import metrics_of, natural_direction
-from .search_space import STRICT, Positive, SearchSpace, Size
+from .search_space import OPTIONAL, STRICT, Positive, SearchSpace, Size
 from .task_spec import Columns, DatasetSpec, TaskSpec
 from .training_spec import ResourcesSpec, TrainingSpec
-from .vocabulary import PLAIN, Direction, Name, Text
+from .vocabulary import (
+    PLAIN,
+    BatchSize,
+    Direction,
+    Dropout,
+    Epochs,
+    InitWeights,
+    LoraPlusRatio,
+    MaxGradNorm,
+    Name,
+    Optimizer,
+    Scaling,
+    Schedule,
+    Text,
+    WarmupRatio,
+    WeightDecay,
+)
 
 __all__ = [
     "PLAIN",
@@ -49,11 +66,16 @@ class ModelSpec(BaseModel):
 
 
 class AdapterSpec(BaseModel):
-    """The adapted modules."""
+    """The adapted modules and the adapter on them.
+
+    ``init_weights`` and ``scaling`` are those of ``cdka.CdkaConfig``; baselines have their own.
+    """
 
     model_config = STRICT
     target_modules: Annotated[list[Name], Field(min_length=1, max_length=256)] | Text = "all-linear"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Dropout = 0.0
+    init_weights: InitWeights = "kaiming"
+    scaling: Scaling = "cdka"
 
 
 class ComponentSizes(BaseModel):
@@ -98,14 +120,38 @@ Retries = Annotated[int, Field(ge=0, le=100)]
 Priority = Annotated[int, Field(ge=-1000, le=1000)]
 
 
-class StartConfiguration(BaseModel):
+class SearchedParameters(BaseModel):
+    """Values of a configuration for the parameters that are searched only in some studies.
+
+    Leave out those that the study's search space does not name. By default one is the value that ``training`` or
+    ``adapter`` would have by default, if the space holds it, and else the middle of the space.
+    """
+
+    model_config = STRICT
+    dropout: Dropout | None = None
+    weight_decay: WeightDecay | None = None
+    warmup_ratio: WarmupRatio | None = None
+    lora_plus_ratio: LoraPlusRatio | None = None
+    max_grad_norm: MaxGradNorm | None = None
+    batch_size: Annotated[BatchSize, Field(strict=True)] | None = None
+    epochs: Annotated[Epochs, Field(strict=True)] | None = None
+    schedule: Schedule | None = None
+    optimizer: Optimizer | None = None
+    init_weights: InitWeights | None = None
+    scaling: Scaling | None = None
+
+    def optional(self) -> dict[str, Any]:
+        """The values that are given for such parameters."""
+        return {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
+
+
+class StartConfiguration(SearchedParameters):
     """A configuration that a search starts with.
 
     By default ``r`` fills the budget, ``alpha`` is the one that the method's authors publish, and the learning rate is
     the middle of those that are searched.
     """
 
-    model_config = STRICT
     r1: Size
     r2: Size
     r: Size | None = None
@@ -227,6 +273,15 @@ class StudySpec(BaseModel):
         if self.training.precision != "fp32":
             key += f"#{self.training.precision}"
         return key if self.training.quantization == "none" else f"{key}#{self.training.quantization}"
+
+    def for_trial(self, params: Mapping[str, Any]) -> StudySpec:
+        """This study with the training and the adapter of one trial."""
+        changed: dict[str, Any] = {}
+        for section in ("training", "adapter"):
+            values = {name: params[name] for name, where in OPTIONAL.items() if where == section and name in params}
+            if values:
+                changed[section] = getattr(self, section).model_copy(update=values)
+        return self.model_copy(update=changed) if changed else self
 
     @property
     def metrics_wanted(self) -> set[str]:

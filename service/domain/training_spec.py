@@ -8,11 +8,21 @@ from pydantic import BaseModel, Field, model_validator
 
 from .search_space import STRICT
 from .shape import Shape
-from .vocabulary import Name
+from .vocabulary import (
+    BatchSize,
+    Epochs,
+    LoraPlusRatio,
+    MaxGradNorm,
+    Name,
+    Optimizer,
+    Schedule,
+    WarmupRatio,
+    WeightDecay,
+)
 
 
 class TrainingSpec(BaseModel):
-    """The training that all trials share.
+    """The training that all trials share, but for what ``search_space`` searches.
 
     ``max_steps`` may end training before ``epochs`` does. Trials are evaluated after each epoch, or every
     ``eval_steps`` optimizer steps, and then write a checkpoint, unless ``checkpoint_steps`` is given.
@@ -21,11 +31,11 @@ class TrainingSpec(BaseModel):
     """
 
     model_config = STRICT
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
+    epochs: Epochs = 3
     max_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     eval_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     checkpoint_steps: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
+    batch_size: BatchSize = 16
     gradient_accumulation: Annotated[int, Field(ge=1, le=65_536)] = 1
     gradient_checkpointing: bool = False
     max_length: Annotated[int, Field(ge=1, le=1_048_576)] = 128
@@ -34,12 +44,12 @@ class TrainingSpec(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     tf32: bool = False
     quantization: Literal["none", "4bit"] = "none"
-    optimizer: Literal["adamw", "adamw_fused", "adafactor", "sgd"] = "adamw_fused"
-    lora_plus_ratio: Annotated[float, Field(ge=1, le=1000)] = 1.0
-    max_grad_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    optimizer: Optimizer = "adamw_fused"
+    lora_plus_ratio: LoraPlusRatio = 1.0
+    max_grad_norm: MaxGradNorm = 1.0
+    warmup_ratio: WarmupRatio = 0.06
+    weight_decay: WeightDecay = 0.0
+    schedule: Schedule = "linear"
 
     @model_validator(mode="after")
     def _ratio_has_an_optimizer(self) -> TrainingSpec:

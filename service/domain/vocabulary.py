@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,3 +16,17 @@ Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=PLAIN)]
 class Direction(StrEnum):
     MAXIMIZE = "maximize"
     MINIMIZE = "minimize"
+
+
+# Parameters of a trial's training and adapter; each is fixed for a study or searched.
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+WeightDecay = Annotated[float, Field(ge=0, le=1)]
+WarmupRatio = Annotated[float, Field(ge=0, lt=1)]
+LoraPlusRatio = Annotated[float, Field(ge=1, le=1000)]
+MaxGradNorm = Annotated[float, Field(gt=0, le=1e6)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+Schedule = Literal["linear", "cosine", "constant"]
+Optimizer = Literal["adamw", "adamw_fused", "adafactor", "sgd"]
+InitWeights = Literal["kaiming", "gaussian", "orthogonal"]
+Scaling = Literal["cdka", "rslora", "constant"]

@@ -11,6 +11,7 @@ from ..db.trials import Trials
 from ..domain.comparison import CandidateResult, Comparison, PredictorResult
 from ..domain.metrics import IN_POINTS
 from ..domain.records import Candidate, Observation, StoredPrediction, Study, Trial
+from ..domain.search_space import OPTIONAL
 from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.statistics import FEWEST_SEEDS, Estimate, estimate, paired_difference, spearman
 from ..domain.study_spec import Direction
@@ -227,6 +228,10 @@ def _notes(study: Study, results: Sequence[CandidateResult]) -> list[str]:
         notes.append(
             f"Every candidate's learning rate was tuned in a search of {compare.tuning_trials} trials of its own."
         )
+    shared = [name for name in OPTIONAL if getattr(study.spec.search_space, name) is not None]
+    if shared and results:
+        values = ", ".join(f"{name} {results[0].params[name]}" for name in shared if name in results[0].params)
+        notes.append(f"All candidates run with what the search chose for its winner, which may favour it: {values}.")
     if 0 < compare.seeds < FEWEST_SEEDS:
         notes.append(f"{compare.seeds} seeds only illustrate: no verdict is drawn from fewer than {FEWEST_SEEDS}.")
     if study.planned < study.spec.search.trials:

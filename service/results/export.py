@@ -149,7 +149,7 @@ def _plain(value: Any) -> str:
 def as_optuna(ctx: Context, study_id: str, team_id: str | None) -> Path:
     """The search trials as an SQLite file for ``optuna.load_study(study_name=..., storage="sqlite:///FILE")``.
 
-    The study's name in it is the study's id; parameters are r1, r2, r, alpha and learning_rate as users see them.
+    The study's name in it is the study's id; parameters are those of the search space as users see them.
     The caller removes the file.
 
     Raises:
@@ -183,7 +183,7 @@ def _visible_space(study: Study) -> dict[str, optuna.distributions.BaseDistribut
         "r": optuna.distributions.IntDistribution(1, most),
     }
     sampled = distributions(study.spec, study.plan)
-    visible |= {name: sampled[name] for name in space.numbers() if name in sampled}
+    visible |= {name: sampled[name] for name in space.parameters() if name in sampled}
     return visible
 
 
@@ -199,7 +199,9 @@ def _as_optuna(
     if state is optuna.trial.TrialState.PRUNED and trial.curve and not several:
         values = [trial.curve[-1]]
     params = {
-        name: trial.params[name] for name, distribution in space.items() if _holds(distribution, trial.params[name])
+        name: trial.params[name]
+        for name, distribution in space.items()
+        if name in trial.params and _holds(distribution, trial.params[name])
     }
     return optuna.trial.create_trial(
         state=state,

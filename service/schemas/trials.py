@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ..domain.search_space import Positive, Size
 from ..domain.states import FailureKind, TrialPhase, TrialState
+from ..domain.study_spec import SearchedParameters
 from .wire import Sent, Time, Wire
 
 
@@ -57,7 +58,7 @@ class TrialLogOut(Wire):
     running: bool = Field(description="Whether more may come.")
 
 
-class Configuration(Sent):
+class Configuration(SearchedParameters, Sent):
     """A configuration made by hand."""
 
     r1: Size
@@ -65,6 +66,10 @@ class Configuration(Sent):
     r: Size
     alpha: Annotated[Positive, Field(strict=True)]
     learning_rate: Annotated[Positive, Field(strict=True, le=1e6)]
+
+    def required(self) -> dict[str, Any]:
+        """The parameters that every study searches."""
+        return self.model_dump(include={"r1", "r2", "r", "alpha", "learning_rate"})
 
 
 class TrialRequest(Sent):

@@ -17,12 +17,14 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ..domain.plan import Plan
-from ..domain.search_space import FloatChoices, FloatRange, Pair
+from ..domain.search_space import FloatRange, IntRange, Pair
 from ..domain.study_spec import StudySpec
 
 # The name of the pair in stored points.
 PAIR = "structure"
 R_POSITION = "r_position"
+# Parameters that are whole numbers.
+WHOLE = {"batch_size", "epochs"}
 # Larger grids are not enumerated.
 LARGEST_GRID = 100_000
 
@@ -34,11 +36,13 @@ def distributions(spec: StudySpec, plan: Plan) -> dict[str, BaseDistribution]:
         space[PAIR] = IntDistribution(0, len(plan.structures) - 1)
     if any(pair.r_low < pair.r_high for pair in plan.structures):
         space[R_POSITION] = FloatDistribution(0.0, 1.0)
-    for name, values in spec.search_space.numbers().items():
-        if isinstance(values, FloatRange):
-            space[name] = FloatDistribution(values.low, values.high, log=values.log)
-        elif isinstance(values, FloatChoices) and len(set(values.choices)) > 1:
-            space[name] = CategoricalDistribution(sorted(set(values.choices)))
+    for name, found in spec.search_space.parameters().items():
+        if isinstance(found, FloatRange):
+            space[name] = FloatDistribution(found.low, found.high, log=found.log, step=found.step)
+        elif isinstance(found, IntRange):
+            space[name] = IntDistribution(found.low, found.high, log=found.log, step=found.step)
+        elif len(values := spec.search_space.values(name) or []) > 1:
+            space[name] = CategoricalDistribution(values)
     return space
 
 
@@ -46,12 +50,15 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
     """The parameters that a point stands for."""
     pair = plan.structures[point.get(PAIR, 0)]
     params: dict[str, Any] = {"r1": pair.r1, "r2": pair.r2, "r": _r_at(pair, point.get(R_POSITION, 1.0))}
-    for name, values in spec.search_space.numbers().items():
-        if name in point:
-            params[name] = float(point[name])
-        else:
-            params[name] = float(values.choices[0] if isinstance(values, FloatChoices) else values)
+    for name in spec.search_space.parameters():
+        value = point[name] if name in point else (spec.search_space.values(name) or [])[0]
+        params[name] = _plain(name, value)
     return params
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as it is recorded: whole numbers of steps and of real parameters are told apart by the parameter."""
+    return value if isinstance(value, str) or name in WHOLE else float(value)
 
 
 def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any] | None:
@@ -66,18 +73,16 @@ def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str
         elif name == R_POSITION:
             point[name] = (params["r"] - pair.r_low + 0.5) / (pair.r_high - pair.r_low + 1)
         else:
-            point[name] = float(params[name])
-            if not _holds(distribution, point[name]):
+            if name not in params or not _holds(distribution, params[name]):
                 return None
-    for name, values in spec.search_space.numbers().items():
-        if name not in point and not isinstance(values, FloatRange):
-            only = values.choices[0] if isinstance(values, FloatChoices) else values
-            if float(params[name]) != float(only):
-                return None
+            point[name] = _plain(name, params[name])
+    for name in spec.search_space.parameters():
+        if name not in point and params.get(name) != (spec.search_space.values(name) or [])[0]:
+            return None
     return point
 
 
-def _holds(distribution: BaseDistribution, value: float) -> bool:
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     return distribution._contains(distribution.to_internal_repr(value))
@@ -85,17 +90,15 @@ def _holds(distribution: BaseDistribution, value: float) -> bool:
 
 def is_finite(spec: StudySpec) -> bool:
     """Whether the space holds finitely many configurations: no parameter is a range of real numbers."""
-    return not any(isinstance(values, FloatRange) for values in spec.search_space.numbers().values())
+    return all(spec.search_space.values(name) is not None for name in spec.search_space.parameters())
 
 
 def grid_size(spec: StudySpec, plan: Plan, steps: int) -> int:
     """How many points :func:`grid` has."""
     size = sum(pair.r_high - pair.r_low + 1 for pair in plan.structures)
-    for values in spec.search_space.numbers().values():
-        if isinstance(values, FloatRange):
-            size *= steps
-        elif isinstance(values, FloatChoices):
-            size *= len(set(values.choices))
+    for name in spec.search_space.parameters():
+        values = spec.search_space.values(name)
+        size *= steps if values is None else len(values)
     return size
 
 
@@ -111,11 +114,9 @@ def grid(spec: StudySpec, plan: Plan, steps: int) -> list[dict[str, Any]]:
             for j in range(pair.r_high - pair.r_low + 1)
         ]
     ]
-    for name, values in spec.search_space.numbers().items():
-        if isinstance(values, FloatRange):
-            axes.append([{name: value} for value in values.grid(steps)])
-        elif isinstance(values, FloatChoices):
-            axes.append([{name: value} for value in sorted(set(values.choices))])
+    for name, found in spec.search_space.parameters().items():
+        values = found.grid(steps) if isinstance(found, FloatRange) else spec.search_space.values(name) or []
+        axes.append([{name: value} for value in values])
     space = distributions(spec, plan)
     return [
         {name: value for part in parts for name, value in part.items() if name in space}

@@ -13,7 +13,8 @@ from ..domain.states import FailureKind, TrialState
 from ..domain.study_spec import Direction, Objective
 
 Configuration = tuple[object, ...]
-_STRUCTURE = ("r1", "r2", "r")
+# What decides how much memory a trial needs.
+_MEMORY = ("r1", "r2", "r", "batch_size", "optimizer")
 
 
 def configuration(params: dict[str, object]) -> Configuration:
@@ -77,7 +78,7 @@ class History:
         if seen.failure is FailureKind.DIVERGED:
             _add(self._diverged, key, change)
         if seen.failure is FailureKind.OUT_OF_MEMORY:
-            _add(self._too_large, tuple(seen.params.get(name) for name in _STRUCTURE), change)
+            _add(self._too_large, tuple(seen.params.get(name) for name in _MEMORY), change)
         if (value := self._value(seen)) is not None:
             entry = (value, seen.number)
             if change > 0:
@@ -106,9 +107,9 @@ class History:
         return self._tried[configuration(params)]
 
     def is_barred(self, params: dict[str, object]) -> bool:
-        """Whether these parameters are known not to work: they diverged, or their structure ran out of memory."""
-        structure = tuple(params.get(name) for name in _STRUCTURE)
-        return self._diverged[configuration(params)] > 0 or self._too_large[structure] > 0
+        """Whether these parameters are known not to work: they diverged, or one of their size ran out of memory."""
+        size = tuple(params.get(name) for name in _MEMORY)
+        return self._diverged[configuration(params)] > 0 or self._too_large[size] > 0
 
     def observations(self) -> list[Observation]:
         """Every trial, by number."""

@@ -6,7 +6,7 @@ A new sampler is created for every ask, seeded by (study seed, trial number). Al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -225,32 +225,63 @@ class _CmaSampler(BaseSampler):
         return _at(param_distribution, float(np.random.default_rng(self._seed).random()))
 
 
+def _steps(distribution: BaseDistribution) -> Sequence[Any] | None:
+    """The values of a discrete distribution in order; ``None`` for a range of numbers."""
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, optuna.distributions.IntDistribution):
+        if not distribution.log:
+            return range(distribution.low, distribution.high + 1, distribution.step)
+    elif isinstance(distribution, optuna.distributions.FloatDistribution) and distribution.step is not None:
+        count = round((distribution.high - distribution.low) / distribution.step) + 1
+        return [float(f"{distribution.low + k * distribution.step:.12g}") for k in range(count)]
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A range of numbers, in its logarithm if it is searched so; an integer is the middle of a stretch of its own."""
+
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def of(cls, distribution: BaseDistribution) -> _Line:
+        assert isinstance(distribution, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution)
+        wide = 0.5 if isinstance(distribution, optuna.distributions.IntDistribution) else 0.0
+        return cls(distribution.low - wide, distribution.high + wide, distribution.log)
+
+    def _scaled(self, value: float) -> float:
+        return math.log(value) if self.log else value
+
+    def place(self, value: float) -> float:
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        return (self._scaled(value) - low) / (high - low)
+
+    def at(self, place: float) -> float:
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        found = low + place * (high - low)
+        return min(self.high, max(self.low, math.exp(found) if self.log else found))
+
+
 def _place(distribution: BaseDistribution, value: Any) -> float:
     """The position of a value in its range, from 0 to 1; the middle of its step for a discrete value."""
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return float((distribution.choices.index(value) + 0.5) / len(distribution.choices))
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        return float((value - distribution.low + 0.5) / (distribution.high - distribution.low + 1))
-    assert isinstance(distribution, optuna.distributions.FloatDistribution)
-    low, high = distribution.low, distribution.high
-    if distribution.log:
-        return float((math.log(value) - math.log(low)) / (math.log(high) - math.log(low)))
-    return float((value - low) / (high - low))
+    if (steps := _steps(distribution)) is not None:
+        nearest = steps.index(value) if value in steps else min(range(len(steps)), key=lambda k: abs(steps[k] - value))
+        return (nearest + 0.5) / len(steps)
+    return _Line.of(distribution).place(value)
 
 
 def _at(distribution: BaseDistribution, place: float) -> Any:
     """The value at a place from 0 to 1."""
     place = min(max(place, 0.0), 1.0)
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return distribution.choices[min(len(distribution.choices) - 1, int(place * len(distribution.choices)))]
+    if (steps := _steps(distribution)) is not None:
+        return steps[min(len(steps) - 1, int(place * len(steps)))]
+    found = _Line.of(distribution).at(place)
     if isinstance(distribution, optuna.distributions.IntDistribution):
-        count = distribution.high - distribution.low + 1
-        return distribution.low + min(count - 1, int(place * count))
-    assert isinstance(distribution, optuna.distributions.FloatDistribution)
-    low, high = distribution.low, distribution.high
-    if distribution.log:
-        return float(min(high, max(low, math.exp(math.log(low) + place * (math.log(high) - math.log(low))))))
-    return float(low + place * (high - low))
+        return min(distribution.high, max(distribution.low, round(found)))
+    return found
 
 
 def _cmaes(options: CmaesOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:

@@ -33,12 +33,21 @@ def admit(spec: StudySpec, plan: Plan, model: MetaModel) -> tuple[StudySpec, Pla
     """
     resources = spec.resources
     processes = resources.shape.processes
-    if spec.training.batch_size % processes:
-        near = [b for b in range(1, 2 * spec.training.batch_size) if b % processes == 0]
-        right = min(near, key=lambda b: abs(b - spec.training.batch_size), default=processes)
-        message = f"{processes} processes share a batch of {spec.training.batch_size} unevenly; {right} would do"
-        return spec, plan, [Fault("#/training/batch_size", message)]
-    need = _estimate(spec, plan, model)
+    space = spec.search_space
+    sizes = [spec.training.batch_size] if space.batch_size is None else space.values("batch_size") or []
+    for size in sizes:
+        if size % processes:
+            right = max(processes, round(size / processes) * processes)
+            place = "#/training/batch_size" if space.batch_size is None else "#/search_space/batch_size"
+            message = f"{processes} processes share a batch of {size} unevenly; {right} would do"
+            return spec, plan, [Fault(place, message)]
+    optimizers = [spec.training.optimizer] if space.optimizer is None else space.values("optimizer") or []
+    needs = [
+        _estimate(spec.for_trial({"batch_size": max(sizes), "optimizer": optimizer}), plan, model)
+        for optimizer in optimizers
+    ]
+    known = [n for n in needs if n is not None]
+    need = max(known, key=lambda n: n.peak) if len(known) == len(needs) else None
     plan = plan.model_copy(update={"memory": need})
     if need is None:
         if resources.gpus == "fit":

@@ -17,7 +17,8 @@ from .structures import module_shapes
 # The alpha of (2, 8, 4) in the authors' model card and in each of their reference configurations that have r1 and r2
 # (github.com/rainstonee/CDKA). A port by others says 16.
 PUBLISHED_ALPHA = 64.0
-
+# How its factors start and scale; a study may search others.
+PUBLISHED_ADAPTER = {"init_weights": "kaiming", "scaling": "cdka"}
 
 Judged = TypeVar("Judged", Trial, Observation)
 
@@ -34,7 +35,8 @@ def best_trial(trials: Sequence[Judged], metric: str, direction: Direction) -> J
 def candidates(study: Study, best: Trial, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[Candidate]:
     """The candidates in display order.
 
-    All share the winner's alpha, and its learning rate until that is tuned, so that they differ in structure. The
+    All share the winner's alpha, its searched training, and its learning rate until that is tuned, so that they differ
+    in structure. The
     guideline with its published alpha is a further candidate.
     """
     shapes = module_shapes(study.plan)
@@ -46,7 +48,8 @@ def candidates(study: Study, best: Trial, predictions: Mapping[str, Sequence[Sto
         params = {**best.params, "r1": top.r1, "r2": top.r2, "r": top.r}
         named.append((predictor, f"{predictor}'s choice", "cdka", params, top.parameters))
         if predictor == "guideline":
-            published = {**params, "alpha": PUBLISHED_ALPHA}
+            own = {name: value for name, value in PUBLISHED_ADAPTER.items() if name in params}
+            published = {**params, **own, "alpha": PUBLISHED_ALPHA}
             title = f"guideline as published (alpha {PUBLISHED_ALPHA:g})"
             named.append(("guideline_published", title, "cdka", published, top.parameters))
     named += [_baseline(baseline, shapes, study.plan, best) for baseline in study.spec.compare.baselines]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import cdka
 
 from ..domain.plan import Plan
 from ..domain.records import NewTrial, StoredPrediction
-from ..domain.search_space import FloatChoices, FloatRange
+from ..domain.search_space import OPTIONAL, SearchSpace
 from ..domain.states import TrialPhase
-from ..domain.study_spec import StartConfiguration, StudySpec
+from ..domain.study_spec import AdapterSpec, SearchedParameters, StartConfiguration, StudySpec
+from ..domain.training_spec import TrainingSpec
 from ..errors import Fault
 from ..search.coordinates import to_point
 from .confirmation import PUBLISHED_ALPHA
@@ -35,6 +35,7 @@ def start_faults(spec: StudySpec, plan: Plan) -> list[Fault]:
     for k, entry in enumerate(spec.search.start or []):
         place = f"#/search/start/{k}"
         if isinstance(entry, StartConfiguration):
+            faults += optional_faults(spec, entry, place)
             faults += configuration_faults(plan, _params(entry, spec, plan), place)
         elif entry not in spec.compare.predictors:
             named = ", ".join(spec.compare.predictors) or "none"
@@ -56,7 +57,8 @@ def start_trials(
         elif entry in rankings:
             top = rankings[entry][0]
             params = {"r1": top.r1, "r2": top.r2, "r": top.r, "alpha": PUBLISHED_ALPHA}
-            found.append((entry, {**params, "learning_rate": _middle(spec.search_space.learning_rate)}))
+            rate = typical(spec.search_space, "learning_rate")
+            found.append((entry, {**params, "learning_rate": rate, **_optional(spec.search_space, {})}))
     once = [(name, params) for k, (name, params) in enumerate(found) if params not in [p for _, p in found[:k]]]
     return [
         search_trial(spec, plan, params, first_number + k, candidate=name)
@@ -109,14 +111,39 @@ def _params(entry: StartConfiguration, spec: StudySpec, plan: Plan) -> dict[str,
             r = max(1, cdka.largest_r(module_shapes(plan), plan.max_parameters, entry.r1, entry.r2))
         except cdka.IndivisibleError:
             r = 1  # the sizes are rejected
-    rate = entry.learning_rate or _middle(spec.search_space.learning_rate)
-    return {"r1": entry.r1, "r2": entry.r2, "r": r, "alpha": entry.alpha or PUBLISHED_ALPHA, "learning_rate": rate}
+    rate = entry.learning_rate or typical(spec.search_space, "learning_rate")
+    params = {"r1": entry.r1, "r2": entry.r2, "r": r, "alpha": entry.alpha or PUBLISHED_ALPHA, "learning_rate": rate}
+    return params | _optional(spec.search_space, entry.optional())
 
 
-def _middle(values: FloatRange | FloatChoices | float) -> float:
-    """The middle of a range, in its logarithm if it is searched so; of choices, the middle one."""
-    if isinstance(values, FloatChoices):
-        return sorted(values.choices)[(len(values.choices) - 1) // 2]
-    if isinstance(values, FloatRange):
-        return math.sqrt(values.low * values.high) if values.log else (values.low + values.high) / 2
-    return values
+def with_optional(spec: StudySpec, params: Mapping[str, Any], given: SearchedParameters) -> dict[str, Any]:
+    """A configuration with a value for each parameter that only this study's search space names."""
+    return {**params, **_optional(spec.search_space, given.optional())}
+
+
+def optional_faults(spec: StudySpec, given: SearchedParameters, place: str) -> list[Fault]:
+    """Why values that are given for such parameters cannot be used."""
+    faults = []
+    for name in given.optional():
+        if getattr(spec.search_space, name) is None:
+            where = OPTIONAL[name]
+            fixed = getattr(getattr(spec, where), name)
+            message = f"search_space does not name {name}: {where}.{name} is {fixed} in every trial; leave it out"
+            faults.append(Fault(f"{place}/{name}", message))
+    return faults
+
+
+def _optional(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
+    """For each searched parameter that a study need not search: the given value, else a typical one."""
+    searched = [name for name in OPTIONAL if getattr(space, name) is not None]
+    return {name: given.get(name, typical(space, name)) for name in searched}
+
+
+def typical(space: SearchSpace, name: str) -> Any:
+    """A parameter's default in ``training`` or ``adapter`` if the space holds it, and else the middle of the space."""
+    section = {"training": TrainingSpec(), "adapter": AdapterSpec()}.get(OPTIONAL.get(name, ""))
+    default = getattr(section, name, None)
+    found, values = getattr(space, name), space.values(name)
+    if values is not None:
+        return default if default in values else values[(len(values) - 1) // 2]
+    return default if default is not None and found.low <= default <= found.high else found.middle

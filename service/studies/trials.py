@@ -13,9 +13,10 @@ from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import MetricPoint, Principal, Trial
 from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.study_spec import SearchedParameters
 from ..errors import Conflict, InvalidRequest
 from .progress import advance, search_trials
-from .start import configuration_faults, search_trial
+from .start import configuration_faults, optional_faults, search_trial, with_optional
 
 
 def list_trials(
@@ -63,8 +64,12 @@ def get_metrics(ctx: Context, trial_id: str, team_id: str | None) -> list[Metric
 
 
 @retried
-def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[str, Any]) -> Trial:
+def enqueue_trial(
+    ctx: Context, caller: Principal, study_id: str, params: dict[str, Any], given: SearchedParameters
+) -> Trial:
     """Queue a configuration of the user. It counts as one of the study's search trials.
+
+    ``given`` has values for parameters that only some studies search; those left out get a typical one.
 
     Raises:
         NotFound: there is no such study in this team.
@@ -80,8 +85,10 @@ def enqueue_trial(ctx: Context, caller: Principal, study_id: str, params: dict[s
             raise Conflict(
                 f"all {study.planned} trials of the study exist already; extend it (PATCH trials), then enqueue"
             )
-        if faults := configuration_faults(study.plan, params, "#/params"):
+        faults = optional_faults(study.spec, given, "#/params") + configuration_faults(study.plan, params, "#/params")
+        if faults:
             raise InvalidRequest("the configuration cannot run; nothing was enqueued", faults)
+        params = with_optional(study.spec, params, given)
         new = search_trial(study.spec, study.plan, params, Trials(session).next_number(study_id))
         (trial,) = Trials(session).add(study_id, [new], now)
         Audit(session).record(caller, now, "trial.enqueue", trial.id, study_id=study_id, params=params)

@@ -259,9 +259,7 @@ class Runner:
         require_layers(warm.model, trial.layers, heads)
         if trial.phase is TrialPhase.MEASUREMENT:
             return ResultIn(state="completed", predictions=measure(trial, warm, prepared))
-        config = adapter_config(
-            trial.method, trial.params, trial.layers, trial.study.adapter.dropout, task.task_type, heads
-        )
+        config = adapter_config(trial.method, trial.params, trial.layers, trial.study.adapter, task.task_type, heads)
         activations = self._warm.activations_of(trial, self.settings, lambda: self._stop_reason(reporter) is None)
         model = warm.lend(config, trial.seed)
         require_planned(model, trial.method, trial.params, trial.layers)

@@ -10,7 +10,7 @@ from peft.config import PeftConfig
 from torch import nn
 
 import cdka
-from service.schemas.specs import LayerShape
+from service.schemas.specs import AdapterSpec, LayerShape
 
 from ..failures import Rejected
 
@@ -21,13 +21,14 @@ def adapter_config(
     method: str,
     params: dict[str, Any],
     layers: Sequence[LayerShape],
-    dropout: float,
+    spec: AdapterSpec,
     task_type: TaskType | None,
     heads: Collection[str] = (),
 ) -> PeftConfig:
     """The adapter of a trial on the planned ``layers``; ``heads`` are trained in full beside it.
 
     ``cdka`` has (r1, r2, r); ``krona`` is ``cdka`` with r = 1; ``lora`` scales by alpha/r, ``rslora`` by alpha/sqrt(r).
+    ``spec`` has the dropout of all, and says how factors of ``cdka`` and ``krona`` start and scale.
 
     Raises:
         ValueError: the method is unknown.
@@ -43,14 +44,16 @@ def adapter_config(
             r2=params["r2"],
             r=params["r"],
             alpha=params["alpha"],
-            dropout=dropout,
+            dropout=spec.dropout,
+            init_weights=spec.init_weights,
+            scaling=spec.scaling,
             **common,
         )
     if method in ("lora", "rslora"):
         return LoraConfig(
             r=params["r"],
             lora_alpha=params["alpha"],
-            lora_dropout=dropout,
+            lora_dropout=spec.dropout,
             use_rslora=method == "rslora",
             **common,
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,11 +73,27 @@ def enqueue(
     r: Annotated[int, typer.Option(min=1)],
     alpha: Annotated[float, typer.Option()],
     learning_rate: Annotated[float, typer.Option()],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A further parameter that the study searches."),
+    ] = None,
 ) -> None:
     """Queue a configuration of your own. Prints the trial's id."""
-    params = {"r1": r1, "r2": r2, "r": r, "alpha": alpha, "learning_rate": learning_rate}
+    params: dict[str, Any] = {"r1": r1, "r2": r2, "r": r, "alpha": alpha, "learning_rate": learning_rate}
+    for entry in set_ or []:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"write --set NAME=VALUE, such as --set dropout=0.1; got {entry!r}")
+        params[name] = _value(value)
     with session.connect() as client:
         print(client.enqueue_trial(study_id, params).id)
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 @app.command()

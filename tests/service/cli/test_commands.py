@@ -32,6 +32,18 @@ def read(command: Any, *arguments: str) -> Any:
     return json.loads(said(command, *arguments, "--json"))
 
 
+def test_a_named_configuration_sets_what_else_the_study_searches(command: Any, api: Api) -> None:
+    study = api.create(search_space={"schedule": {"choices": ["linear", "cosine"]}, "dropout": {"low": 0, "high": 0.5}})
+    point = ["--r1", "2", "--r2", "4", "--r", "4", "--alpha", "8", "--learning-rate", "0.001"]
+    trial = said(command, "trial", "enqueue", study["id"], *point, "--set", "schedule=cosine", "--set", "dropout=0.25")
+    params = read(command, "trial", "show", trial)["params"]
+    assert (params["schedule"], params["dropout"]) == ("cosine", 0.25)
+    code, _, err = command("trial", "enqueue", study["id"], *point, "--set", "schedule")
+    assert code == 2
+    assert "NAME=VALUE" in err
+    assert "cosine" in said(command, "show", study["id"])
+
+
 def test_a_study_is_steered_from_the_command_line(command: Any, api: Api, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(make_study(search={"trials": 3, "concurrency": 1})))

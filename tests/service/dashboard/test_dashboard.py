@@ -131,3 +131,12 @@ def test_a_long_history_chart_is_thinned_but_keeps_every_new_best() -> None:
     assert 4321 in completed["x"]
     assert best["x"] == [0, 4321, 9999]
     assert "one in 5" in figure["layout"]["xaxis"]["title"]["text"]
+
+
+def test_further_parameters_have_columns(api: Api) -> None:
+    study = api.create(search_space={"schedule": {"choices": ["linear", "cosine"]}, "dropout": {"low": 0, "high": 0.5}})
+    api.run_all(lambda t: 0.5)
+    login(api)
+    page = api.http.get(f"/studies/{study['id']}").text
+    assert "<th>dropout</th><th>schedule</th>" in page
+    assert ">linear<" in page or ">cosine<" in page

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import cdka
-from service.schemas.specs import StudySpec
+from service.schemas.specs import AdapterSpec, StudySpec
 from tests.conftest import make_study
 from workers.failures import Rejected
 from workers.inputs.base_models import WarmModel, load_warm, new_modules
@@ -35,7 +35,7 @@ def study(**training: Any) -> StudySpec:
 def lend(warm: WarmModel, seed: int = 0) -> Any:
     heads = {*warm.heads, *warm.new_modules, "classifier"}
     layers = cdka.module_shapes(warm.model, ["query"], heads=heads)
-    return warm.lend(adapter_config("cdka", PARAMS, layers, 0.0, None, heads), seed)
+    return warm.lend(adapter_config("cdka", PARAMS, layers, AdapterSpec(), None, heads), seed)
 
 
 def load(path: Path, labels: int = 3, **training: Any) -> WarmModel:
