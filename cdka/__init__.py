@@ -24,6 +24,7 @@ from .kronecker import kron_delta, kron_linear
 from .layer import CdkaLayer, layer_dimensions
 from .memory import MemoryEstimate, estimate_memory
 from .merging import load_adapted, merge_adapter
+from .methods import METHODS, MethodSize, count_method_parameters, size_in_budget
 from .model import CdkaModel
 from .modules import CdkaConv2d, CdkaLinear
 from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
@@ -40,6 +41,7 @@ __all__ = [
     "ALL_LINEAR",
     "linear_layers",
     "FROM_BUDGET",
+    "METHODS",
     "PREDICTORS",
     "AdapterError",
     "BudgetError",
@@ -53,6 +55,7 @@ __all__ = [
     "Configuration",
     "IndivisibleError",
     "MemoryEstimate",
+    "MethodSize",
     "ModuleShape",
     "Prediction",
     "Spectra",
@@ -61,6 +64,7 @@ __all__ = [
     "TrainingStep",
     "collect_spectra",
     "count_lora_parameters",
+    "count_method_parameters",
     "count_parameters",
     "estimate_memory",
     "expert_weights",
@@ -89,6 +93,7 @@ __all__ = [
     "rearrange",
     "register",
     "require_divisible",
+    "size_in_budget",
     "tensor_names",
     "to_lokr",
     "to_lora",

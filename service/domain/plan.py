@@ -37,6 +37,14 @@ class MemoryNeed(BaseModel):
         return self.weights + self.training + self.activations
 
 
+class MethodSize(BaseModel):
+    """The sizes with which a method other than CDKA fills the budget."""
+
+    model_config = ConfigDict(frozen=True)
+    sizes: dict[str, int]
+    parameters: int
+
+
 class Plan(BaseModel):
     """A study resolved on its model."""
 
@@ -46,6 +54,7 @@ class Plan(BaseModel):
     min_fill: float
     base_parameters: int
     structures: tuple[Pair, ...] = Field(description="The admitted pairs, in the order of ``Pair.order``.")
+    methods: dict[str, MethodSize] = Field(default={}, description="The other methods that the search may try.")
     notes: tuple[str, ...] = Field(default=(), description="Layers and weights that are not adapted, and why.")
     memory: MemoryNeed | None = Field(default=None, description="Null if the memory cannot be estimated.")
 

@@ -16,6 +16,7 @@ from .vocabulary import (
     InitWeights,
     LoraPlusRatio,
     MaxGradNorm,
+    Method,
     Optimizer,
     Scaling,
     Schedule,
@@ -156,6 +157,13 @@ class ScalingChoices(BaseModel):
     choices: Annotated[list[Scaling], Field(min_length=1)]
 
 
+class MethodChoices(BaseModel):
+    """A method from a list, each at the study's parameter budget."""
+
+    model_config = STRICT
+    choices: Annotated[list[Method], Field(min_length=1)]
+
+
 def _require_range(low: float, high: float, step: float | None, log: bool) -> None:
     """Check that a range holds more than one value, and that its step leads from one end to the other.
 
@@ -213,6 +221,7 @@ _NAMED = Discriminator(_named_as, custom_error_type="space", custom_error_messag
 ScheduleSpace = Annotated[Annotated[ScheduleChoices, Tag("<choices>")] | Annotated[Schedule, Tag("<value>")], _NAMED]
 OptimizerSpace = Annotated[Annotated[OptimizerChoices, Tag("<choices>")] | Annotated[Optimizer, Tag("<value>")], _NAMED]
 InitSpace = Annotated[Annotated[InitChoices, Tag("<choices>")] | Annotated[InitWeights, Tag("<value>")], _NAMED]
+MethodSpace = Annotated[Annotated[MethodChoices, Tag("<choices>")] | Annotated[Method, Tag("<value>")], _NAMED]
 ScalingSpace = Annotated[Annotated[ScalingChoices, Tag("<choices>")] | Annotated[Scaling, Tag("<value>")], _NAMED]
 SizeSpace = Annotated[
     Annotated[SizeChoices, Tag("<choices>")] | Annotated[Size, Tag("<value>")],
@@ -259,10 +268,12 @@ class SearchSpace(BaseModel):
     """The space over component structure, adapter and training.
 
     ``r: fill`` takes the largest r that the budget admits for each (r1, r2). The parameters after ``learning_rate`` are
-    searched only if they are named; ``training`` and ``adapter`` must leave those out.
+    searched only if they are named; ``training`` and ``adapter`` must leave those out. ``method`` is ``cdka`` unless it
+    is named; the sizes of other methods fill the budget, and r1, r2 and r are CDKA's alone.
     """
 
     model_config = STRICT
+    method: MethodSpace | None = None
     r1: SizeSpace = SizeChoices(choices=[1, 2, 4])
     r2: SizeSpace = SizeChoices(choices=[1, 2, 4, 8, 16])
     r: CountSpace = "fill"
@@ -279,6 +290,12 @@ class SearchSpace(BaseModel):
     optimizer: OptimizerSpace | None = None
     init_weights: InitSpace | None = None
     scaling: ScalingSpace | None = None
+
+    def methods(self) -> list[str]:
+        """The methods that may be tried."""
+        if self.method is None:
+            return ["cdka"]
+        return [self.method] if isinstance(self.method, str) else list(dict.fromkeys(self.method.choices))
 
     def r1_sizes(self) -> list[int]:
         """The r1 that may be tried, ascending."""

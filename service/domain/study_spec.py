@@ -14,6 +14,7 @@ from .task_spec import Columns, DatasetSpec, TaskSpec
 from .training_spec import ResourcesSpec, TrainingSpec
 from .vocabulary import (
     PLAIN,
+    Baseline,
     BatchSize,
     Direction,
     Dropout,
@@ -219,7 +220,7 @@ class CompareSpec(BaseModel):
 
     model_config = STRICT
     predictors: list[Predictor] = ["guideline", "alignment"]
-    baselines: list[Literal["lora", "rslora", "krona"]] = ["lora"]
+    baselines: list[Baseline] = ["lora"]
     seeds: Annotated[int, Field(ge=0, le=100)] = 5
     learning_rate: Literal["tuned", "shared"] = "tuned"
     tuning_trials: Annotated[int, Field(ge=2, le=100)] = 4

@@ -35,6 +35,7 @@ from ..domain.records import (
 from ..domain.shape import Shape
 from ..domain.states import EventKind, LeaseState, StudyPhase, StudyState, TrialPhase, TrialState
 from ..errors import Contention
+from ..search.coordinates import method_of, parameters_of
 from ..search.policy import Problem, Proposal
 from ..studies.progress import advance, search_trials
 from ..tenancy.quotas import room_for_trials
@@ -270,16 +271,14 @@ def _lease(ctx: Context, lease_id: str, trial: Trial, attempt: int, runner: Runn
 
 
 def _new_trial(study: Study, number: int, proposal: Proposal) -> NewTrial:
-    pair = study.plan.pair(proposal.params["r1"], proposal.params["r2"])
-    assert pair is not None, "the policy proposed a pair that the plan does not admit"
     return NewTrial(
         number=number,
         phase=TrialPhase.SEARCH,
-        method="cdka",
+        method=method_of(proposal.params),
         params=proposal.params,
         point=proposal.point,
         attrs=proposal.attrs,
-        parameters=pair.unit_parameters * int(proposal.params["r"]),
+        parameters=parameters_of(proposal.params, study.plan),
         seed=study.spec.search.seed + REPLICATE_SEED_STEP * proposal.replicate,
     )
 

@@ -15,6 +15,7 @@ from ..domain.search_space import OPTIONAL
 from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.statistics import FEWEST_SEEDS, Estimate, estimate, paired_difference, spearman
 from ..domain.study_spec import Direction
+from ..search.coordinates import CDKA, method_of
 from ..studies.confirmation import best_trial
 
 
@@ -166,7 +167,7 @@ def _predictor(
     compared = [
         (scores[s], sign * t.metrics[metric])
         for t in searched
-        if t.state is TrialState.COMPLETED and (s := _structure(t)) in scores and metric in t.metrics
+        if t.state is TrialState.COMPLETED and (s := _structure(t)) is not None and s in scores and metric in t.metrics
     ]
     top = ranking[0]
     return PredictorResult(
@@ -174,7 +175,7 @@ def _predictor(
         choice={"r1": top.r1, "r2": top.r2, "r": top.r, "parameters": top.parameters},
         reason=top.reason,
         regret=result.regret if result else None,
-        rank_of_winner=ranks.get(_structure(best)) if best else None,
+        rank_of_winner=ranks.get(s) if best and (s := _structure(best)) else None,
         ranked=len(ranking),
         spearman=spearman([p for p, _ in compared], [o for _, o in compared]) if compared else None,
         compared_trials=len(compared),
@@ -182,7 +183,10 @@ def _predictor(
     )
 
 
-def _structure(trial: Observation) -> tuple[int, int, int]:
+def _structure(trial: Observation) -> tuple[int, int, int] | None:
+    """A CDKA trial's structure; ``None`` for other methods."""
+    if method_of(trial.params) != CDKA:
+        return None
     return trial.params["r1"], trial.params["r2"], trial.params["r"]
 
 

@@ -176,7 +176,7 @@ def as_optuna(ctx: Context, study_id: str, team_id: str | None) -> Path:
 
 def _visible_space(study: Study) -> dict[str, optuna.distributions.BaseDistribution]:
     space = study.spec.search_space
-    most = max(s.r_high for s in study.plan.structures)
+    most = max([s.r_high for s in study.plan.structures] + [m.sizes["r"] for m in study.plan.methods.values()])
     visible: dict[str, optuna.distributions.BaseDistribution] = {
         "r1": optuna.distributions.CategoricalDistribution(space.r1_sizes()),
         "r2": optuna.distributions.CategoricalDistribution(space.r2_sizes()),

@@ -22,6 +22,14 @@ from ..domain.study_spec import StudySpec
 
 # The name of the pair in stored points.
 PAIR = "structure"
+METHOD = "method"
+CDKA = "cdka"
+# Parameters that only some methods have.
+_HAVING: Mapping[str, frozenset[str]] = {
+    "alpha": frozenset({CDKA, "krona", "lora", "rslora", "dora", "lokr"}),
+    "init_weights": frozenset({CDKA, "krona"}),
+    "scaling": frozenset({CDKA, "krona"}),
+}
 R_POSITION = "r_position"
 # Parameters that are whole numbers.
 WHOLE = {"batch_size", "epochs"}
@@ -32,6 +40,8 @@ LARGEST_GRID = 100_000
 def distributions(spec: StudySpec, plan: Plan) -> dict[str, BaseDistribution]:
     """The sampler's space; parameters with a single value are not in it."""
     space: dict[str, BaseDistribution] = {}
+    if len(methods := spec.search_space.methods()) > 1:
+        space[METHOD] = CategoricalDistribution(methods)
     if len(plan.structures) > 1:
         space[PAIR] = IntDistribution(0, len(plan.structures) - 1)
     if any(pair.r_low < pair.r_high for pair in plan.structures):
@@ -46,14 +56,42 @@ def distributions(spec: StudySpec, plan: Plan) -> dict[str, BaseDistribution]:
     return space
 
 
+def method_of(params: Mapping[str, Any]) -> str:
+    """The method of a search trial's parameters, which name it where it is searched."""
+    return str(params.get(METHOD, CDKA))
+
+
 def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any]:
-    """The parameters that a point stands for."""
-    pair = plan.structures[point.get(PAIR, 0)]
-    params: dict[str, Any] = {"r1": pair.r1, "r2": pair.r2, "r": _r_at(pair, point.get(R_POSITION, 1.0))}
-    for name in spec.search_space.parameters():
-        value = point[name] if name in point else (spec.search_space.values(name) or [])[0]
-        params[name] = _plain(name, value)
+    """The parameters that a point stands for: only those that its method has."""
+    space = spec.search_space
+    method = point.get(METHOD, space.methods()[0])
+    if method == CDKA:
+        pair = plan.structures[point.get(PAIR, 0)]
+        params: dict[str, Any] = {"r1": pair.r1, "r2": pair.r2, "r": _r_at(pair, point.get(R_POSITION, 1.0))}
+    else:
+        params = dict(plan.methods[method].sizes)
+    if space.method is not None:
+        params[METHOD] = method
+    for name in space.parameters():
+        if has(method, name):
+            value = point[name] if name in point else (space.values(name) or [])[0]
+            params[name] = _plain(name, value)
     return params
+
+
+def has(method: str, name: str) -> bool:
+    """Whether a method has the parameter of that name."""
+    return method in _HAVING.get(name, {method})
+
+
+def parameters_of(params: Mapping[str, Any], plan: Plan) -> int:
+    """The adapter parameters of a proposed configuration."""
+    method = method_of(params)
+    if method != CDKA:
+        return plan.methods[method].parameters
+    pair = plan.pair(params["r1"], params["r2"])
+    assert pair is not None, "the policy proposed a pair that the plan does not admit"
+    return pair.unit_parameters * int(params["r"])
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -62,13 +100,17 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any] | None:
-    """The point with these parameters; ``None`` if the space does not contain it."""
+    """The point with these parameters of CDKA; ``None`` if the space does not contain it."""
+    if method_of(params) != CDKA or CDKA not in spec.search_space.methods():
+        return None
     pair = plan.pair(params["r1"], params["r2"])
     if pair is None or not pair.r_low <= params["r"] <= pair.r_high:
         return None
     point: dict[str, Any] = {}
     for name, distribution in distributions(spec, plan).items():
-        if name == PAIR:
+        if name == METHOD:
+            point[name] = CDKA
+        elif name == PAIR:
             point[name] = plan.structures.index(pair)
         elif name == R_POSITION:
             point[name] = (params["r"] - pair.r_low + 0.5) / (pair.r_high - pair.r_low + 1)
@@ -95,7 +137,10 @@ def is_finite(spec: StudySpec) -> bool:
 
 def grid_size(spec: StudySpec, plan: Plan, steps: int) -> int:
     """How many points :func:`grid` has."""
-    size = sum(pair.r_high - pair.r_low + 1 for pair in plan.structures)
+    methods = spec.search_space.methods()
+    size = len(methods) - (CDKA in methods)
+    if CDKA in methods:
+        size += sum(pair.r_high - pair.r_low + 1 for pair in plan.structures)
     for name in spec.search_space.parameters():
         values = spec.search_space.values(name)
         size *= steps if values is None else len(values)
@@ -107,13 +152,14 @@ def grid(spec: StudySpec, plan: Plan, steps: int) -> list[dict[str, Any]]:
 
     Every r of every pair has a point of its own.
     """
-    axes: list[list[dict[str, Any]]] = [
-        [
-            {PAIR: k, R_POSITION: (j + 0.5) / (pair.r_high - pair.r_low + 1)}
-            for k, pair in enumerate(plan.structures)
-            for j in range(pair.r_high - pair.r_low + 1)
-        ]
+    methods = spec.search_space.methods()
+    structures = [
+        {METHOD: CDKA, PAIR: k, R_POSITION: (j + 0.5) / (pair.r_high - pair.r_low + 1)}
+        for k, pair in enumerate(plan.structures)
+        for j in range(pair.r_high - pair.r_low + 1)
     ]
+    others = [{METHOD: method, PAIR: 0, R_POSITION: 0.5} for method in methods if method != CDKA]
+    axes: list[list[dict[str, Any]]] = [[*(structures if CDKA in methods else []), *others]]
     for name, found in spec.search_space.parameters().items():
         values = found.grid(steps) if isinstance(found, FloatRange) else spec.search_space.values(name) or []
         axes.append([{name: value} for value in values])

@@ -14,7 +14,7 @@ from ..domain.study_spec import Direction, Objective
 
 Configuration = tuple[object, ...]
 # What decides how much memory a trial needs.
-_MEMORY = ("r1", "r2", "r", "batch_size", "optimizer")
+_MEMORY = ("method", "r1", "r2", "r", "batch_size", "optimizer")
 
 
 def configuration(params: dict[str, object]) -> Configuration:

@@ -12,13 +12,9 @@ from ..domain.records import Candidate, NewTrial, Observation, StoredPrediction,
 from ..domain.search_space import FloatRange
 from ..domain.states import TrialPhase
 from ..domain.study_spec import Direction
+from ..search.coordinates import METHOD, has, method_of
+from .defaults import PUBLISHED_ADAPTER, PUBLISHED_ALPHA, typical
 from .structures import module_shapes
-
-# The alpha of (2, 8, 4) in the authors' model card and in each of their reference configurations that have r1 and r2
-# (github.com/rainstonee/CDKA). A port by others says 16.
-PUBLISHED_ALPHA = 64.0
-# How its factors start and scale; a study may search others.
-PUBLISHED_ADAPTER = {"init_weights": "kaiming", "scaling": "cdka"}
 
 Judged = TypeVar("Judged", Trial, Observation)
 
@@ -32,27 +28,40 @@ def best_trial(trials: Sequence[Judged], metric: str, direction: Direction) -> J
     return min(finished, key=lambda t: (sign * t.metrics[metric], t.number))
 
 
-def candidates(study: Study, best: Trial, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[Candidate]:
-    """The candidates in display order.
+def candidates(
+    study: Study,
+    best: Trial,
+    predictions: Mapping[str, Sequence[StoredPrediction]],
+    others: Sequence[Observation] = (),
+) -> list[Candidate]:
+    """The candidates in display order: the best found, the best of each other method, predictions, baselines.
 
-    All share the winner's alpha, its searched training, and its learning rate until that is tuned, so that they differ
-    in structure. The
-    guideline with its published alpha is a further candidate.
+    All but the best of other methods share the winner's alpha, its searched training, and its learning rate until that
+    is tuned, so that they differ in structure. The guideline with its published alpha is a further candidate.
     """
     shapes = module_shapes(study.plan)
+    space = study.spec.search_space
+    what = "" if space.method is None else f", {_sizes_named(best.method, best.params)}"
+    title = f"best found (trial {best.number}{what})"
     named: list[tuple[str, str, str, dict[str, Any], int]] = [
-        ("best", f"best found (trial {best.number})", "cdka", dict(best.params), best.parameters)
+        ("best", title, best.method, _without_method(best.params), best.parameters)
     ]
+    for seen in others:
+        method = method_of(seen.params)
+        title = f"best {_TITLES[method]} found (trial {seen.number}, {_sizes_named(method, seen.params)})"
+        cost = cdka.count_method_parameters(method, shapes, seen.params)
+        named.append((f"best_{method}", title, method, _without_method(seen.params), cost))
+    shared = {name: best.params.get(name, typical(space, name)) for name in space.parameters()}
     for predictor, ranking in predictions.items():
         top = ranking[0]
-        params = {**best.params, "r1": top.r1, "r2": top.r2, "r": top.r}
+        params = {"r1": top.r1, "r2": top.r2, "r": top.r, **shared}
         named.append((predictor, f"{predictor}'s choice", "cdka", params, top.parameters))
         if predictor == "guideline":
             own = {name: value for name, value in PUBLISHED_ADAPTER.items() if name in params}
             published = {**params, **own, "alpha": PUBLISHED_ALPHA}
             title = f"guideline as published (alpha {PUBLISHED_ALPHA:g})"
             named.append(("guideline_published", title, "cdka", published, top.parameters))
-    named += [_baseline(baseline, shapes, study.plan, best) for baseline in study.spec.compare.baselines]
+    named += [_baseline(baseline, shapes, study.plan, shared) for baseline in study.spec.compare.baselines]
     result: list[Candidate] = []
     for name, title, method, params, parameters in named:
         twin = next((c for c in result if (c.method, c.params) == (method, params)), None)
@@ -60,18 +69,52 @@ def candidates(study: Study, best: Trial, predictions: Mapping[str, Sequence[Sto
     return result
 
 
+def best_of_other_methods(study: Study, best: Trial, searched: Sequence[Observation]) -> list[Observation]:
+    """The best search trial of every searched method but the winner's, in the order of the space."""
+    objective = study.spec.objective
+    found = []
+    for method in study.spec.search_space.methods():
+        if method != best.method:
+            mine = [t for t in searched if method_of(t.params) == method]
+            found += [t for t in [best_trial(mine, objective.metric, objective.direction)] if t is not None]
+    return found
+
+
+def _without_method(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name != METHOD}
+
+
+_TITLES = {
+    "cdka": "CDKA",
+    "krona": "KronA",
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "miss": "MiSS",
+    "lokr": "LoKr",
+}
+
+
+def _sizes_named(method: str, params: Mapping[str, Any]) -> str:
+    """A method with its sizes, such as ``LoRA rank 8``."""
+    sizes = {"cdka": ("r1", "r2", "r"), "krona": ("r1", "r2")}.get(method)
+    if sizes is not None:
+        return f"{_TITLES[method]} ({', '.join(str(params[name]) for name in sizes)})"
+    factor = f", factor {params['factor']}" if "factor" in params else ""
+    return f"{_TITLES[method]} rank {params['r']}{factor}"
+
+
 def _baseline(
-    name: str, shapes: Sequence[cdka.ModuleShape], plan: Plan, best: Trial
+    name: str, shapes: Sequence[cdka.ModuleShape], plan: Plan, shared: Mapping[str, Any]
 ) -> tuple[str, str, str, dict[str, Any], int]:
-    if name == "krona":
-        one = cdka.feasible(shapes, plan.max_parameters, r=1)
-        pick = max(one, key=lambda c: (c.parameters, -abs(c.r2 - c.r1), -c.r1))
-        params = {**best.params, "r1": pick.r1, "r2": pick.r2, "r": 1}
-        return name, f"KronA ({pick.r1}, {pick.r2})", "krona", params, pick.parameters
-    rank = max(1, cdka.largest_r(shapes, plan.max_parameters, 1, 1))
-    params = {k: v for k, v in best.params.items() if k not in ("r1", "r2")} | {"r": rank}
-    title = f"{'LoRA' if name == 'lora' else 'rsLoRA'} rank {rank}"
-    return name, title, name, params, cdka.count_lora_parameters(shapes, rank)
+    """A baseline at the budget; where not even its smallest adapter fits, that one."""
+    try:
+        size = cdka.size_in_budget(name, shapes, plan.max_parameters)
+    except cdka.BudgetError:
+        sizes = {"r": 1, "factor": 1} if name == "lokr" else {"r": 1}
+        size = cdka.MethodSize(sizes, cdka.count_method_parameters(name, shapes, sizes))
+    params = {**{k: v for k, v in shared.items() if has(name, k)}, **size.sizes}
+    return name, _sizes_named(name, params), name, params, size.parameters
 
 
 def tuning_trials(study: Study, chosen: Sequence[Candidate], first_number: int) -> list[NewTrial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -9,10 +10,10 @@ from sqlalchemy.orm import Session
 from ..db.observations import Observations
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import Study, TrialCounts
+from ..domain.records import Candidate, Study, TrialCounts
 from ..domain.states import TRIAL_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
 from ..search.pruners import Halving
-from .confirmation import best_trial, candidates, confirmation_trials, tuning_trials
+from .confirmation import best_of_other_methods, best_trial, candidates, confirmation_trials, tuning_trials
 
 
 def search_trials(counts: TrialCounts) -> int:
@@ -74,7 +75,8 @@ def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> 
 def _after_search(session: Session, study: Study, now: datetime) -> None:
     studies, trials = Studies(session), Trials(session)
     objective = study.spec.objective
-    found = best_trial(Observations(session).of_study(study.id), objective.metric, objective.direction)
+    searched = Observations(session).of_study(study.id)
+    found = best_trial(searched, objective.metric, objective.direction)
     best = None if found is None else trials.numbered(study.id, found.number)
     if best is None:
         reason = "no search trial finished with a value; see the trials' failures"
@@ -83,9 +85,10 @@ def _after_search(session: Session, study: Study, now: datetime) -> None:
     if study.spec.compare.seeds == 0:
         studies.set_state(study, StudyState.COMPLETED, now)
         return
-    chosen = candidates(study, best, studies.predictions(study.id))
+    others = best_of_other_methods(study, best, searched)
+    chosen = candidates(study, best, studies.predictions(study.id), others)
     study = studies.set_phase(study, StudyPhase.CONFIRMATION, now)
-    if study.candidates and study.candidates[0].title == chosen[0].title:
+    if study.candidates and _found(study.candidates) == _found(chosen):
         # The extended search found nothing better, so the confirmation stays valid.
         advance(session, study, now)
         return
@@ -96,6 +99,11 @@ def _after_search(session: Session, study: Study, now: datetime) -> None:
         trials.add(study.id, tuning_trials(study, chosen, first), now)
     else:
         trials.add(study.id, confirmation_trials(study, chosen, {}, first), now)
+
+
+def _found(chosen: Sequence[Candidate]) -> list[str]:
+    """The titles of what the search found."""
+    return [c.title for c in chosen if c.name.startswith("best")]
 
 
 def _after_tuning(session: Session, study: Study, now: datetime) -> None:

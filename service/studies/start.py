@@ -11,11 +11,10 @@ from ..domain.plan import Plan
 from ..domain.records import NewTrial, StoredPrediction
 from ..domain.search_space import OPTIONAL, SearchSpace
 from ..domain.states import TrialPhase
-from ..domain.study_spec import AdapterSpec, SearchedParameters, StartConfiguration, StudySpec
-from ..domain.training_spec import TrainingSpec
+from ..domain.study_spec import SearchedParameters, StartConfiguration, StudySpec
 from ..errors import Fault
-from ..search.coordinates import to_point
-from .confirmation import PUBLISHED_ALPHA
+from ..search.coordinates import CDKA, METHOD, to_point
+from .defaults import PUBLISHED_ALPHA, typical
 from .structures import module_shapes
 
 # The name of the user's configurations among the candidates of a search.
@@ -51,6 +50,7 @@ def start_trials(
     A predictor's choice has the alpha that the method's authors publish and the middle of the learning rates.
     """
     found: list[tuple[str, dict[str, Any]]] = []
+    named = _method(spec)
     for entry in start_of(spec):
         if isinstance(entry, StartConfiguration):
             found.append((NAMED, _params(entry, spec, plan)))
@@ -58,7 +58,7 @@ def start_trials(
             top = rankings[entry][0]
             params = {"r1": top.r1, "r2": top.r2, "r": top.r, "alpha": PUBLISHED_ALPHA}
             rate = typical(spec.search_space, "learning_rate")
-            found.append((entry, {**params, "learning_rate": rate, **_optional(spec.search_space, {})}))
+            found.append((entry, {**params, "learning_rate": rate, **_optional(spec.search_space, {}), **named}))
     once = [(name, params) for k, (name, params) in enumerate(found) if params not in [p for _, p in found[:k]]]
     return [
         search_trial(spec, plan, params, first_number + k, candidate=name)
@@ -113,12 +113,17 @@ def _params(entry: StartConfiguration, spec: StudySpec, plan: Plan) -> dict[str,
             r = 1  # the sizes are rejected
     rate = entry.learning_rate or typical(spec.search_space, "learning_rate")
     params = {"r1": entry.r1, "r2": entry.r2, "r": r, "alpha": entry.alpha or PUBLISHED_ALPHA, "learning_rate": rate}
-    return params | _optional(spec.search_space, entry.optional())
+    return params | _optional(spec.search_space, entry.optional()) | _method(spec)
+
+
+def _method(spec: StudySpec) -> dict[str, Any]:
+    """The method's name, where it is searched."""
+    return {} if spec.search_space.method is None else {METHOD: CDKA}
 
 
 def with_optional(spec: StudySpec, params: Mapping[str, Any], given: SearchedParameters) -> dict[str, Any]:
     """A configuration with a value for each parameter that only this study's search space names."""
-    return {**params, **_optional(spec.search_space, given.optional())}
+    return {**params, **_optional(spec.search_space, given.optional()), **_method(spec)}
 
 
 def optional_faults(spec: StudySpec, given: SearchedParameters, place: str) -> list[Fault]:
@@ -137,13 +142,3 @@ def _optional(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
     """For each searched parameter that a study need not search: the given value, else a typical one."""
     searched = [name for name in OPTIONAL if getattr(space, name) is not None]
     return {name: given.get(name, typical(space, name)) for name in searched}
-
-
-def typical(space: SearchSpace, name: str) -> Any:
-    """A parameter's default in ``training`` or ``adapter`` if the space holds it, and else the middle of the space."""
-    section = {"training": TrainingSpec(), "adapter": AdapterSpec()}.get(OPTIONAL.get(name, ""))
-    default = getattr(section, name, None)
-    found, values = getattr(space, name), space.values(name)
-    if values is not None:
-        return default if default in values else values[(len(values) - 1) // 2]
-    return default if default is not None and found.low <= default <= found.high else found.middle

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cdka
 
-from ..domain.plan import LayerShape, Plan
+from ..domain.plan import LayerShape, MethodSize, Plan
 from ..domain.records import StoredPrediction
 from ..domain.search_space import Pair, SearchSpace
 from ..domain.study_spec import BudgetSpec
@@ -34,7 +34,11 @@ def resolve(
         pairs = [pair for pair in found if pair is not None]
         if not pairs:
             return None, [_empty_space(shapes, limit, budget.min_fill, space)]
+    sizes_of, faults = _method_sizes(shapes, limit, space)
+    if faults:
+        return None, faults
     plan = Plan(
+        methods=sizes_of,
         shapes=tuple(LayerShape(name=s.name, d_in=s.d_in, d_out=s.d_out) for s in shapes),
         max_parameters=limit,
         min_fill=budget.min_fill,
@@ -42,6 +46,24 @@ def resolve(
         structures=tuple(sorted(pairs, key=lambda pair: pair.order)),
     )
     return plan, []
+
+
+def _method_sizes(
+    shapes: Sequence[cdka.ModuleShape], limit: int, space: SearchSpace | None
+) -> tuple[dict[str, MethodSize], list[Fault]]:
+    """The sizes of the space's methods besides CDKA, and the faults of those that the budget does not admit."""
+    found, faults = {}, []
+    for k, method in enumerate([] if space is None or space.method is None else space.methods()):
+        if method == "cdka":
+            continue
+        try:
+            size = cdka.size_in_budget(method, shapes, limit)
+        except cdka.BudgetError as error:
+            one = isinstance(space.method, str) if space is not None else True
+            faults.append(Fault("#/search_space/method" + ("" if one else f"/choices/{k}"), str(error)))
+        else:
+            found[method] = MethodSize(sizes=size.sizes, parameters=size.parameters)
+    return found, faults
 
 
 def _max_parameters(shapes: Sequence[cdka.ModuleShape], base: int, budget: BudgetSpec) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from peft import LoraConfig, TaskType
+from peft import LoKrConfig, LoraConfig, MissConfig, TaskType
 from peft.config import PeftConfig
 from torch import nn
 
@@ -14,7 +14,7 @@ from service.schemas.specs import AdapterSpec, LayerShape
 
 from ..failures import Rejected
 
-_FACTORS = (".cdka_A.", ".cdka_B.", ".lora_A.", ".lora_B.")
+_FACTORS = (".cdka_A.", ".cdka_B.", ".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".miss_block.", ".lokr_w")
 
 
 def adapter_config(
@@ -27,8 +27,9 @@ def adapter_config(
 ) -> PeftConfig:
     """The adapter of a trial on the planned ``layers``; ``heads`` are trained in full beside it.
 
-    ``cdka`` has (r1, r2, r); ``krona`` is ``cdka`` with r = 1; ``lora`` scales by alpha/r, ``rslora`` by alpha/sqrt(r).
-    ``spec`` has the dropout of all, and says how factors of ``cdka`` and ``krona`` start and scale.
+    ``cdka`` and ``krona`` have (r1, r2, r), ``lokr`` has r and a factor, the others r. ``lora`` and ``dora`` scale by
+    alpha/r, ``rslora`` by alpha/sqrt(r), ``miss`` not at all. ``spec`` has the dropout of all (for ``lokr``, of ranks),
+    and says how factors of ``cdka`` and ``krona`` start and scale.
 
     Raises:
         ValueError: the method is unknown.
@@ -49,15 +50,26 @@ def adapter_config(
             scaling=spec.scaling,
             **common,
         )
-    if method in ("lora", "rslora"):
+    if method in ("lora", "rslora", "dora"):
         return LoraConfig(
             r=params["r"],
             lora_alpha=params["alpha"],
             lora_dropout=spec.dropout,
             use_rslora=method == "rslora",
+            use_dora=method == "dora",
             **common,
         )
-    raise ValueError(f"unknown method {method!r}; available: cdka, krona, lora, rslora")
+    if method == "miss":
+        return MissConfig(r=params["r"], miss_dropout=spec.dropout, **common)
+    if method == "lokr":
+        return LoKrConfig(
+            r=params["r"],
+            alpha=params["alpha"],
+            rank_dropout=spec.dropout,
+            decompose_factor=params["factor"],
+            **common,
+        )
+    raise ValueError(f"unknown method {method!r}; available: {', '.join(cdka.METHODS)}")
 
 
 def require_layers(model: nn.Module, layers: Sequence[LayerShape], heads: Collection[str]) -> None:
@@ -90,11 +102,7 @@ def require_planned(model: nn.Module, method: str, params: dict[str, Any], layer
         Rejected: it has not.
     """
     shapes = [cdka.ModuleShape(layer.name, layer.d_in, layer.d_out) for layer in layers]
-    planned = (
-        cdka.count_parameters(shapes, params["r1"], params["r2"], params["r"])
-        if method in ("cdka", "krona")
-        else cdka.count_lora_parameters(shapes, params["r"])
-    )
+    planned = cdka.count_method_parameters(method, shapes, params)
     real = sum(
         p.numel() for name, p in model.named_parameters() if p.requires_grad and any(f in name for f in _FACTORS)
     )
