@@ -509,9 +509,13 @@ def ray_needs_its_token(stack: Stack) -> None:
         published = json.loads(run("docker", "inspect", "-f", "{{json .NetworkSettings.Ports}}", container)) or {}
         assert not any(published.values()), f"ports of Ray are published: {published}"
     (pool,) = stack.containers("pool")
+    # Libraries warn in between.
     ours, wrong = (
-        run("docker", "exec", pool, "timeout", "120", "python", "-c", JOIN_RAY, token).strip().splitlines()[-1]
-        for token in ("ours", "0" * 64)
+        next((line for line in said.splitlines() if line.startswith(("joined with", "turned away"))), said)
+        for said in (
+            run("docker", "exec", pool, "timeout", "120", "python", "-c", JOIN_RAY, token)
+            for token in ("ours", "0" * 64)
+        )
     )
     assert ours.startswith("joined with"), ours
     assert wrong.startswith("turned away"), wrong

@@ -13,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from ..domain.faults import schema_faults
+from ..domain.space_faults import space_faults
 from ..domain.study_spec import StudySpec
 from ..errors import Fault, InvalidStudy
 
@@ -72,11 +73,13 @@ class StudyFile:
             InvalidStudy: with every fault that does not need the model, the data or the catalog.
         """
         try:
-            StudySpec.model_validate(self.content)
+            spec = StudySpec.model_validate(self.content)
+            faults = space_faults(spec.search_space, spec.training, spec.adapter, spec.search)
         except ValidationError as error:
             faults = schema_faults(error)
+        if faults:
             faults = [self._with_hint(fault) for fault in faults]
-            raise InvalidStudy(f"the study has {len(faults)} fault{'s' * (len(faults) != 1)}", faults) from None
+            raise InvalidStudy(f"the study has {len(faults)} fault{'s' * (len(faults) != 1)}", faults)
 
     def _with_hint(self, fault: Fault) -> Fault:
         if fault.detail != "Input should be a valid string":

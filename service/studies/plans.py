@@ -15,7 +15,8 @@ from ..domain.faults import schema_faults
 from ..domain.metrics import COMPUTED, metrics_of
 from ..domain.plan import Plan
 from ..domain.records import StoredPrediction
-from ..domain.search_space import OPTIONAL, FloatRange, SearchSpace
+from ..domain.search_space import FloatRange, SearchSpace
+from ..domain.space_faults import space_faults
 from ..domain.study_spec import AdapterSpec, BudgetSpec, CompareSpec, ModelSpec, Objective, SearchSpec, StudySpec
 from ..domain.task_spec import TaskKind, TaskSpec
 from ..domain.training_spec import TrainingSpec
@@ -189,35 +190,11 @@ def _check_search(draft: _Draft) -> list[Fault]:
 
 
 def _check_space(draft: _Draft) -> list[Fault]:
-    """Values that a parameter cannot take, and parameters that are fixed as well as searched."""
     space = draft.section("search_space", SearchSpace)
     if space is None:
         return []
-    faults = [Fault(f"#/search_space{place}", message) for place, message in space.value_faults()]
-    for name, where in OPTIONAL.items():
-        section = draft.section(where, AdapterSpec if where == "adapter" else TrainingSpec)
-        if section is not None and getattr(space, name) is not None and name in section.model_fields_set:
-            faults.append(Fault(f"#/{where}/{name}", f"search_space names {name}, too; name it in one of the two"))
-    training, search = draft.section("training", TrainingSpec), draft.section("search", SearchSpec)
-    if training is not None and not faults:
-        faults += _ratio_faults(space, training)
-    if search is not None and search.pruner != "none" and len(space.ends("epochs") if space.epochs else []) > 1:
-        message = "trials of different lengths cannot be compared at one evaluation: write search.pruner: none"
-        faults.append(Fault("#/search_space/epochs", message))
-    return faults
-
-
-def _ratio_faults(space: SearchSpace, training: TrainingSpec) -> list[Fault]:
-    """Faults of a ratio of LoRA+ beside optimizers that have none."""
-    ratios = space.ends("lora_plus_ratio") if space.lora_plus_ratio is not None else [training.lora_plus_ratio]
-    optimizers = (space.values("optimizer") if space.optimizer is not None else None) or [training.optimizer]
-    without = [name for name in optimizers if not name.startswith("adamw")]
-    if ratios == [1] or not without:
-        return []
-    if space.optimizer is None and space.lora_plus_ratio is None:
-        return []  # the section's own fault
-    place = "#/search_space/lora_plus_ratio" if space.lora_plus_ratio is not None else "#/search_space/optimizer"
-    return [Fault(place, f"lora_plus_ratio is for adamw and adamw_fused, not {', '.join(without)}")]
+    training, adapter = draft.section("training", TrainingSpec), draft.section("adapter", AdapterSpec)
+    return space_faults(space, training, adapter, draft.section("search", SearchSpec))
 
 
 def _check_compare(draft: _Draft) -> list[Fault]:

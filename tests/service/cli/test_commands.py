@@ -32,6 +32,19 @@ def read(command: Any, *arguments: str) -> Any:
     return json.loads(said(command, *arguments, "--json"))
 
 
+def test_validate_finds_what_a_search_space_gets_wrong_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    text = yaml.safe_dump(make_study(), sort_keys=False)
+    text = text.replace("search_space:\n", "search_space:\n  weight_decay: {low: 0, high: 2}\n  batch_size: 4\n")
+    file.write_text(text)
+    found = CliRunner().invoke(cli.app, ["validate", str(file)])
+    assert isinstance(found.exception, errors.InvalidStudy)
+    lines = text.split("\n")
+    for words, key in (("less than or equal to 1", "  weight_decay"), ("one of the two", "  batch_size: 8")):
+        number = next(k for k, line in enumerate(lines, 1) if line.startswith(key))
+        assert any(words in line and f"{file}:{number}:" in line for line in found.stderr.split("\n")), found.stderr
+
+
 def test_a_named_configuration_sets_what_else_the_study_searches(command: Any, api: Api) -> None:
     study = api.create(search_space={"schedule": {"choices": ["linear", "cosine"]}, "dropout": {"low": 0, "high": 0.5}})
     point = ["--r1", "2", "--r2", "4", "--r", "4", "--alpha", "8", "--learning-rate", "0.001"]

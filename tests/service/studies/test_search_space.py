@@ -193,6 +193,12 @@ def test_what_is_searched_is_not_fixed_as_well(api: Api) -> None:
     assert "one of the two" in faults["#/training/batch_size"]
 
 
+def test_a_study_that_was_read_can_be_posted_again(api: Api) -> None:
+    study = created(api, searched())
+    again = created(api, study["spec"])
+    assert again["spec"] == study["spec"]
+
+
 def test_epochs_are_searched_without_a_pruner_only(api: Api) -> None:
     body = make_study(search_space={"epochs": {"low": 1, "high": 3}}, search={"pruner": "asha", "trials": 4})
     body["training"] = {"max_length": 16}

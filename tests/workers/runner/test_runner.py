@@ -110,6 +110,36 @@ def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner
             assert sum(scores) / 20 == pytest.approx(t["metrics"]["accuracy"])
 
 
+def test_every_method_trains_on_one_warm_model(api: Api, runner: Runner) -> None:
+    """The same trial before and after the others gives the same weights: no method leaves a trace in the base model."""
+    methods = ["cdka", "lora", "rslora", "dora", "miss", "lokr", "krona"]
+    one = {"r1": 2, "r2": 4, "r": 4, "alpha": 16, "learning_rate": 0.001}
+    study = api.create(
+        search={"trials": 9, "replicates": 2, "sampler": "grid"},
+        search_space={**one, "method": {"choices": methods}, "dropout": 0.1},
+        budget={"min_fill": 0},
+        training={"epochs": 1},
+    )
+    for count in (8, 1):
+        params = {**one, "dropout": 0.1}
+        assert api.call("POST", f"/studies/{study['id']}/trials", json={"params": params}).status_code == 201
+        for _ in range(count):
+            step(runner)
+    done = trials(api, study)
+    assert all(t["state"] == "completed" for t in done), [(t["method"], t["failure"]) for t in done]
+    assert {t["method"] for t in done} == set(methods)
+    kinds = {
+        t["method"]: json.loads((Path(t["artifact"]) / "adapter_config.json").read_text())["peft_type"] for t in done
+    }
+    expected = {"dora": "LORA", "rslora": "LORA", "krona": "CDKA"}
+    assert kinds == {m: expected.get(m, m.upper()) for m in methods}
+    same = [_weights(t["artifact"]) for t in done if t["method"] == "cdka" and t["seed"] == done[0]["seed"]]
+    assert len(same) >= 2
+    assert done[-1]["method"] == "cdka"
+    for name, value in same[0].items():
+        assert all(torch.equal(value, other[name]) for other in same[1:])
+
+
 def test_a_cancelled_study_stops_training_early(api: Api, runner: Runner) -> None:
     study = api.create(search={"trials": 1}, training={"epochs": 400})
     lease = runner._next_lease()
