@@ -257,6 +257,16 @@ class Trials:
             counts[study_id][TrialPhase(phase), TrialState(state)] = count
         return counts
 
+    def stopped_for_good(self, study_id: str) -> int:
+        """How many search trials were stopped as hopeless, and cannot be continued."""
+        query = select(func.count()).where(
+            TrialRow.study_id == study_id,
+            TrialRow.phase == TrialPhase.SEARCH,
+            TrialRow.state == TrialState.PRUNED,
+            TrialRow.stop_reason == StopReason.PRUNED,
+        )
+        return self._session.scalar(query) or 0
+
     def _count(self, study_id: str, changes: Mapping[tuple[TrialPhase, TrialState], int]) -> None:
         rows = [
             {"study_id": study_id, "phase": phase, "state": state, "count": change}

@@ -16,6 +16,7 @@ from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.statistics import FEWEST_SEEDS, Estimate, estimate, paired_difference, spearman
 from ..domain.study_spec import Direction
 from ..search.coordinates import CDKA, method_of
+from ..search.pruners import Halving
 from ..studies.confirmation import best_trial
 
 
@@ -35,7 +36,9 @@ def _compare(ctx: Context, study: Study) -> Comparison:
         confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
         predictions = Studies(session).predictions(study.id)
         scores = Trials(session).scores(study.id)
-    return build_comparison(study, searched(ctx, study.id), confirmed, predictions, scores)
+        # Where trials can be held, only those without a checkpoint are stopped for good.
+        unheld = Trials(session).stopped_for_good(study.id) if Halving.of(study.spec) is not None else 0
+    return build_comparison(study, searched(ctx, study.id), confirmed, predictions, scores, unheld)
 
 
 def searched(ctx: Context, study_id: str) -> list[Observation]:
@@ -49,8 +52,12 @@ def build_comparison(
     confirmed: Sequence[Trial],
     predictions: Mapping[str, Sequence[StoredPrediction]],
     scores: Mapping[str, list[float]],
+    unheld: int = 0,
 ) -> Comparison:
-    """The comparison, as a pure function of records."""
+    """The comparison, as a pure function of records.
+
+    ``unheld`` is the number of trials that successive halving could not hold.
+    """
     objective = study.spec.objective
     best = best_trial(searched, objective.metric, objective.direction)
     results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
@@ -71,7 +78,7 @@ def build_comparison(
         best_trial=None if best is None else _best(best, objective.metric),
         candidates=results,
         predictors=predictors,
-        notes=[*_notes(study, results), *_unmeasured(study, predictions)],
+        notes=[*_notes(study, results), *_unheld(unheld), *_unmeasured(study, predictions)],
     )
 
 
@@ -214,6 +221,16 @@ def verdict(predictor: str, result: CandidateResult | None, study: Study) -> str
     if regret.high < 0:
         return f"{who} beat what the search found{rate}: {number}, {interval}"
     return f"no evidence that searching beat {who}{rate}: {number}, {interval}"
+
+
+def _unheld(count: int) -> list[str]:
+    if not count:
+        return []
+    were, they = ("trials were", "they") if count != 1 else ("trial was", "it")
+    return [
+        f"{count} {were} stopped for good at a rung instead of being held, because {they} had no checkpoint to continue "
+        "from: all runners must reach one artifact store (CDKA_ARTIFACTS_URL)."
+    ]
 
 
 def _unmeasured(study: Study, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[str]:

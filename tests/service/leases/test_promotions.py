@@ -123,6 +123,8 @@ def test_a_search_ends_with_as_many_completed_trials_as_it_asks_for(api: Api) ->
     second = leased(api)
     api.finish(second, "completed", 0.5)
     assert states(api, study) == ["pruned", "completed", "completed", "pruned"]
+    notes = api.call("GET", f"/studies/{study['id']}/comparison").json()["notes"]
+    assert not [n for n in notes if "checkpoint" in n]
 
 
 @pytest.mark.parametrize("how", ["released", "cancelled"])
@@ -132,6 +134,9 @@ def test_a_trial_without_a_checkpoint_is_pruned_instead(api: Api, how: str) -> N
     assert api.report(lease, 0.5).json()["reason"] == "waiting"
     assert api.finish(lease, how, 0.5).json()["trial_state"] == "pruned"
     assert trials_of(api, study)[0]["stop_reason"] == "pruned"
+    notes = api.call("GET", f"/studies/{study['id']}/comparison").json()["notes"]
+    (note,) = [n for n in notes if "checkpoint" in n]
+    assert note.startswith("1 trial was stopped for good")
 
 
 def test_a_runner_that_is_lost_while_it_stops_leaves_its_trial_waiting(api: Api, clock: FakeClock) -> None:

@@ -97,10 +97,10 @@ def test_confirmation_trains_all_candidates_with_the_winners_values(api: Api) ->
     assert found["state"] == "completed"
     first = found["candidates"][0]["params"]
     for candidate in found["candidates"]:
-        own = {"init_weights", "scaling"} if candidate["name"] == "guideline_published" else set()
-        assert {n: candidate["params"][n] for n in SPACE if n not in own} == {
-            n: first[n] for n in SPACE if n not in own
-        }
+        params = candidate["params"]
+        own = {"init_weights", "scaling"} if candidate["name"] in ("guideline_published", "lora") else set()
+        assert {n: params[n] for n in SPACE if n not in own} == {n: first[n] for n in SPACE if n not in own}
+        assert candidate["name"] != "lora" or not own & set(params), "LoRA has neither"
     published = next(c for c in found["candidates"] if c["name"] == "guideline_published")["params"]
     assert (published["init_weights"], published["scaling"], published["alpha"]) == ("kaiming", "cdka", 64)
     (note,) = [n for n in found["notes"] if "may favour it" in n]
