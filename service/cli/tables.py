@@ -138,9 +138,9 @@ def print_comparison(comparison: ComparisonOut, console: Console) -> None:
 
 def rankings_table(ranking: RankingOut) -> Table:
     """The head of a predictor's ranking."""
-    said = (
-        f"best of {ranking.ranked} configurations" if ranking.state == "ready" else f"{ranking.state}: {ranking.reason}"
-    )
+    said = f"best pairs of {ranking.ranked} configurations"
+    if ranking.state != "ready":
+        said = f"{ranking.state}: {ranking.reason}"
     table = Table(title=f"{ranking.predictor}: {said}")
     for name in ("r1, r2, r", "parameters", "score"):
         table.add_column(name, justify="right")

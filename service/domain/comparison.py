@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .states import VerdictKind
 from .statistics import Estimate
+from .verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class CandidateResult:
     estimate: Estimate | None
     regret: Estimate | None
     flags: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class PredictorResult:
     spearman: float | None
     compared_trials: int
     verdict: str
+    verdict_kind: VerdictKind
+    seeds_to_settle: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,19 @@ class StopReason(StrEnum):
     STOPPED = "stopped"  # the server gave no reason that this version knows
 
 
+class VerdictKind(StrEnum):
+    """The search against something else, on the test split."""
+
+    BETTER = "better"  # the best found is ahead, by more than the margin or by an amount that may exceed it
+    EQUAL = "equal"  # the whole interval lies within the margin
+    WORSE = "worse"
+    UNDECIDED = "undecided"
+    TOO_FEW_SEEDS = "too_few_seeds"
+    SAME = "same"  # the best found is that very configuration
+    PENDING = "pending"  # not confirmed yet
+    NONE = "none"  # there is no confirmation
+
+
 class EventKind(StrEnum):
     """The kinds of events of a study."""
 

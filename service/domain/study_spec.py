@@ -224,6 +224,11 @@ class CompareSpec(BaseModel):
     seeds: Annotated[int, Field(ge=0, le=100)] = 5
     learning_rate: Literal["tuned", "shared"] = "tuned"
     tuning_trials: Annotated[int, Field(ge=2, le=100)] = 4
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Differences within it are practically equal: in points for shares such as accuracy (default 0.5), "
+        "else in the metric's unit (default 1 % of the best found).",
+    )
 
 
 class StudySpec(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..context.context import Context
@@ -12,9 +13,10 @@ from ..domain.comparison import CandidateResult, Comparison, PredictorResult
 from ..domain.metrics import IN_POINTS
 from ..domain.records import Candidate, Observation, StoredPrediction, Study, Trial
 from ..domain.search_space import OPTIONAL
-from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState, VerdictKind
 from ..domain.statistics import FEWEST_SEEDS, Estimate, estimate, paired_difference, spearman
 from ..domain.study_spec import Direction
+from ..domain.verdicts import Verdict, judge, seeds_to_settle
 from ..search.coordinates import CDKA, method_of
 from ..search.pruners import Halving
 from ..studies.confirmation import best_trial
@@ -61,10 +63,17 @@ def build_comparison(
     objective = study.spec.objective
     best = best_trial(searched, objective.metric, objective.direction)
     results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
+    mean = results[0].estimate.mean if results and results[0].estimate else None
+    for k, result in enumerate(results):
+        if result.name != "best":
+            said = _verdict(_who(result.name, result.title), result.name, result.regret, study, confirmed, mean)
+            results[k] = replace(result, verdict=said)
     by_name = {r.name: r for r in results}
-    predictors = [
-        _predictor(study, name, ranking, by_name.get(name), searched, best) for name, ranking in predictions.items()
-    ]
+    predictors = []
+    for name, ranking in predictions.items():
+        own = by_name.get(name)
+        said = _verdict(_who(name, f"{name}'s choice"), name, own.regret if own else None, study, confirmed, mean)
+        predictors.append(_predictor(study, name, ranking, searched, best, own, said))
     return Comparison(
         study_id=study.id,
         study=study.name,
@@ -163,9 +172,10 @@ def _predictor(
     study: Study,
     name: str,
     ranking: Sequence[StoredPrediction],
-    result: CandidateResult | None,
     searched: Sequence[Observation],
     best: Observation | None,
+    result: CandidateResult | None,
+    verdict: Verdict,
 ) -> PredictorResult:
     scores = {p.structure: p.score for p in ranking}
     ranks = {p.structure: k + 1 for k, p in enumerate(ranking)}
@@ -186,8 +196,15 @@ def _predictor(
         ranked=len(ranking),
         spearman=spearman([p for p, _ in compared], [o for _, o in compared]) if compared else None,
         compared_trials=len(compared),
-        verdict=verdict(name, result, study),
+        verdict=verdict.sentence,
+        verdict_kind=verdict.kind,
+        seeds_to_settle=verdict.seeds,
     )
+
+
+def _who(name: str, title: str) -> str:
+    """A candidate in a sentence."""
+    return "the guideline" if name == "guideline" else title
 
 
 def _structure(trial: Observation) -> tuple[int, int, int] | None:
@@ -197,40 +214,97 @@ def _structure(trial: Observation) -> tuple[int, int, int] | None:
     return trial.params["r1"], trial.params["r2"], trial.params["r"]
 
 
-def verdict(predictor: str, result: CandidateResult | None, study: Study) -> str:
-    """A predictor's regret in words. With too few seeds it says so instead of a verdict."""
-    who = f"the {predictor}" if predictor == "guideline" else f"{predictor}'s choice"
-    if any(c.name == predictor and c.runs_as == "best" for c in study.candidates):
-        return f"the search found nothing better than {who}"
-    regret = result.regret if result else None
+def _verdict(
+    who: str, candidate: str, regret: Estimate | None, study: Study, confirmed: Sequence[Trial], best: float | None
+) -> Verdict:
+    """What a difference says, in words. With too few seeds it says so instead of a verdict."""
+    if any(c.name == candidate and c.runs_as == "best" for c in study.candidates):
+        return Verdict(VerdictKind.SAME, f"the search found nothing better than {who}")
     if regret is None:
-        ended = study.phase is StudyPhase.CONFIRMATION or study.spec.compare.seeds
-        return "not confirmed yet" if ended else "not confirmed: compare.seeds is 0"
-    metric = study.spec.objective.metric
-    scale, unit = (100.0, " points") if metric in IN_POINTS else (1.0, f" {metric}")
-    number = f"{regret.mean * scale:+.1f}{unit}" if scale == 100.0 else f"{regret.mean:+.4g}{unit}"
+        if study.phase is StudyPhase.CONFIRMATION or study.spec.compare.seeds:
+            return Verdict(VerdictKind.PENDING, "not confirmed yet")
+        return Verdict(VerdictKind.NONE, "not confirmed: compare.seeds is 0")
+    told = _Told.of(study)
+    margin = told.margin(study.spec.compare.margin, best)
+    kind = judge(regret, margin)
     rate = " at the winner's learning rate" if study.spec.compare.learning_rate == "shared" else ""
-    if regret.seeds < FEWEST_SEEDS or regret.low is None or regret.high is None:
-        return f"too few seeds for a verdict: {number} over {regret.seeds} seed{'s' * (regret.seeds != 1)}{rate}"
-    if scale == 100.0:
-        interval = f"95 % interval {regret.low * scale:+.1f} to {regret.high * scale:+.1f}"
-    else:
-        interval = f"95 % interval {regret.low:+.4g} to {regret.high:+.4g}"
-    if regret.low > 0:
-        return f"searching beat {who}{rate}: {number}, {interval}"
-    if regret.high < 0:
-        return f"{who} beat what the search found{rate}: {number}, {interval}"
-    return f"no evidence that searching beat {who}{rate}: {number}, {interval}"
+    number = told.difference(regret.mean)
+    if kind is VerdictKind.TOO_FEW_SEEDS or regret.low is None or regret.high is None:
+        count = f"{regret.seeds} seed{'s' * (regret.seeds != 1)}"
+        return Verdict(kind, f"too few seeds for a verdict: {number} over {count}{rate}", margin)
+    numbers = f"{number}, 95 % interval {told.bare(regret.low)} to {told.bare(regret.high)}"
+    if kind is VerdictKind.EQUAL:
+        within = f"practically equal{rate} (within {told.size(margin)})"
+        return Verdict(kind, f"searching and {who} are {within}: {numbers}", margin)
+    if kind is VerdictKind.BETTER:
+        return Verdict(kind, f"searching beat {who}{rate}: {numbers}", margin)
+    if kind is VerdictKind.WORSE:
+        return Verdict(kind, f"{who} beat what the search found{rate}: {numbers}", margin)
+    seeds = seeds_to_settle(regret, margin)
+    open_ = f"no evidence that searching beat {who}{rate}: {numbers}"
+    if seeds is None:
+        settles = "no number of seeds up to 1,000 is likely to settle it: a larger test split may"
+        return Verdict(kind, f"{open_}; {settles}", margin)
+    seconds = _seconds(study, candidate, confirmed, seeds - regret.seeds)
+    cost = "" if seconds is None else f", {_duration(seconds)} of training"
+    more = seeds - regret.seeds
+    settles = f"{more} more seed{'s' * (more != 1)} of both would settle it with a probability of 80 %{cost}"
+    return Verdict(kind, f"{open_}; {settles}", margin, seeds, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """How differences of a metric are told: shares in points (hundredths), others in their own unit."""
+
+    metric: str
+    in_points: bool
+
+    @classmethod
+    def of(cls, study: Study) -> _Told:
+        metric = study.spec.objective.metric
+        return cls(metric, metric in IN_POINTS)
+
+    def margin(self, given: float | None, best: float | None) -> float:
+        """The margin in the metric's own unit: half a point, or 1 % of the best found, unless one is given."""
+        if self.in_points:
+            return (0.5 if given is None else given) / 100
+        return abs(best or 0.0) / 100 if given is None else given
+
+    def bare(self, value: float) -> str:
+        return f"{value * 100:+.1f}" if self.in_points else f"{value:+.4g}"
+
+    def difference(self, value: float) -> str:
+        return f"{self.bare(value)}{' points' if self.in_points else f' {self.metric}'}"
+
+    def size(self, value: float) -> str:
+        return f"{value * 100:.3g} points" if self.in_points else f"{value:.3g} {self.metric}"
+
+
+def _seconds(study: Study, candidate: str, confirmed: Sequence[Trial], seeds: int) -> float | None:
+    """What further seeds of the best found and of a candidate would take, as those before took."""
+    runs = {c.name: c.runs_as for c in study.candidates}
+    total = 0.0
+    for name in ("best", runs.get(candidate, candidate)):
+        taken = [float(t.resources["seconds"]) for t in confirmed if t.candidate == name and "seconds" in t.resources]
+        if not taken:
+            return None
+        total += sum(taken) / len(taken) * seeds
+    return total
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _unheld(count: int) -> list[str]:
     if not count:
         return []
     were, they = ("trials were", "they") if count != 1 else ("trial was", "it")
-    return [
-        f"{count} {were} stopped for good at a rung instead of being held, because {they} had no checkpoint to continue "
-        "from: all runners must reach one artifact store (CDKA_ARTIFACTS_URL)."
-    ]
+    why = f"because {they} had no checkpoint to continue from"
+    advice = "all runners must reach one artifact store (CDKA_ARTIFACTS_URL)"
+    return [f"{count} {were} stopped for good at a rung instead of being held, {why}: {advice}."]
 
 
 def _unmeasured(study: Study, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[str]:

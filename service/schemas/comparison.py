@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
+from ..domain.states import VerdictKind
 from .wire import Wire
 
 
@@ -15,6 +18,16 @@ class EstimateOut(Wire):
     low: float | None
     high: float | None
     seeds: int
+
+
+class VerdictOut(Wire):
+    """The best found against a candidate, on the test split."""
+
+    kind: VerdictKind
+    sentence: str
+    margin: float | None = Field(description="Differences within it count as practically equal; in the metric's unit.")
+    seeds: int | None = Field(description="How many seeds in all would settle an undecided question, at 80 % power.")
+    seconds: float | None = Field(description="What the missing seeds of both would take, summed over trials.")
 
 
 class CandidateOut(Wire):
@@ -30,6 +43,7 @@ class CandidateOut(Wire):
     estimate: EstimateOut | None
     regret: EstimateOut | None
     flags: list[str]
+    verdict: VerdictOut | None = Field(default=None, description="Null for the best found itself.")
 
 
 class PredictorOut(Wire):
@@ -42,6 +56,8 @@ class PredictorOut(Wire):
     spearman: float | None
     compared_trials: int
     verdict: str
+    verdict_kind: VerdictKind
+    seeds_to_settle: int | None
 
 
 class ComparisonOut(Wire):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..domain.inputs import Inputs
 from ..domain.plan import LayerShape, MemoryNeed
-from ..domain.records import Ranking, RankingState, Study
+from ..domain.records import Ranking, RankingState, StoredPrediction, Study
 from ..domain.search_space import Pair
 from ..domain.states import EventKind, StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import AdapterSpec, BudgetSpec, ModelSpec, Objective, Predictor, StudySpec
@@ -45,7 +45,7 @@ class RankingOut(Wire):
     state: RankingState = RankingState.READY
     reason: str | None = Field(default=None, description="Why the predictor has not spoken.")
     ranked: int = Field(description="How many configurations the predictor ranked.")
-    best: list[PredictionOut]
+    best: list[PredictionOut] = Field(description="The first pairs (r1, r2), each at its best r.")
 
 
 class BudgetOut(Wire):
@@ -146,10 +146,18 @@ def rankings(found: Sequence[Ranking], shown: int = SHOWN_PREDICTIONS) -> list[R
             state=ranking.state,
             reason=ranking.reason,
             ranked=len(ranking.predictions),
-            best=[PredictionOut.model_validate(p) for p in ranking.predictions[:shown]],
+            best=[PredictionOut.model_validate(p) for p in _pairs(ranking.predictions)[:shown]],
         )
         for ranking in found
     ]
+
+
+def _pairs(predictions: Sequence[StoredPrediction]) -> list[StoredPrediction]:
+    """The first, and so the best, prediction of each pair (r1, r2)."""
+    once: dict[tuple[int, int], StoredPrediction] = {}
+    for prediction in predictions:
+        once.setdefault((prediction.r1, prediction.r2), prediction)
+    return list(once.values())
 
 
 class StrategyOut(Wire):

@@ -101,7 +101,7 @@ def test_submit_show_compare_and_json(command: Any, tmp_path: Path, api: Api) ->
     assert "tiny" in command("studies")[1]
     assert "0.5000" in command("show", study_id)[1]
     assert "guideline" in command("compare", study_id)[1]
-    assert "guideline: best of" in command("predict", str(study_file(tmp_path)))[1]
+    assert "guideline: best pairs of" in command("predict", str(study_file(tmp_path)))[1]
     assert command("token", "create", "--name", "x", "--role", "viewer")[1].startswith("cdka_")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.domain.statistics import estimate, paired_difference, spearman
-from tests.conftest import Api
+from tests.conftest import Api, make_study
 
 
 def compared(api: Api, study: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +74,12 @@ def test_a_clear_win_gets_a_verdict(api: Api) -> None:
     found = compared(api, study)
     guideline = found["predictors"][0]
     assert guideline["verdict"].startswith("searching beat the guideline at the winner's learning rate: +10.")
+    assert (guideline["verdict_kind"], guideline["seeds_to_settle"]) == ("better", None)
+    rows = {c["name"]: c["verdict"] for c in found["candidates"]}
+    assert rows["best"] is None
+    assert rows["guideline"]["sentence"] == guideline["verdict"]
+    assert rows["guideline"]["margin"] == 0.005
+    assert rows["lora"]["kind"] == "better"
     assert guideline["regret"]["low"] < guideline["regret"]["mean"] < guideline["regret"]["high"]
     assert guideline["rank_of_winner"] >= 1
     assert guideline["compared_trials"] == 6
@@ -81,9 +88,28 @@ def test_a_clear_win_gets_a_verdict(api: Api) -> None:
 
 def test_noise_gets_no_verdict(api: Api) -> None:
     study, _ = play(api, 0.002, 0.03)
-    verdict = compared(api, study)["predictors"][0]["verdict"]
+    guideline = compared(api, study)["predictors"][0]
+    verdict, seeds = guideline["verdict"], guideline["seeds_to_settle"]
     assert verdict.startswith("no evidence that searching beat the guideline at the winner's learning rate: ")
     assert "95 % interval" in verdict
+    assert guideline["verdict_kind"] == "undecided"
+    assert seeds > guideline["regret"]["seeds"]
+    assert f"{seeds - guideline['regret']['seeds']} more seeds of both would settle it" in verdict
+
+
+def test_an_interval_within_the_margin_is_practically_equal(api: Api) -> None:
+    study, _ = play(api, 0.002, 0.0005, margin=1.5)
+    guideline = compared(api, study)["predictors"][0]
+    assert guideline["verdict_kind"] == "equal"
+    assert "searching and the guideline are practically equal" in guideline["verdict"]
+    assert "(within 1.5 points)" in guideline["verdict"]
+
+
+@pytest.mark.parametrize("margin", [-1, "wide", float("inf")])
+def test_a_margin_is_a_number_from_0_on(api: Api, margin: Any) -> None:
+    body = make_study(compare={"margin": margin})
+    response = api.call("POST", "/studies", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422)
 
 
 def test_two_seeds_give_numbers_but_no_verdict(api: Api) -> None:

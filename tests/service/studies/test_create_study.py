@@ -29,6 +29,9 @@ def test_creating_a_study_returns_predictions_and_counts(api: Api) -> None:
     cost = sum(4 * (2 * x["d_in"] // 4 + 4 * x["d_out"] // 2) for x in study["layers"])
     assert study["budget"]["max_parameters"] == cost
     assert [p["predictor"] for p in study["predictions"]] == ["guideline", "alignment"]
+    for ranking in study["predictions"]:
+        pairs = [(p["r1"], p["r2"]) for p in ranking["best"]]
+        assert len(pairs) == len(set(pairs)), "each pair once, at its best r"
     assert all(p["parameters"] <= cost for ranking in study["predictions"] for p in ranking["best"])
     assert study["state"] == "queued"
     for s in study["structures"]:
