@@ -76,8 +76,10 @@ def _progress_line(study: StudyOut, best: str) -> str:
     return ", ".join([*parts, best]) if best else ", ".join(parts)
 
 
-def structure(params: dict[str, object]) -> str:
-    """``r1, r2, r`` of a configuration; LoRA's are 1, 1, rank."""
+def structure(method: str, params: Mapping[str, object]) -> str:
+    """An adapter's sizes: (r1, r2, r) of CDKA, KronA and LoRA, which is (1, 1, r); else its r, and LoKr's factor."""
+    if method in ("miss", "lokr"):
+        return ", ".join(f"{name} {params[name]}" for name in ("r", "factor") if name in params)
     return f"{params.get('r1', 1)}, {params.get('r2', 1)}, {params.get('r', '?')}"
 
 
@@ -111,7 +113,7 @@ def _row(c: CandidateOut) -> list[str]:
     flags = "".join(f"\n[dim]{flag}[/dim]" for flag in c.flags)
     return [
         c.title + flags,
-        structure(c.params),
+        structure(c.method, c.params),
         _number(c.params.get("alpha")),
         _number(c.params.get("learning_rate")),
         f"{c.parameters:,}",
@@ -214,7 +216,7 @@ def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
             t.candidate or t.phase,
             t.state,
             t.method,
-            structure(t.params),
+            structure(t.method, t.params),
             _number(t.params.get("alpha")),
             _number(t.params.get("learning_rate")),
             *(_number(t.params.get(name)) for name in others),

@@ -316,13 +316,17 @@ def _unmeasured(study: Study, predictions: Mapping[str, Sequence[StoredPredictio
 
 def _notes(study: Study, results: Sequence[CandidateResult]) -> list[str]:
     compare = study.spec.compare
-    notes = ["Confirmation runs are judged on the test split, which the search never saw, with seeds it never used."]
-    if compare.learning_rate == "shared":
-        notes.append("All candidates run at the winner's learning rate, which favours the winner.")
-    else:
+    notes = []
+    if compare.seeds:
         notes.append(
-            f"Every candidate's learning rate was tuned in a search of {compare.tuning_trials} trials of its own."
+            "Confirmation runs are judged on the test split, which the search never saw, with seeds it never used."
         )
+        if compare.learning_rate == "shared":
+            notes.append("All candidates run at the winner's learning rate, which favours the winner.")
+        else:
+            tuned = "was" if any(r.finished for r in results) else "will be"
+            trials = f"a search of {compare.tuning_trials} trials of its own"
+            notes.append(f"Every candidate's learning rate {tuned} tuned in {trials}.")
     shared = [name for name in OPTIONAL if getattr(study.spec.search_space, name) is not None]
     if shared and results:
         values = ", ".join(f"{name} {results[0].params[name]}" for name in shared if name in results[0].params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.conftest import Api
 
 
@@ -140,3 +142,14 @@ def test_further_parameters_have_columns(api: Api) -> None:
     page = api.http.get(f"/studies/{study['id']}").text
     assert "<th>dropout</th><th>schedule</th>" in page
     assert ">linear<" in page or ">cosine<" in page
+
+
+def test_sizes_are_those_of_the_method(api: Api) -> None:
+    study = api.create(
+        search={"trials": 12, "sampler": "random"}, search_space={"method": {"choices": ["lokr", "miss"]}}
+    )
+    api.run_all(lambda t: 0.5)
+    login(api)
+    page = api.http.get(f"/studies/{study['id']}").text
+    assert re.search(r'<td class="figures">r \d+, factor \d+</td>', page)
+    assert re.search(r'<td class="figures">r \d+</td>', page)
