@@ -24,7 +24,7 @@ from .kronecker import kron_delta, kron_linear
 from .layer import CdkaLayer, layer_dimensions
 from .memory import MemoryEstimate, estimate_memory
 from .merging import load_adapted, merge_adapter
-from .methods import METHODS, MethodSize, count_method_parameters, size_in_budget
+from .methods import METHODS, MethodSize, count_method_parameters, size_in_budget, unsupported_layers
 from .model import CdkaModel
 from .modules import CdkaConv2d, CdkaLinear
 from .predictors import FROM_BUDGET, PREDICTORS, Prediction, predict
@@ -98,6 +98,7 @@ __all__ = [
     "to_lokr",
     "to_lora",
     "truncate_factors",
+    "unsupported_layers",
     "unused_layers",
     "read_header",
     "weight_files",

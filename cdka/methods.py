@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from peft.tuners.lokr.layer import factorization
+from torch import nn
 
 from .counts import ModuleShape, count_lora_parameters, count_parameters, feasible
 from .errors import BudgetError, CdkaError
@@ -59,6 +60,8 @@ def size_in_budget(method: str, shapes: Sequence[ModuleShape], max_parameters: i
         BudgetError: not even the smallest fits; names its cost.
         CdkaError: the method is unknown, or is ``cdka``.
     """
+    if not shapes:
+        raise CdkaError("there is no layer to adapt")
     if method == "krona":
         one = feasible(shapes, max_parameters, r=1)
         pick = max(one, key=lambda c: (c.parameters, -abs(c.r2 - c.r1), -c.r1))
@@ -74,6 +77,16 @@ def size_in_budget(method: str, shapes: Sequence[ModuleShape], max_parameters: i
         least = min(size.parameters for size in tried)
         raise BudgetError(f"{method} needs at least {least:,} parameters; the budget is {max_parameters:,}")
     return max(fitting, key=lambda size: size.parameters)
+
+
+def unsupported_layers(model: nn.Module, names: Iterable[str], method: str) -> list[str]:
+    """Of the named layers, those that PEFT's layers of a method do not take, or whose cost is not counted here.
+
+    MiSS and LoKr are counted, and built by PEFT, for ``nn.Linear`` alone: not for ``Conv1D`` of GPT-2, or convolutions.
+    """
+    if method not in ("miss", "lokr"):
+        return []
+    return [name for name in names if not isinstance(model.get_submodule(name), nn.Linear)]
 
 
 def _sizes(method: str, shapes: Sequence[ModuleShape], max_parameters: int) -> Iterator[dict[str, int]]:

@@ -78,7 +78,7 @@ def _lease(grant: acquisition.Grant, heartbeat_seconds: float) -> LeaseOut:
             method=trial.method,
             seed=trial.seed,
             params=trial.params,
-            study=grant.study.spec.for_trial(trial.params),
+            study=grant.study.spec.settled.for_trial(trial.params),
             checkpoint=trial.checkpoint,
             attempt=grant.lease.attempt,
             layers=list(grant.study.plan.shapes),

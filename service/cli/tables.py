@@ -134,6 +134,10 @@ def print_comparison(comparison: ComparisonOut, console: Console) -> None:
         if p.spearman is not None:
             words += f" Rank correlation with {p.compared_trials} finished trials: {p.spearman:+.2f}."
         console.print(words)
+    told = {p.predictor for p in comparison.predictors}
+    for c in comparison.candidates:
+        if c.verdict is not None and c.name not in told and c.verdict.kind not in ("same", "pending", "none"):
+            console.print(f"[bold]{c.title}[/bold]: {c.verdict.sentence}.")
     for note in comparison.notes:
         console.print(f"[dim]{note}[/dim]")
 

@@ -6,7 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from .faults import schema_faults
 from .vocabulary import (
@@ -25,9 +35,17 @@ from .vocabulary import (
 )
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("write a number, not true or false")
+    return value
+
+
 Size = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 
 _NUMBER_FORMS = "write a number, {choices: [...]} or {low: ..., high: ..., log: true}"
 _INTEGER_FORMS = "write an integer, {choices: [...]} or {low: ..., high: ..., step: ...}"
@@ -92,6 +110,17 @@ class FloatRange(BaseModel):
             a, b = math.log(self.low), math.log(self.high)
             return [math.exp(a + p * (b - a)) for p in parts]
         return [self.low + p * (self.high - self.low) for p in parts]
+
+    def spread(self, count: int) -> list[float]:
+        """At most ``count`` values spread evenly inside the range; of steps, such that are values of it."""
+        values = self.grid(count)
+        if len(values) <= count:
+            return values
+        return [values[min(len(values) - 1, int((k + 0.5) * len(values) / count))] for k in range(count)]
+
+    def nearest(self, value: float) -> float:
+        """The value itself, or without the error of adding steps."""
+        return value if self.step is None else _rounded(self.low + round((value - self.low) / self.step) * self.step)
 
     @property
     def middle(self) -> float:
@@ -326,6 +355,11 @@ class SearchSpace(BaseModel):
             return [found]
         once = list(dict.fromkeys(found.choices))
         return once if isinstance(once[0], str) else sorted(once)
+
+    def settled(self) -> dict[str, Any]:
+        """The parameters of training and adapter that are named with a single value."""
+        found = {name: self.values(name) for name in OPTIONAL if getattr(self, name) is not None}
+        return {name: values[0] for name, values in found.items() if values is not None and len(values) == 1}
 
     def ends(self, name: str) -> list[Any]:
         """The values that bound a parameter besides the sizes: its choices, or its low and high."""

@@ -18,8 +18,11 @@ def space_faults(
     faults = [Fault(f"#/search_space{place}", message) for place, message in space.value_faults()]
     for name, where in OPTIONAL.items():
         section = adapter if where == "adapter" else training
-        # A study that was read from the server has every key; it can be posted again.
-        if section is None or section.model_fields_set == set(type(section).model_fields):
+        if section is None:
+            continue
+        # A study that was read from the server has every key, with its default; it can be posted again.
+        every = section.model_fields_set == set(type(section).model_fields)
+        if every and getattr(section, name) == type(section).model_fields[name].default:
             continue
         if getattr(space, name) is not None and name in section.model_fields_set:
             faults.append(Fault(f"#/{where}/{name}", f"search_space names {name}, too; name it in one of the two"))

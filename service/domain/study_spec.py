@@ -69,7 +69,7 @@ class ModelSpec(BaseModel):
 class AdapterSpec(BaseModel):
     """The adapted modules and the adapter on them.
 
-    ``init_weights`` and ``scaling`` are those of ``cdka.CdkaConfig``; baselines have their own.
+    ``init_weights`` and ``scaling`` are those of ``cdka.CdkaConfig``, for CDKA and KronA; other methods have their own.
     """
 
     model_config = STRICT
@@ -288,6 +288,11 @@ class StudySpec(BaseModel):
             if values:
                 changed[section] = getattr(self, section).model_copy(update=values)
         return self.model_copy(update=changed) if changed else self
+
+    @property
+    def settled(self) -> StudySpec:
+        """This study with what its search space names with a single value."""
+        return self.for_trial(self.search_space.settled())
 
     @property
     def metrics_wanted(self) -> set[str]:

@@ -129,7 +129,7 @@ def _is_over_time(study: Study, lease: Lease, now: datetime) -> bool:
 
 def _may_be_judged(taken: _Taken, reports: Sequence[tuple[int, dict[str, float]]], total_steps: int | None) -> int:
     """How many evaluations of the trial are not its last one."""
-    training, evaluations = taken.study.spec.for_trial(taken.trial.params).training, len(taken.trial.curve)
+    training, evaluations = taken.study.spec.settled.for_trial(taken.trial.params).training, len(taken.trial.curve)
     metric = taken.study.spec.pruning_metric
     if total_steps is not None and any(step >= total_steps and metric in values for step, values in reports):
         return evaluations - 1

@@ -227,7 +227,8 @@ def _verdict(
     told = _Told.of(study)
     margin = told.margin(study.spec.compare.margin, best)
     kind = judge(regret, margin)
-    rate = " at the winner's learning rate" if study.spec.compare.learning_rate == "shared" else ""
+    shares = study.spec.compare.learning_rate == "shared" and not candidate.startswith("best_")
+    rate = " at the winner's learning rate" if shares else ""
     number = told.difference(regret.mean)
     if kind is VerdictKind.TOO_FEW_SEEDS or regret.low is None or regret.high is None:
         count = f"{regret.seeds} seed{'s' * (regret.seeds != 1)}"
@@ -243,7 +244,7 @@ def _verdict(
     seeds = seeds_to_settle(regret, margin)
     open_ = f"no evidence that searching beat {who}{rate}: {numbers}"
     if seeds is None:
-        settles = "no number of seeds up to 1,000 is likely to settle it: a larger test split may"
+        settles = "no number of seeds up to 1,000 is likely to settle it; a larger test split or a wider margin may"
         return Verdict(kind, f"{open_}; {settles}", margin)
     seconds = _seconds(study, candidate, confirmed, seeds - regret.seeds)
     cost = "" if seconds is None else f", {_duration(seconds)} of training"
@@ -285,11 +286,15 @@ def _seconds(study: Study, candidate: str, confirmed: Sequence[Trial], seeds: in
     runs = {c.name: c.runs_as for c in study.candidates}
     total = 0.0
     for name in ("best", runs.get(candidate, candidate)):
-        taken = [float(t.resources["seconds"]) for t in confirmed if t.candidate == name and "seconds" in t.resources]
+        taken = [float(t.resources["seconds"]) for t in confirmed if _counts(t, name)]
         if not taken:
             return None
         total += sum(taken) / len(taken) * seeds
     return total
+
+
+def _counts(trial: Trial, candidate: str) -> bool:
+    return trial.candidate == candidate and trial.state is TrialState.COMPLETED and "seconds" in trial.resources
 
 
 def _duration(seconds: float) -> str:
@@ -317,20 +322,23 @@ def _unmeasured(study: Study, predictions: Mapping[str, Sequence[StoredPredictio
 def _notes(study: Study, results: Sequence[CandidateResult]) -> list[str]:
     compare = study.spec.compare
     notes = []
+    several = any(r.name.startswith("best_") for r in results)
+    who = "All candidates but the best of other methods" if several else "All candidates"
     if compare.seeds:
         notes.append(
             "Confirmation runs are judged on the test split, which the search never saw, with seeds it never used."
         )
         if compare.learning_rate == "shared":
-            notes.append("All candidates run at the winner's learning rate, which favours the winner.")
+            notes.append(f"{who} run at the winner's learning rate, which favours the winner.")
         else:
             tuned = "was" if any(r.finished for r in results) else "will be"
             trials = f"a search of {compare.tuning_trials} trials of its own"
             notes.append(f"Every candidate's learning rate {tuned} tuned in {trials}.")
     shared = [name for name in OPTIONAL if getattr(study.spec.search_space, name) is not None]
     if shared and results:
-        values = ", ".join(f"{name} {results[0].params[name]}" for name in shared if name in results[0].params)
-        notes.append(f"All candidates run with what the search chose for its winner, which may favour it: {values}.")
+        found = {name: results[0].params[name] for name in shared if name in results[0].params}
+        values = ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in found.items())
+        notes.append(f"{who} run with what the search chose for its winner, which may favour it: {values}.")
     if 0 < compare.seeds < FEWEST_SEEDS:
         notes.append(f"{compare.seeds} seeds only illustrate: no verdict is drawn from fewer than {FEWEST_SEEDS}.")
     if study.planned < study.spec.search.trials:

@@ -182,6 +182,11 @@ def _visible_space(study: Study) -> dict[str, optuna.distributions.BaseDistribut
         "r2": optuna.distributions.CategoricalDistribution(space.r2_sizes()),
         "r": optuna.distributions.IntDistribution(1, most),
     }
+    if space.method is not None:
+        visible["method"] = optuna.distributions.CategoricalDistribution(space.methods())
+        factors = [m.sizes["factor"] for m in study.plan.methods.values() if "factor" in m.sizes]
+        if factors:
+            visible["factor"] = optuna.distributions.CategoricalDistribution(factors)
     sampled = distributions(study.spec, study.plan)
     visible |= {name: sampled[name] for name in space.parameters() if name in sampled}
     return visible

@@ -56,8 +56,8 @@ class PredictorOut(Wire):
     spearman: float | None
     compared_trials: int
     verdict: str
-    verdict_kind: VerdictKind
-    seeds_to_settle: int | None
+    verdict_kind: VerdictKind = VerdictKind.NONE
+    seeds_to_settle: int | None = None
 
 
 class ComparisonOut(Wire):

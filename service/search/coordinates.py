@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -27,6 +27,7 @@ CDKA = "cdka"
 # Parameters that only some methods have.
 _HAVING: Mapping[str, frozenset[str]] = {
     "alpha": frozenset({CDKA, "krona", "lora", "rslora", "dora", "lokr"}),
+    "lora_plus_ratio": frozenset({CDKA, "krona", "lora", "rslora", "dora"}),
     "init_weights": frozenset({CDKA, "krona"}),
     "scaling": frozenset({CDKA, "krona"}),
 }
@@ -75,13 +76,19 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
     for name in space.parameters():
         if has(method, name):
             value = point[name] if name in point else (space.values(name) or [])[0]
-            params[name] = _plain(name, value)
+            found = getattr(space, name)
+            params[name] = _plain(name, found.nearest(value) if isinstance(found, FloatRange) else value)
     return params
 
 
 def has(method: str, name: str) -> bool:
     """Whether a method has the parameter of that name."""
     return method in _HAVING.get(name, {method})
+
+
+def is_own(name: str) -> bool:
+    """Whether a parameter means something else in each method that has it."""
+    return name in ("alpha", "init_weights", "scaling")
 
 
 def parameters_of(params: Mapping[str, Any], plan: Plan) -> int:
@@ -127,12 +134,20 @@ def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str
 def _holds(distribution: BaseDistribution, value: Any) -> bool:
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    return distribution._contains(distribution.to_internal_repr(value))
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:  # 0 has no logarithm
+        return False
 
 
-def is_finite(spec: StudySpec) -> bool:
-    """Whether the space holds finitely many configurations: no parameter is a range of real numbers."""
-    return all(spec.search_space.values(name) is not None for name in spec.search_space.parameters())
+def is_finite(spec: StudySpec, methods: Sequence[str] = ()) -> bool:
+    """Whether there are finitely many configurations of ``methods`` (by default of all that are searched).
+
+    That is so if none of their parameters is a range of real numbers.
+    """
+    space = spec.search_space
+    mine = [n for n in space.parameters() if any(has(method, n) for method in methods or space.methods())]
+    return all(space.values(name) is not None for name in mine)
 
 
 def grid_size(spec: StudySpec, plan: Plan, steps: int) -> int:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 
 from ..domain.records import UNRECORDED, Observation
 from ..domain.study_spec import Direction, Objective
-from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite, to_params
+from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite, method_of, to_params
 from .history import History
 from .policy import Problem, Proposal, Verdict
 from .pruners import PRUNERS, Halving
@@ -30,6 +30,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 # If a proposal was tried before, ask again with another seed, up to this many times; then enumerate what is left.
 REPEATED_ASKS = 8
+# Random configurations to try where a large space has few that are allowed.
+RANDOM_DRAWS = 50
 
 
 def derive_seed(study_seed: int, number: int, repeated: int = 0) -> int:
@@ -60,26 +62,42 @@ class OptunaPolicy:
                 proposal = self._ask(problem, space, history, number, repeated)
                 if (allowed := self._allowed(problem, history, proposal)) is not None:
                     return allowed
-            endless = not is_finite(problem.spec) or grid_size(problem.spec, problem.plan, 1) > LARGEST_GRID
-            if endless and proposal is not None and not history.is_barred(proposal.params):
+            assert proposal is not None
+            too_many = grid_size(problem.spec, problem.plan, 1) > LARGEST_GRID
+            endless = too_many or not is_finite(problem.spec, [method_of(proposal.params)])
+            if endless and not history.is_barred(proposal.params):
                 return proposal
+            if too_many or not is_finite(problem.spec):
+                # Other configurations may be left, and cannot all be listed.
+                for repeated in range(REPEATED_ASKS, REPEATED_ASKS + RANDOM_DRAWS):
+                    drawn = self._ask(problem, space, history, number, repeated, "random")
+                    if (allowed := self._allowed(problem, history, drawn)) is not None:
+                        return allowed
+            if too_many:
+                return None
         return self._enumerated(problem, history, number)
 
     def _ask(
-        self, problem: Problem, space: dict[str, BaseDistribution], history: History, number: int, repeated: int
+        self,
+        problem: Problem,
+        space: dict[str, BaseDistribution],
+        history: History,
+        number: int,
+        repeated: int,
+        sampler: str | None = None,
     ) -> Proposal:
         search = problem.spec.search
-        kind = SAMPLERS[search.sampler]
+        kind = SAMPLERS[sampler or search.sampler]
         assert kind.make is not None
-        options = kind.options.model_validate(search.sampler_options)
+        options = kind.options.model_validate(search.sampler_options if sampler is None else {})
         seed = derive_seed(search.seed, number, repeated)
-        sampler = kind.make(options, search.seed, seed, number + repeated * 1_000_003 * (repeated > 0), space)
+        chosen = kind.make(options, search.seed, seed, number + repeated * 1_000_003 * (repeated > 0), space)
         several = len(problem.spec.all_objectives) > 1
         found = history.selected(kind.history_limit)
         seen_trials = [self._frozen(problem.study_id, space, history, o, several) for o in found]
         # A configuration that somebody named may lie outside.
         trials = [t for t in seen_trials if len(t.params) == len(space)]
-        study = self._study(problem.spec.all_objectives, trials, number, sampler)
+        study = self._study(problem.spec.all_objectives, trials, number, chosen)
         asked = study.ask(fixed_distributions=dict(space))
         seen = study._storage.get_trial(asked._trial_id)
         point = dict(asked.params)

@@ -152,7 +152,7 @@ class Halving:
     def bracket(self, number: int) -> Bracket:
         """The rungs of a trial."""
         assert self.kind.rungs is not None
-        return self.kind.rungs(self.options, self.spec.training.epochs, self.spec.search.seed, number)
+        return self.kind.rungs(self.options, self.spec.settled.training.epochs, self.spec.search.seed, number)
 
     def judge(self, trials: Sequence[Observation], number: int, evaluation: int) -> Verdict:
         """Whether a trial goes on after an evaluation.

@@ -12,7 +12,7 @@ from ..domain.records import Candidate, NewTrial, Observation, StoredPrediction,
 from ..domain.search_space import FloatRange
 from ..domain.states import TrialPhase
 from ..domain.study_spec import Direction
-from ..search.coordinates import METHOD, has, method_of
+from ..search.coordinates import METHOD, has, is_own, method_of
 from .defaults import PUBLISHED_ADAPTER, PUBLISHED_ALPHA, typical
 from .structures import module_shapes
 
@@ -36,8 +36,9 @@ def candidates(
 ) -> list[Candidate]:
     """The candidates in display order: the best found, the best of each other method, predictions, baselines.
 
-    All but the best of other methods share the winner's alpha, its searched training, and its learning rate until that
-    is tuned, so that they differ in structure. The guideline with its published alpha is a further candidate.
+    All but the best of other methods share the winner's searched training, and its learning rate until that is tuned;
+    those of one method share the scale of the best of it. So they differ in structure. The guideline with its published
+    alpha is a further candidate.
     """
     shapes = module_shapes(study.plan)
     space = study.spec.search_space
@@ -51,17 +52,25 @@ def candidates(
         title = f"best {_TITLES[method]} found (trial {seen.number}, {_sizes_named(method, seen.params)})"
         cost = cdka.count_method_parameters(method, shapes, seen.params)
         named.append((f"best_{method}", title, method, _without_method(seen.params), cost))
-    shared = {name: best.params.get(name, typical(space, name)) for name in space.parameters()}
+    # Scales mean something else in each method: each takes those of its own best trial, if it has one.
+    own_best = {method_of(seen.params): seen.params for seen in others} | {best.method: best.params}
+
+    def shared(method: str) -> dict[str, Any]:
+        mine = own_best.get(method, best.params)
+        sources = {name: mine if is_own(name) else best.params for name in space.parameters()}
+        return {name: source.get(name, typical(space, name)) for name, source in sources.items()}
+
     for predictor, ranking in predictions.items():
         top = ranking[0]
-        params = {"r1": top.r1, "r2": top.r2, "r": top.r, **shared}
+        params = {"r1": top.r1, "r2": top.r2, "r": top.r, **shared("cdka")}
         named.append((predictor, f"{predictor}'s choice", "cdka", params, top.parameters))
         if predictor == "guideline":
-            own = {name: value for name, value in PUBLISHED_ADAPTER.items() if name in params}
+            fixed = study.spec.adapter.model_dump()
+            own = {n: v for n, v in PUBLISHED_ADAPTER.items() if n in params or fixed[n] != v}
             published = {**params, **own, "alpha": PUBLISHED_ALPHA}
             title = f"guideline as published (alpha {PUBLISHED_ALPHA:g})"
             named.append(("guideline_published", title, "cdka", published, top.parameters))
-    named += [_baseline(baseline, shapes, study.plan, shared) for baseline in study.spec.compare.baselines]
+    named += [_baseline(baseline, shapes, study.plan, shared(baseline)) for baseline in study.spec.compare.baselines]
     result: list[Candidate] = []
     for name, title, method, params, parameters in named:
         twin = next((c for c in result if (c.method, c.params) == (method, params)), None)
@@ -122,7 +131,7 @@ def tuning_trials(study: Study, chosen: Sequence[Candidate], first_number: int) 
     rates = study.spec.search_space.learning_rate
     assert isinstance(rates, FloatRange)
     winner = chosen[0].params["learning_rate"]
-    values = [winner, *rates.grid(study.spec.compare.tuning_trials - 1)]
+    values = list(dict.fromkeys([winner, *rates.spread(study.spec.compare.tuning_trials - 1)]))
     return _numbered(
         [
             (c, {**c.params, "learning_rate": value}, study.spec.search.seed)

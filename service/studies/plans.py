@@ -186,7 +186,10 @@ def _check_search(draft: _Draft) -> list[Fault]:
         return []
     objectives = draft.section("objectives", list) or []
     faults = search_faults(search, len(objectives), metrics_of(task) if task is not None else None)
-    return faults or pruner_faults(search, draft.section("training", TrainingSpec))
+    training, space = draft.section("training", TrainingSpec), draft.section("search_space", SearchSpace)
+    if training is not None and space is not None and "epochs" in (settled := space.settled()):
+        training = training.model_copy(update={"epochs": settled["epochs"]})
+    return faults or pruner_faults(search, training)
 
 
 def _check_space(draft: _Draft) -> list[Fault]:
@@ -299,9 +302,31 @@ def _check_budget(draft: _Draft) -> list[Fault]:
     budget = draft.section("budget", BudgetSpec)
     if budget is None or draft.model is None or not draft.shapes:
         return []
+    if faults := _layer_faults(draft, draft.model):
+        return faults
     draft.plan, faults = resolve(draft.model, draft.shapes, budget, draft.section("search_space", SearchSpace))
     if draft.plan is not None:
         draft.plan = draft.plan.model_copy(update={"notes": draft.notes})
+    return faults
+
+
+def _layer_faults(draft: _Draft, model: MetaModel) -> list[Fault]:
+    """Methods and baselines that do not take every adapted layer."""
+    names = [shape.name for shape in draft.shapes]
+    space, compare = draft.section("search_space", SearchSpace), draft.section("compare", CompareSpec)
+    asked: list[tuple[str, str]] = []
+    if space is not None and space.method is not None:
+        one = isinstance(space.method, str)
+        asked += [
+            (m, "#/search_space/method" if one else f"#/search_space/method/choices/{k}")
+            for k, m in enumerate([space.method] if isinstance(space.method, str) else space.method.choices)
+        ]
+    if compare is not None and compare.seeds:
+        asked += [(m, f"#/compare/baselines/{k}") for k, m in enumerate(compare.baselines)]
+    faults = []
+    for method, place in asked:
+        if without := cdka.unsupported_layers(model.module, names, method):
+            faults.append(Fault(place, f"{method} takes linear layers only; these are others: {cdka.listed(without)}"))
     return faults
 
 

@@ -63,6 +63,8 @@ def measurement(spec: StudySpec, plan: Plan) -> NewTrial | None:
         "max_parameters": plan.max_parameters,
         "candidates": [list(sizes) for sizes in sorted(candidates)],
     }
+    if spec.search_space.batch_size is not None:
+        params["batch_size"] = min(spec.search_space.ends("batch_size"))
     return NewTrial(NUMBER, TrialPhase.MEASUREMENT, "full", params, 0, spec.search.seed)
 
 

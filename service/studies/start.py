@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 import cdka
 
+from ..domain.faults import schema_faults
 from ..domain.plan import Plan
 from ..domain.records import NewTrial, StoredPrediction
 from ..domain.search_space import OPTIONAL, SearchSpace
 from ..domain.states import TrialPhase
 from ..domain.study_spec import SearchedParameters, StartConfiguration, StudySpec
+from ..domain.training_spec import TrainingSpec
 from ..errors import Fault
 from ..search.coordinates import CDKA, METHOD, to_point
 from .defaults import PUBLISHED_ALPHA, typical
@@ -25,7 +29,9 @@ def start_of(spec: StudySpec) -> Sequence[str | StartConfiguration]:
     """What a search starts with: by default each predictor that the study names, and nothing before a grid."""
     if spec.search.start is not None:
         return spec.search.start
-    return [] if spec.search.sampler == "grid" else spec.compare.predictors
+    if spec.search.sampler == "grid" or CDKA not in spec.search_space.methods():
+        return []
+    return spec.compare.predictors
 
 
 def start_faults(spec: StudySpec, plan: Plan) -> list[Fault]:
@@ -33,7 +39,9 @@ def start_faults(spec: StudySpec, plan: Plan) -> list[Fault]:
     faults = []
     for k, entry in enumerate(spec.search.start or []):
         place = f"#/search/start/{k}"
-        if isinstance(entry, StartConfiguration):
+        if CDKA not in spec.search_space.methods():
+            faults.append(Fault(place, "these are configurations of CDKA, which search_space.method does not name"))
+        elif isinstance(entry, StartConfiguration):
             faults += optional_faults(spec, entry, place)
             faults += configuration_faults(plan, _params(entry, spec, plan), place)
         elif entry not in spec.compare.predictors:
@@ -135,6 +143,29 @@ def optional_faults(spec: StudySpec, given: SearchedParameters, place: str) -> l
             fixed = getattr(getattr(spec, where), name)
             message = f"search_space does not name {name}: {where}.{name} is {fixed} in every trial; leave it out"
             faults.append(Fault(f"{place}/{name}", message))
+    return faults or _training_faults(spec, given, place)
+
+
+def _training_faults(spec: StudySpec, given: SearchedParameters, place: str) -> list[Fault]:
+    """Why values do not go together with the rest of the study: it was admitted for the values of its space."""
+    space, values = spec.search_space, _optional(spec.search_space, given.optional())
+    faults = []
+    processes = spec.resources.shape.processes
+    if given.batch_size is not None and given.batch_size % processes:
+        right = max(processes, given.batch_size // processes * processes)
+        message = f"{processes} processes share a batch of {given.batch_size} unevenly; {right} would do"
+        faults.append(Fault(f"{place}/batch_size", message))
+    elif given.batch_size is not None and given.batch_size > (most := max(space.ends("batch_size"))):
+        message = f"the study was admitted for batches of up to {most}; write {most} or less"
+        faults.append(Fault(f"{place}/batch_size", message))
+    if given.epochs is not None and spec.search.pruner != "none" and given.epochs not in space.ends("epochs"):
+        message = f"a pruner compares trials of one length: write {space.ends('epochs')[0]}, or leave it out"
+        faults.append(Fault(f"{place}/epochs", message))
+    training = {name: value for name, value in values.items() if OPTIONAL[name] == "training"}
+    try:
+        TrainingSpec.model_validate({**spec.training.model_dump(), **training})
+    except ValidationError as error:
+        faults += [Fault(place, fault.detail) for fault in schema_faults(error)]
     return faults
 
 

@@ -26,11 +26,14 @@ def resolve(
         return None, [Fault("#/budget", str(error))]
     pairs: list[Pair] = []
     if space is not None:
-        faults = _divisibility_faults(shapes, space)
-        if faults:
-            return None, faults
-        sizes = [(r1, r2) for r1 in space.r1_sizes() for r2 in space.r2_sizes()]
-        found = (_pair(shapes, limit, budget.min_fill, r1, r2, space.r_bounds()) for r1, r2 in sizes)
+        sizes, least, bounds = [(1, 1)], 0.0, None
+        if "cdka" in space.methods():
+            faults = _divisibility_faults(shapes, space)
+            if faults:
+                return None, faults
+            sizes = [(r1, r2) for r1 in space.r1_sizes() for r2 in space.r2_sizes()]
+            least, bounds = budget.min_fill, space.r_bounds()
+        found = (_pair(shapes, limit, least, r1, r2, bounds) for r1, r2 in sizes)
         pairs = [pair for pair in found if pair is not None]
         if not pairs:
             return None, [_empty_space(shapes, limit, budget.min_fill, space)]
@@ -144,7 +147,7 @@ def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configura
     """The structures that predictors rank: powers of two, and the sizes that the study names, within the budget."""
     shapes = module_shapes(plan)
     candidates = set(cdka.feasible(shapes, plan.max_parameters))
-    if space is not None:
+    if space is not None and "cdka" in space.methods():
         named = cdka.feasible(shapes, plan.max_parameters, r1=space.r1_sizes(), r2=space.r2_sizes())
         candidates.update(named)
     return sorted(candidates)

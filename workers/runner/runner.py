@@ -41,6 +41,8 @@ from .warm import Warm
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
+# After an answer that cannot be read: each further one would cost a trial a loss.
+UNREADABLE_SECONDS = 300.0
 # How long a finished trial waits for the server during an outage.
 RESULT_PATIENCE_SECONDS = 3600.0
 RETRY_SECONDS = 2.0
@@ -135,6 +137,12 @@ class Runner:
             answer = self.client.lease(self.name, self.shape, warm, host=socket.gethostname())
         except ServiceError as error:
             _log.warning("no lease: %s", error.detail)
+            return None
+        except ValidationError as error:
+            # Of a server of another release. The lease expires; other runners may understand it.
+            words = error.errors(include_url=False, include_input=False)[0]["msg"]
+            _log.error("no lease: the server's answer cannot be read; are both of one release? %s", words)
+            self._pause = UNREADABLE_SECONDS
             return None
         self._pause = answer.retry_after_seconds or POLL_SECONDS
         return answer.leases[0] if answer.leases else None

@@ -20,7 +20,7 @@ from service.search.policy import Problem, Proposal, Verdict
 from service.search.pruners import PRUNERS
 from service.search.storage import frozen
 from tests.conftest import make_study
-from tests.contracts.problems import ONE, finished, history_of, problem, small, trial, value_of
+from tests.contracts.problems import ONE, SMALL, finished, history_of, problem, small, trial, value_of
 
 
 def test_different_numbers_and_seeds_propose_different_points() -> None:
@@ -55,6 +55,22 @@ def test_a_configuration_outside_the_space_changes_no_proposal(sampler: str) -> 
     assert [policy.propose(p, beside, n) for n in range(12, 16)] == [
         policy.propose(p, history, n) for n in range(12, 16)
     ]
+
+
+def test_a_large_space_of_which_all_is_barred_ends_the_search() -> None:
+    """Its points are never listed: there may be hundreds of millions."""
+    space = {
+        **SMALL,
+        "dropout": {"low": 0, "high": 0.5, "step": 0.0001},
+        "weight_decay": {"low": 0, "high": 0.1, "step": 0.00001},
+    }
+    spec = StudySpec.model_validate(make_study(search_space=space))
+    p = Problem("s", spec, Plan(shapes=(), max_parameters=9, min_fill=0, base_parameters=0, structures=(ONE,)))
+    policy, history = OptunaPolicy(), history_of(small(), [])
+    first = policy.propose(p, history, 0)
+    assert first is not None
+    history.update([trial(0, first, TrialState.INFEASIBLE, failure=FailureKind.OUT_OF_MEMORY)])
+    assert policy.propose(p, history, 1) is None
 
 
 def test_tpe_weighs_parameters_together() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from transformers import GPT2Config
 
 import cdka
 from tests.conftest import Api, make_study
@@ -77,9 +80,54 @@ def test_the_best_of_each_method_is_confirmed(api: Api) -> None:
 
 
 def test_a_search_without_cdka_never_proposes_it(api: Api) -> None:
-    study = searched(api, "lora", search={"trials": 3})
+    study = searched(
+        api,
+        "lora",
+        search={"trials": 3, "start": None},
+        compare={"predictors": ["guideline"]},
+        space={"r1": 7, "r2": 11},
+    )
+    assert trials_of(api, study) == []
     api.run_all(lambda t: 0.5)
     assert {t["method"] for t in trials_of(api, study)} == {"lora"}
+    body = make_study(search_space={"method": "lora"}, search={"start": [{"r1": 2, "r2": 4}]})
+    (fault,) = api.call("POST", "/studies", json=body).json()["errors"]
+    assert fault["pointer"] == "#/search/start/0"
+
+
+def test_a_range_that_no_method_has_makes_nothing_endless(api: Api) -> None:
+    """MiSS has no alpha, so there is one configuration, and it runs once."""
+    study = searched(api, "miss", space={"alpha": {"low": 8, "high": 64}, "learning_rate": 0.001}, search={"trials": 6})
+    api.run_all(lambda t: 0.5)
+    assert len(trials_of(api, study)) == 1
+
+
+def test_exports_tell_methods_apart(api: Api, tmp_path: Path) -> None:
+    study = searched(api, {"choices": ["lora", "lokr"]}, search={"sampler": "qmc", "trials": 6})
+    api.run_all(lambda t: 0.5)
+    file = tmp_path / "study.db"
+    file.write_bytes(api.call("GET", f"/studies/{study['id']}/export", params={"format": "optuna"}).content)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    loaded = optuna.load_study(study_name=study["id"], storage=storage).trials
+    storage.engine.dispose()
+    mine = sorted(trials_of(api, study), key=lambda t: t["number"])
+    assert [t.params["method"] for t in loaded] == [t["method"] for t in mine]
+    assert {t.params.get("factor") is None for t in loaded if t.params["method"] == "lora"} == {True}
+
+
+def test_methods_for_linear_layers_are_refused_on_others(api: Api, data_root: Path) -> None:
+    config = GPT2Config(
+        n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=64, architectures=["GPT2LMHeadModel"]
+    )
+    config.save_pretrained(data_root / "methods-gpt2")
+    body = make_study(
+        model={"path": "methods-gpt2"},
+        search_space={"method": {"choices": ["cdka", "miss"]}},
+        compare={"seeds": 1, "learning_rate": "shared", "baselines": ["lora", "lokr"]},
+    )
+    faults = {f["pointer"]: f["detail"] for f in api.call("POST", "/studies", json=body).json()["errors"]}
+    assert set(faults) == {"#/search_space/method/choices/1", "#/compare/baselines/1"}
+    assert "c_attn" in faults["#/compare/baselines/1"]
 
 
 def test_predictors_choices_are_trials_of_a_search_over_methods(api: Api) -> None:

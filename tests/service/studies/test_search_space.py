@@ -280,3 +280,85 @@ def test_a_batch_that_ran_out_of_memory_bars_no_smaller_one(api: Api) -> None:
             api.finish(lease, value=0.5)
     states = sorted((t["params"]["batch_size"], t["state"]) for t in trials_of(api, study))
     assert states == [(4, "completed"), (4, "completed"), (8, "infeasible")]
+
+
+FIXED: dict[str, Any] = {"r1": 2, "r2": 4, "r": 4, "alpha": 16, "learning_rate": 0.001}
+
+
+def test_a_configuration_that_no_runner_could_read_is_refused(api: Api) -> None:
+    """Each value is fine by itself; together with the study's training they are not."""
+    body = make_study(search_space={"optimizer": {"choices": ["adamw", "adamw_fused"]}})
+    body["training"] = {**TRAINING, "lora_plus_ratio": 4}
+    study = created(api, body)
+    response = api.call("POST", f"/studies/{study['id']}/trials", json={"params": {**FIXED, "optimizer": "sgd"}})
+    assert response.status_code == 422
+    assert "lora_plus_ratio is for adamw" in response.text
+    body["search"] = {**body["search"], "start": [{"r1": 2, "r2": 4, "optimizer": "sgd"}]}
+    response = api.call("POST", "/studies", json=body)
+    assert [f["pointer"] for f in response.json()["errors"]] == ["#/search/start/0"]
+
+
+def test_named_batches_stay_within_what_was_admitted(api: Api) -> None:
+    body = make_study(search_space={"batch_size": {"choices": [4, 8]}}, resources={"gpus": 2, "processes": 2})
+    body["training"] = TRAINING
+    study = created(api, body)
+    for size, words in ((5, "unevenly; 4 would do"), (16, "admitted for batches of up to 8")):
+        response = api.call("POST", f"/studies/{study['id']}/trials", json={"params": {**FIXED, "batch_size": size}})
+        (fault,) = response.json()["errors"]
+        assert fault["pointer"] == "#/params/batch_size"
+        assert words in fault["detail"]
+
+
+def test_zero_beside_a_logarithm_lies_outside_the_space(api: Api) -> None:
+    body = make_study(
+        search_space={"weight_decay": {"low": 1e-4, "high": 0.1, "log": True}},
+        search={"start": [{"r1": 2, "r2": 4, "weight_decay": 0}], "trials": 2},
+    )
+    study = created(api, body)
+    api.run_all(lambda t: 0.5)
+    assert min(trials_of(api, study), key=lambda t: t["number"])["params"]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", "grid"])
+def test_a_step_runs_once(api: Api, sampler: str) -> None:
+    space = {**FIXED, "dropout": {"low": 0, "high": 0.7, "step": 0.1}}
+    created(api, make_study(search_space=space, search={"sampler": sampler, "trials": 30}, budget={"min_fill": 0}))
+    found = [t["params"]["dropout"] for t in api.run_all(lambda t: 0.5)]
+    assert sorted(found) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_tuning_takes_as_many_rates_of_a_stepped_range_as_were_asked_for(api: Api) -> None:
+    body = make_study(
+        search_space={"learning_rate": {"low": 1e-4, "high": 5e-3, "step": 1e-4}},
+        search={"trials": 2},
+        compare={"seeds": 2, "tuning_trials": 4, "predictors": [], "baselines": ["lora"]},
+    )
+    study = created(api, body)
+    api.run_all(lambda t: 0.5)
+    rates = [t["params"]["learning_rate"] for t in trials_of(api, study, phase="tuning") if t["method"] == "lora"]
+    assert 3 <= len(rates) == len(set(rates)) <= 4
+
+
+def test_a_single_value_counts_as_the_studys_own(api: Api) -> None:
+    """Twenty-seven epochs make the rungs of 27 evaluations, and options that judge from the fourth on are fine."""
+    body = make_study(
+        search_space={"epochs": 27}, search={"pruner": "asha", "pruner_options": {"min_resource": 4}, "trials": 2}
+    )
+    body["training"] = {"max_length": 16}
+    created(api, body)
+    lease = api.lease()
+    assert lease is not None
+    assert lease["trial"]["study"]["training"]["epochs"] == 27
+
+
+def test_a_section_with_every_key_conflicts_where_it_differs_from_the_default(api: Api) -> None:
+    adapter = {"target_modules": "all-linear", "dropout": 0.2, "init_weights": "kaiming", "scaling": "cdka"}
+    body = make_study(search_space={"dropout": {"low": 0, "high": 0.3}}, adapter=adapter)
+    (fault,) = api.call("POST", "/studies", json=body).json()["errors"]
+    assert fault["pointer"] == "#/adapter/dropout"
+
+
+def test_a_boolean_is_no_number(api: Api) -> None:
+    response = api.call("POST", "/studies", json=make_study(search_space={"weight_decay": True}))
+    (fault,) = response.json()["errors"]
+    assert "not true or false" in fault["detail"]
