@@ -93,7 +93,8 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
     try:
         kind = json.loads((folder / CONFIG).read_text()).get("peft_type")
         if kind != "CDKA":
-            raise AdapterError(f"{folder} holds an adapter of type {kind}, not CDKA")
+            advice = "load it with peft.PeftModel.from_pretrained, and merge it with merge_and_unload"
+            raise AdapterError(f"{folder} holds an adapter of type {kind}, not CDKA: {advice}")
         loaded: Any = CdkaConfig.from_pretrained(str(folder))
         state = load_file(folder / WEIGHTS)
     except AdapterError:
