@@ -111,7 +111,7 @@ def make_study(**changes: Any) -> dict[str, Any]:
         "training": {"epochs": 2, "batch_size": 8, "max_length": 16},
         "budget": {"configuration": {"r1": 2, "r2": 4, "r": 4}},
         "search_space": {"r1": {"choices": [1, 2, 4]}, "r2": {"choices": [1, 2, 4, 8]}},
-        "search": {"trials": 4, "concurrency": 2, "pruner": "none", "start": []},
+        "search": {"trials": 4, "concurrency": 2, "pruner": "none", "start": [], "recheck": "none"},
         "compare": {"seeds": 0},
     }
     for section, value in changes.items():

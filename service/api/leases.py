@@ -80,6 +80,7 @@ def _lease(grant: acquisition.Grant, heartbeat_seconds: float) -> LeaseOut:
             params=trial.params,
             study=grant.study.spec.settled.for_trial(trial.params),
             checkpoint=trial.checkpoint,
+            start_from=trial.start_from,
             attempt=grant.lease.attempt,
             layers=list(grant.study.plan.shapes),
             inputs=grant.study.inputs,

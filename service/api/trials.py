@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from ..domain.states import TrialPhase, TrialState
+from ..errors import Fault, InvalidRequest
 from ..leases import trial_logs
 from ..results import archives
 from ..schemas.trials import MetricOut, TrialLogOut, TrialOut, TrialRequest
@@ -62,8 +63,13 @@ def enqueue_trial(
     body: TrialRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> TrialOut:
-    """Queue a configuration of the user. It counts as one of the study's search trials."""
-    trial = trials.enqueue_trial(ctx, principal, study_id, body.params.required(), body.params)
+    """Queue a configuration of the user, or a clone of a trial. It counts as one of the study's search trials."""
+    if body.source is not None:
+        trial = trials.clone(ctx, principal, study_id, body.source, body.params.given(), warm=body.warm)
+    elif body.warm:
+        raise InvalidRequest("nothing was enqueued", [Fault("#/warm", "name the trial to start from, with from")])
+    else:
+        trial = trials.enqueue_trial(ctx, principal, study_id, body.params.required(), body.params)
     response.headers["Location"] = f"/api/v1/trials/{trial.id}"
     return TrialOut.model_validate(trial)
 

@@ -35,6 +35,7 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
         console=console,
     )
     search = progress.add_task("search", total=None, best="")
+    recheck = progress.add_task("recheck", total=None, best="", start=False, visible=False)
     confirmation = progress.add_task("confirmation", total=None, best="", start=False)
     told = ""
     # Into a file, a line for every change; in a terminal, bars that move.
@@ -49,9 +50,13 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
                 continue
             best = comparison.best_trial
             held = f"{study.search.waiting} waiting" if study.search.waiting else ""
-            said = f"best so far {best['value']:.4f} {comparison.metric} (trial {best['number']})" if best else ""
+            said = f"best so far {best['mean']:.4f} {comparison.metric} (trial {best['number']})" if best else ""
             said = ", ".join(filter(None, (held, said)))
             progress.update(search, total=study.search.planned, completed=study.search.finished, best=said)
+            if study.recheck.planned:
+                progress.start_task(recheck)
+                done = study.recheck.finished
+                progress.update(recheck, total=study.recheck.planned, completed=done, visible=True)
             if study.confirmation.planned:
                 progress.start_task(confirmation)
                 progress.update(
@@ -71,6 +76,8 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
 
 def _progress_line(study: StudyOut, best: str) -> str:
     parts = [f"{study.state}: search {study.search.finished}/{study.search.planned}"]
+    if study.recheck.planned:
+        parts.append(f"recheck {study.recheck.finished}/{study.recheck.planned}")
     if study.confirmation.planned:
         parts.append(f"confirmation {study.confirmation.finished}/{study.confirmation.planned}")
     return ", ".join([*parts, best]) if best else ", ".join(parts)

@@ -162,6 +162,11 @@ class Client(Connection):
         """Queue a configuration: r1, r2, r, alpha, learning_rate, and others that the study searches."""
         return TrialOut.model_validate(self._post(f"/studies/{study_id}/trials", {"params": dict(params)}))
 
+    def clone_trial(self, trial_id: str, changes: Mapping[str, Any] | None = None, *, warm: bool = False) -> TrialOut:
+        """Queue a trial's configuration with changes; ``warm`` starts the training from the trial's adapter."""
+        body = {"from": trial_id, "params": dict(changes or {}), "warm": warm}
+        return TrialOut.model_validate(self._post(f"/studies/{self.trial(trial_id).study_id}/trials", body))
+
     def stop_trial(self, trial_id: str) -> TrialOut:
         """Stop one trial. Its study continues."""
         return TrialOut.model_validate(self._post(f"/trials/{trial_id}/stop"))

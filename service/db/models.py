@@ -186,6 +186,9 @@ class TrialRow(Base):
     checkpoint: Mapped[str | None] = mapped_column(Text)
     artifact: Mapped[str | None] = mapped_column(Text)
     artifact_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    # The trial that this one was cloned from, and the adapter that its training began with, if any.
+    cloned_from: Mapped[str | None] = mapped_column(String(32))
+    start_from: Mapped[str | None] = mapped_column(Text)
     resources: Mapped[dict[str, Any]]
     stop_reason: Mapped[str | None] = mapped_column(Text)
     version: Mapped[int] = mapped_column(default=0)

@@ -17,7 +17,11 @@ class Observations:
         self._session = session
 
     def of_study(self, study_id: str, after_version: int = -1) -> list[Observation]:
-        """The search trials that changed after ``after_version`` of the study, by number."""
+        """The search trials that changed after ``after_version`` of the study, by number.
+
+        Those that began with another's adapter are left out: they were trained for longer, so they are not compared
+        with the others.
+        """
         query = (
             select(
                 TrialRow.number,
@@ -34,6 +38,7 @@ class Observations:
                 TrialRow.study_id == study_id,
                 TrialRow.phase == TrialPhase.SEARCH,
                 TrialRow.version > after_version,
+                TrialRow.start_from.is_(None),
             )
             .order_by(TrialRow.number)
         )

@@ -32,7 +32,7 @@ _INSERT = insert(cast(Table, TrialRow.__table__))
 _INSERTED = (
     *("id", "study_id", "number", "phase", "method", "candidate", "params", "point", "seed", "state", "parameters"),
     *("metrics", "curve", "attempts", "errors", "losses", "artifact_bytes", "resources", "version", "created_at"),
-    *("lease_id", "started_at"),
+    *("lease_id", "started_at", "cloned_from", "start_from"),
 )
 _COUNT = Upsert(
     StudyCountRow,
@@ -75,6 +75,8 @@ def trial_record(row: TrialRow) -> Trial:
         curve=row.curve,
         version=row.version,
         artifact_bytes=row.artifact_bytes,
+        cloned_from=row.cloned_from,
+        start_from=row.start_from,
     )
 
 
@@ -105,6 +107,8 @@ def _trial(study_id: str, new: NewTrial, now: datetime, version: int) -> Trial:
         started_at=None,
         finished_at=None,
         version=version,
+        cloned_from=new.cloned_from,
+        start_from=new.start_from,
     )
 
 
@@ -170,6 +174,11 @@ class Trials:
         )
         self._count(rows[0].study_id, Counter((t.phase, t.state) for t in rows))
         return rows
+
+    def find(self, trial_id: str) -> Trial | None:
+        """The trial of any team; ``None`` if there is none."""
+        row = self._session.get(TrialRow, trial_id)
+        return None if row is None else trial_record(row)
 
     def get(self, trial_id: str, team_id: str | None = None, *, lock: bool = False) -> Trial:
         """The trial, locked for this transaction if ``lock``; ``team_id`` restricts it to one team.

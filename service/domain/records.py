@@ -172,6 +172,9 @@ class Trial:
     curve: list[float] = field(default_factory=list)
     version: int = 0
     artifact_bytes: int = 0
+    # The trial whose configuration this one changes, and the adapter that its training began with.
+    cloned_from: str | None = None
+    start_from: str | None = None
 
 
 # The version of an observation whose trial is not stored yet.
@@ -235,6 +238,8 @@ class NewTrial:
     point: dict[str, Any] | None = None
     candidate: str | None = None
     attrs: dict[str, Any] | None = None
+    cloned_from: str | None = None
+    start_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

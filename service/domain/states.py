@@ -36,12 +36,13 @@ class TrialState(StrEnum):
 class TrialPhase(StrEnum):
     """The purpose of a trial.
 
-    ``measurement`` computes gradients and trains nothing; its number is -1. ``tuning`` is the learning-rate search of
-    each candidate before its seeds.
+    ``measurement`` computes gradients and trains nothing; its number is -1. ``recheck`` repeats the best search trials
+    with other seeds. ``tuning`` is the learning-rate search of each candidate before its seeds.
     """
 
     MEASUREMENT = "measurement"
     SEARCH = "search"
+    RECHECK = "recheck"
     TUNING = "tuning"
     CONFIRMATION = "confirmation"
 

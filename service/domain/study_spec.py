@@ -174,6 +174,33 @@ Start = Annotated[
 ]
 
 
+class RecheckSpec(BaseModel):
+    """At the end of the search, the ``top`` best configurations are trained again with ``seeds`` other seeds.
+
+    The one with the best mean wins. These trainings come on top of ``search.trials``.
+    """
+
+    model_config = STRICT
+    top: Annotated[int, Field(ge=2, le=100)] = 3
+    seeds: Annotated[int, Field(ge=1, le=20)] = 2
+
+
+def _recheck_form(value: object) -> str | None:
+    if isinstance(value, dict | RecheckSpec):
+        return "<recheck>"
+    return "<none>" if value == "none" else None
+
+
+Recheck = Annotated[
+    Annotated[RecheckSpec, Tag("<recheck>")] | Annotated[Literal["none"], Tag("<none>")],
+    Discriminator(
+        _recheck_form,
+        custom_error_type="recheck",
+        custom_error_message="write none, or how many configurations and seeds, such as {top: 3, seeds: 2}",
+    ),
+]
+
+
 class SearchSpec(BaseModel):
     """The search: sampler, pruner, number of trials, and the trials that it starts with.
 
@@ -196,6 +223,7 @@ class SearchSpec(BaseModel):
     finished: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=3, description="Where successive halving holds trials, the fewest that run to their end."
     )
+    recheck: Recheck = RecheckSpec()
 
 
 class LimitsSpec(BaseModel):

@@ -20,6 +20,7 @@ from ..db.metrics import Metrics
 from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
+from ..domain import seeds
 from ..domain.operation import RunnerSeen
 from ..domain.records import (
     UNRECORDED,
@@ -45,8 +46,6 @@ from .demand import queued_trials, running_trials
 ASK_ATTEMPTS = 20
 # How long one pass proposes. It then stores what it has; the next pass serves the rest.
 PASS_SECONDS = 1.0
-# Replicates of a configuration train with seeds that neither the search nor the confirmation uses otherwise.
-REPLICATE_SEED_STEP = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +278,7 @@ def _new_trial(study: Study, number: int, proposal: Proposal) -> NewTrial:
         point=proposal.point,
         attrs=proposal.attrs,
         parameters=parameters_of(proposal.params, study.plan),
-        seed=study.spec.search.seed + REPLICATE_SEED_STEP * proposal.replicate,
+        seed=seeds.repeated(study.spec.search.seed, proposal.replicate),
     )
 
 

@@ -19,7 +19,7 @@ from ..domain.study_spec import Direction
 from ..domain.verdicts import Verdict, judge, seeds_to_settle
 from ..search.coordinates import CDKA, method_of
 from ..search.pruners import Halving
-from ..studies.confirmation import best_trial
+from ..studies.recheck import Winner, winner
 
 
 def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
@@ -36,11 +36,12 @@ def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
 def _compare(ctx: Context, study: Study) -> Comparison:
     with ctx.db.read() as session:
         confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
+        repeated = Trials(session).of_study(study.id, TrialPhase.RECHECK)
         predictions = Studies(session).predictions(study.id)
         scores = Trials(session).scores(study.id)
         # Where trials can be held, only those without a checkpoint are stopped for good.
         unheld = Trials(session).stopped_for_good(study.id) if Halving.of(study.spec) is not None else 0
-    return build_comparison(study, searched(ctx, study.id), confirmed, predictions, scores, unheld)
+    return build_comparison(study, searched(ctx, study.id), confirmed, predictions, scores, repeated, unheld)
 
 
 def searched(ctx: Context, study_id: str) -> list[Observation]:
@@ -54,14 +55,16 @@ def build_comparison(
     confirmed: Sequence[Trial],
     predictions: Mapping[str, Sequence[StoredPrediction]],
     scores: Mapping[str, list[float]],
+    repeated: Sequence[Trial] = (),
     unheld: int = 0,
 ) -> Comparison:
     """The comparison, as a pure function of records.
 
-    ``unheld`` is the number of trials that successive halving could not hold.
+    ``repeated`` are the trials of the recheck. ``unheld`` counts trials that successive halving could not hold.
     """
     objective = study.spec.objective
-    best = best_trial(searched, objective.metric, objective.direction)
+    won = winner(searched, repeated, study.spec)
+    best = None if won is None else won.trial
     results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
     mean = results[0].estimate.mean if results and results[0].estimate else None
     for k, result in enumerate(results):
@@ -84,15 +87,17 @@ def build_comparison(
         split="test",
         budget=study.plan.max_parameters,
         learning_rate_rule=study.spec.compare.learning_rate,
-        best_trial=None if best is None else _best(best, objective.metric),
+        best_trial=None if won is None else _best(won, objective.metric),
         candidates=results,
         predictors=predictors,
         notes=[*_notes(study, results), *_unheld(unheld), *_unmeasured(study, predictions)],
     )
 
 
-def _best(trial: Observation, metric: str) -> dict[str, Any]:
-    return {"number": trial.number, "params": trial.params, "value": trial.metrics[metric], "split": "validation"}
+def _best(won: Winner, metric: str) -> dict[str, Any]:
+    trial = won.trial
+    found = {"number": trial.number, "params": trial.params, "value": trial.metrics[metric], "split": "validation"}
+    return {**found, "runs": len(won.values), "mean": won.mean}
 
 
 def _finished(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -> dict[int, Trial]:

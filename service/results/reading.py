@@ -28,7 +28,7 @@ def front(ctx: Context, study_id: str, team_id: str | None) -> tuple[list[Object
     """
     with ctx.db.read() as session:
         study = Studies(session).get(study_id, team_id)
-        trials = Trials(session).of_study(study_id, TrialPhase.SEARCH)
+        trials = [t for t in Trials(session).of_study(study_id, TrialPhase.SEARCH) if t.start_from is None]
     return study.spec.all_objectives, front_of(study.spec.all_objectives, trials)
 
 

@@ -36,6 +36,7 @@ class LeasedTrial(Wire):
     study: StudySpec
     checkpoint: str | None
     attempt: int
+    start_from: str | None = Field(default=None, description="The adapter that the training begins with, if any.")
     layers: list[LayerShape] = Field(default=[], description="The layers that an adapter of the study adapts.")
     inputs: Inputs | None = Field(
         default=None, description="What the study's trials are trained on; null until one has made a step."

@@ -67,6 +67,7 @@ class StudyOut(Wire):
     budget: BudgetOut
     structures: list[Pair]
     search: Progress
+    recheck: Progress = Field(description="The best configurations' repetitions with other seeds.")
     confirmation: Progress
     created_at: Time
     started_at: Time | None
@@ -102,6 +103,7 @@ class StudyOut(Wire):
             ),
             structures=list(plan.structures),
             search=_progress(counts, (TrialPhase.SEARCH,), study.planned),
+            recheck=_progress(counts, (TrialPhase.RECHECK,), None),
             confirmation=_progress(counts, (TrialPhase.TUNING, TrialPhase.CONFIRMATION), None),
             created_at=study.created_at,
             started_at=study.started_at,

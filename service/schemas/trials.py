@@ -9,6 +9,8 @@ from pydantic import Field
 from ..domain.search_space import Positive, Size
 from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.study_spec import SearchedParameters
+from ..domain.vocabulary import PLAIN
+from ..errors import Fault, InvalidRequest
 from .wire import Sent, Time, Wire
 
 
@@ -35,6 +37,8 @@ class TrialOut(Wire):
     artifact_bytes: int
     stop_reason: str | None
     resources: dict[str, Any]
+    cloned_from: str | None = Field(default=None, description="The trial whose configuration this one changes.")
+    start_from: str | None = Field(default=None, description="The adapter that its training began with.")
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
@@ -58,21 +62,48 @@ class TrialLogOut(Wire):
     running: bool = Field(description="Whether more may come.")
 
 
-class Configuration(SearchedParameters, Sent):
-    """A configuration made by hand."""
+# What a configuration of CDKA has in every study.
+REQUIRED = ("r1", "r2", "r", "alpha", "learning_rate")
 
-    r1: Size
-    r2: Size
-    r: Size
-    alpha: Annotated[Positive, Field(strict=True)]
-    learning_rate: Annotated[Positive, Field(strict=True, le=1e6)]
+
+class Configuration(SearchedParameters, Sent):
+    """A configuration made by hand; of a clone, what differs from its trial.
+
+    Without ``from``, r1, r2, r, alpha and learning_rate are required.
+    """
+
+    r1: Size | None = None
+    r2: Size | None = None
+    r: Size | None = None
+    alpha: Annotated[Positive, Field(strict=True)] | None = None
+    learning_rate: Annotated[Positive, Field(strict=True, le=1e6)] | None = None
 
     def required(self) -> dict[str, Any]:
-        """The parameters that every study searches."""
-        return self.model_dump(include={"r1", "r2", "r", "alpha", "learning_rate"})
+        """The parameters that every study searches.
+
+        Raises:
+            InvalidRequest: one is missing.
+        """
+        missing = [name for name in REQUIRED if getattr(self, name) is None]
+        if missing:
+            faults = [Fault(f"#/params/{name}", "missing; name it, or clone a trial with from") for name in missing]
+            raise InvalidRequest("the configuration is incomplete; nothing was enqueued", faults)
+        return {name: getattr(self, name) for name in REQUIRED}
+
+    def given(self) -> dict[str, Any]:
+        """The values that are given."""
+        return {name: value for name, value in self if value is not None}
 
 
 class TrialRequest(Sent):
-    """A trial to put at the end of the queue."""
+    """A trial to put at the end of the queue: a configuration, or with ``from`` a trial's with changes.
 
-    params: Configuration
+    With ``warm`` the training begins with that trial's adapter, which must have the same structure. Such a trial is no
+    candidate for the best found, because it was trained for longer.
+    """
+
+    params: Configuration = Configuration()
+    source: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN)] | None = Field(
+        default=None, alias="from", description="The id of a trial of this study."
+    )
+    warm: Annotated[bool, Field(strict=True)] = False

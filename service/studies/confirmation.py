@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import cdka
 
+from ..domain import seeds
 from ..domain.plan import Plan
 from ..domain.records import Candidate, NewTrial, Observation, StoredPrediction, Study, Trial
 from ..domain.search_space import FloatRange
@@ -148,9 +149,9 @@ def confirmation_trials(
     study: Study, chosen: Sequence[Candidate], tuned: Mapping[str, dict[str, Any]], first_number: int
 ) -> list[NewTrial]:
     """Every distinct candidate with every seed. All candidates share the seeds; the search used none of them."""
-    seeds = [study.spec.search.seed + 1 + k for k in range(study.spec.compare.seeds)]
+    fresh = seeds.confirmation(study.spec.search.seed, study.spec.compare.seeds)
     return _numbered(
-        [(c, tuned.get(c.name, c.params), seed) for seed in seeds for c in chosen if c.runs_as == c.name],
+        [(c, tuned.get(c.name, c.params), seed) for seed in fresh for c in chosen if c.runs_as == c.name],
         TrialPhase.CONFIRMATION,
         first_number,
     )

@@ -14,6 +14,7 @@ from ..domain.records import Candidate, Study, TrialCounts
 from ..domain.states import TRIAL_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
 from ..search.pruners import Halving
 from .confirmation import best_of_other_methods, best_trial, candidates, confirmation_trials, tuning_trials
+from .recheck import recheck_trials, winner
 
 
 def search_trials(counts: TrialCounts) -> int:
@@ -35,7 +36,9 @@ def advance(session: Session, study: Study, now: datetime) -> None:
     if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED and state is not TrialState.WAITING):
         return
     if study.phase is StudyPhase.SEARCH:
-        if search_trials(counts) >= study.planned and not _continue_waiting(session, study, counts, now):
+        if search_trials(counts) < study.planned or _continue_waiting(session, study, counts, now):
+            return
+        if not _recheck(session, study, now):
             _after_search(session, study, now)
         return
     confirmed = [t for t in Trials(session).of_study(study.id, TrialPhase.CONFIRMATION) if t.candidate is not None]
@@ -59,6 +62,16 @@ def _continue_waiting(session: Session, study: Study, counts: TrialCounts, now: 
     return bool(numbers)
 
 
+def _recheck(session: Session, study: Study, now: datetime) -> bool:
+    """At the end of the search: queue the repetitions that its best configurations lack."""
+    trials = Trials(session)
+    repeated = trials.of_study(study.id, TrialPhase.RECHECK)
+    searched = Observations(session).of_study(study.id)
+    missing = recheck_trials(study, searched, repeated, trials.next_number(study.id))
+    trials.add(study.id, missing, now)
+    return bool(missing)
+
+
 def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> None:
     """End a locked study: cancel queued trials and tell running ones to stop."""
     trials, studies = Trials(session), Studies(session)
@@ -74,10 +87,9 @@ def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> 
 
 def _after_search(session: Session, study: Study, now: datetime) -> None:
     studies, trials = Studies(session), Trials(session)
-    objective = study.spec.objective
     searched = Observations(session).of_study(study.id)
-    found = best_trial(searched, objective.metric, objective.direction)
-    best = None if found is None else trials.numbered(study.id, found.number)
+    found = winner(searched, trials.of_study(study.id, TrialPhase.RECHECK), study.spec)
+    best = None if found is None else trials.numbered(study.id, found.trial.number)
     if best is None:
         reason = "no search trial finished with a value; see the trials' failures"
         studies.set_state(study, StudyState.FAILED, now, reason)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sqlalchemy.orm import Session
 
 from ..context.context import Context
 from ..db.audit import Audit
@@ -11,10 +13,11 @@ from ..db.metrics import Metrics
 from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import MetricPoint, Principal, Trial
+from ..domain.records import MetricPoint, Principal, Study, Trial
 from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import SearchedParameters
-from ..errors import Conflict, InvalidRequest
+from ..errors import Conflict, Fault, InvalidRequest
+from .clones import clone_faults, clone_trial
 from .progress import advance, search_trials
 from .start import configuration_faults, optional_faults, search_trial, with_optional
 
@@ -78,13 +81,7 @@ def enqueue_trial(
     """
     now = ctx.clock()
     with ctx.db.write() as session:
-        study = Studies(session).get(study_id, caller.scope, lock=True)
-        if study.state in STUDY_ENDED or study.phase is StudyPhase.CONFIRMATION:
-            raise Conflict(f"the study is {study.state} (phase {study.phase}); extend it (PATCH trials), then enqueue")
-        if search_trials(Trials(session).counts([study_id])[study_id]) >= study.planned:
-            raise Conflict(
-                f"all {study.planned} trials of the study exist already; extend it (PATCH trials), then enqueue"
-            )
+        study = _with_room(session, caller, study_id)
         faults = optional_faults(study.spec, given, "#/params") + configuration_faults(study.plan, params, "#/params")
         if faults:
             raise InvalidRequest("the configuration cannot run; nothing was enqueued", faults)
@@ -92,6 +89,44 @@ def enqueue_trial(
         new = search_trial(study.spec, study.plan, params, Trials(session).next_number(study_id))
         (trial,) = Trials(session).add(study_id, [new], now)
         Audit(session).record(caller, now, "trial.enqueue", trial.id, study_id=study_id, params=params)
+        return trial
+
+
+def _with_room(session: Session, caller: Principal, study_id: str) -> Study:
+    """The locked study, which takes one more search trial."""
+    study = Studies(session).get(study_id, caller.scope, lock=True)
+    if study.state in STUDY_ENDED or study.phase is StudyPhase.CONFIRMATION:
+        raise Conflict(f"the study is {study.state} (phase {study.phase}); extend it (PATCH trials), then enqueue")
+    if search_trials(Trials(session).counts([study_id])[study_id]) >= study.planned:
+        raise Conflict(f"all {study.planned} trials of the study exist already; extend it (PATCH trials), then enqueue")
+    return study
+
+
+@retried
+def clone(
+    ctx: Context, caller: Principal, study_id: str, source_id: str, given: Mapping[str, Any], *, warm: bool
+) -> Trial:
+    """Queue a trial's configuration with changes. It counts as one of the study's search trials.
+
+    Raises:
+        NotFound: there is no such study in this team.
+        InvalidRequest: there is no such trial in the study, the configuration cannot run, or (``warm``) the training
+            cannot start from the trial's adapter.
+        Conflict: the study has ended, is past its search, or has no trial left.
+    """
+    now = ctx.clock()
+    with ctx.db.write() as session:
+        study = _with_room(session, caller, study_id)
+        source = Trials(session).find(source_id)
+        if source is None or source.study_id != study_id:
+            message = f"there is no trial {source_id} in this study; name one of its trials by id"
+            raise InvalidRequest("nothing was enqueued", [Fault("#/from", message)])
+        if faults := clone_faults(study, source, given, warm=warm):
+            raise InvalidRequest("the clone cannot run; nothing was enqueued", faults)
+        new = clone_trial(study, source, given, Trials(session).next_number(study_id), warm=warm)
+        (trial,) = Trials(session).add(study_id, [new], now)
+        detail = {"study_id": study_id, "from": source_id, "params": new.params, "warm": warm}
+        Audit(session).record(caller, now, "trial.clone", trial.id, **detail)
         return trial
 
 

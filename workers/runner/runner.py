@@ -13,14 +13,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from pydantic import ValidationError
 
 import cdka
 from service.client import Client
 from service.errors import InputsChanged, LeaseLost, NotFound, ServiceError
+from service.paths import is_inside
 from service.schemas.leases import LeasedTrial, LeaseOut, ResultIn
 from service.schemas.specs import FailureKind, Inputs, Shape, StopReason, TaskKind, TrialPhase
 from service.settings import Settings
@@ -31,8 +34,9 @@ from ..tasks import find_task
 from ..training.adapters import adapter_config, require_layers, require_planned
 from ..training.follow import Checkpoints
 from ..training.measurement import measure
+from ..training.start_from import load_weights
 from ..training.trial import Outcome, train_trial
-from .artifacts import size_of, store_adapter
+from .artifacts import fetch, size_of, store_adapter
 from .checkpoints import StoredCheckpoints
 from .output import CapturedOutput
 from .placement import Alone, Group, InProcess, Placement
@@ -271,6 +275,8 @@ class Runner:
         activations = self._warm.activations_of(trial, self.settings, lambda: self._stop_reason(reporter) is None)
         model = warm.lend(config, trial.seed)
         require_planned(model, trial.method, trial.params, trial.layers)
+        if trial.start_from is not None and trial.checkpoint is None:
+            self._start_from(model, trial)
         if trial.inputs is None and self._warm.inputs is not None:
             reporter.expect_inputs(self._warm.inputs)
         swap_seconds = time.perf_counter() - prepare_started
@@ -316,6 +322,20 @@ class Runner:
         if artifact is not None:
             resources["artifact_bytes"] = size_of(artifact)
         return _result(outcome, artifact, resources)
+
+    def _start_from(self, model: PeftModel, trial: LeasedTrial) -> None:
+        """Give the model the weights of the adapter that the training begins with."""
+        assert trial.start_from is not None
+        # An artifact's URL must not read anything outside of the study's folder.
+        home = f"{self.settings.artifacts_url.rstrip('/')}/studies/{trial.study_id}"
+        if not is_inside(trial.start_from, home):
+            raise ValueError(f"the adapter to start from lies outside of this study's artifacts: {trial.start_from}")
+        with tempfile.TemporaryDirectory(prefix="cdka-start-") as scratch:
+            try:
+                fetch(trial.start_from, scratch)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"the adapter to start from is gone: {trial.start_from}") from error
+            load_weights(model, Path(scratch))
 
     def _task_file(self, trial: LeasedTrial) -> cdka.TaskFile:
         """What the trial's adapter is for."""

@@ -80,13 +80,33 @@ def enqueue(
 ) -> None:
     """Queue a configuration of your own. Prints the trial's id."""
     params: dict[str, Any] = {"r1": r1, "r2": r2, "r": r, "alpha": alpha, "learning_rate": learning_rate}
-    for entry in set_ or []:
+    with session.connect() as client:
+        print(client.enqueue_trial(study_id, params | _named(set_)).id)
+
+
+@app.command()
+def clone(
+    trial_id: TrialId,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter to change, such as learning_rate=1e-4."),
+    ] = None,
+    warm: Annotated[bool, typer.Option("--warm", help="Start the training from the trial's adapter.")] = False,
+) -> None:
+    """Queue a trial's configuration again, with changes. Prints the new trial's id."""
+    with session.connect() as client:
+        print(client.clone_trial(trial_id, _named(set_), warm=warm).id)
+
+
+def _named(entries: list[str] | None) -> dict[str, Any]:
+    """The values of --set options by name."""
+    found: dict[str, Any] = {}
+    for entry in entries or []:
         name, equals, value = entry.partition("=")
         if not equals:
             raise typer.BadParameter(f"write --set NAME=VALUE, such as --set dropout=0.1; got {entry!r}")
-        params[name] = _value(value)
-    with session.connect() as client:
-        print(client.enqueue_trial(study_id, params).id)
+        found[name] = _value(value)
+    return found
 
 
 def _value(text: str) -> int | float | str:

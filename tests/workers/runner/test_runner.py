@@ -87,6 +87,41 @@ def _weights(artifact: str) -> dict[str, torch.Tensor]:
     return load_file(Path(artifact) / "adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("method", ["cdka", "lora", "lokr"])
+def test_a_warm_clone_begins_where_the_adapter_ended(api: Api, runner: Runner, method: str) -> None:
+    """With a learning rate that changes nothing, it ends where it began: head and adapter are the stored ones."""
+    study = api.create(
+        search={"trials": 2, "concurrency": 1},
+        training={"epochs": 2},
+        search_space={"method": method, "learning_rate": 5e-3, "r1": 2, "r2": 4},
+    )
+    step(runner)
+    source = trials(api, study)[0]
+    body = {"from": source["id"], "params": {"learning_rate": 1e-12}, "warm": True}
+    assert api.call("POST", f"/studies/{study['id']}/trials", json=body).status_code == 201
+    step(runner)
+    clone = trials(api, study)[1]
+    assert clone["state"] == "completed", clone["failure"]
+    assert clone["metrics"]["loss"] == pytest.approx(source["metrics"]["loss"], rel=1e-5)
+    before, after = _weights(source["artifact"]), _weights(clone["artifact"])
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
+
+
+def test_a_warm_clone_whose_adapter_is_gone_fails_alone(api: Api, runner: Runner) -> None:
+    study = api.create(search={"trials": 2, "concurrency": 1, "retries": 0}, search_space={"r1": 2, "r2": 4})
+    step(runner)
+    source = trials(api, study)[0]
+    assert api.call("POST", f"/studies/{study['id']}/trials", json={"from": source["id"], "warm": True}).is_success
+    shutil.rmtree(source["artifact"])
+    with pytest.raises(Poisoned):
+        step(runner)
+    clone = trials(api, study)[1]
+    assert (clone["state"], clone["failure"]["kind"]) == ("failed", "error")
+    assert "the adapter to start from is gone" in clone["failure"]["message"]
+    assert api.call("GET", f"/studies/{study['id']}").json()["state"] == "completed"
+
+
 def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner: Runner) -> None:
     study = api.create(
         search={"trials": 1},

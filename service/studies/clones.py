@@ -1,0 +1,77 @@
+"""Clone a trial: its configuration with changes, trained anew or from the trial's adapter on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cdka
+
+from ..domain.records import NewTrial, Study, Trial
+from ..domain.states import TrialPhase
+from ..domain.study_spec import SearchedParameters
+from ..errors import Fault
+from ..search.coordinates import CDKA, METHOD, has, to_point
+from .start import configuration_faults, optional_faults
+from .structures import module_shapes
+
+_SIZES = ("r1", "r2", "r", "factor")
+
+
+def clone_faults(study: Study, source: Trial, given: Mapping[str, Any], *, warm: bool) -> list[Fault]:
+    """Why a clone of ``source`` with the values ``given`` cannot run."""
+    if source.phase is TrialPhase.MEASUREMENT:
+        return [Fault("#/from", "this trial measures gradients and trains no adapter; name another")]
+    faults = [
+        Fault(f"#/params/{name}", f"{source.method} has no parameter {name}; leave it out")
+        for name in given
+        if (name in _SIZES and name not in source.params) or not has(source.method, name)
+    ]
+    if source.method != CDKA:
+        faults += [
+            Fault(f"#/params/{name}", f"the budget determines the sizes of {source.method}; leave {name} out")
+            for name in given
+            if name in _SIZES and name in source.params and given[name] != source.params[name]
+        ]
+    else:
+        faults += configuration_faults(study.plan, {**source.params, **given}, "#/params")
+    if not faults:
+        further = {name: value for name, value in given.items() if name in SearchedParameters.model_fields}
+        faults += optional_faults(study.spec, SearchedParameters.model_validate(further), "#/params")
+    return faults + (_warm_faults(source, given) if warm else [])
+
+
+def _warm_faults(source: Trial, given: Mapping[str, Any]) -> list[Fault]:
+    """Why a training cannot start from a trial's adapter."""
+    if source.artifact is None:
+        message = f"trial {source.number} is {source.state} and has left no adapter; leave warm out, or name another"
+        return [Fault("#/warm", message)]
+    faults = []
+    for name in _SIZES:
+        if name in given and given[name] != source.params.get(name):
+            message = (
+                f"the adapter of trial {source.number} has {name}={source.params.get(name)}; leave {name} out to start "
+                "from it, or leave warm out to train anew"
+            )
+            faults.append(Fault(f"#/params/{name}", message))
+    return faults
+
+
+def clone_trial(study: Study, source: Trial, given: Mapping[str, Any], number: int, *, warm: bool) -> NewTrial:
+    """The clone, as a search trial."""
+    params = {**source.params, **given}
+    if study.spec.search_space.method is not None:
+        params[METHOD] = source.method
+    shapes = module_shapes(study.plan)
+    return NewTrial(
+        number=number,
+        phase=TrialPhase.SEARCH,
+        method=source.method,
+        params=params,
+        # What a training is worth that began where another ended says little about its configuration.
+        point=None if warm or source.method != CDKA else to_point(params, study.spec, study.plan),
+        parameters=cdka.count_method_parameters(source.method, shapes, params),
+        seed=study.spec.search.seed,
+        cloned_from=source.id,
+        start_from=source.artifact if warm else None,
+    )

@@ -1,0 +1,102 @@
+"""Repeat the best trials of a search with further seeds, and choose the winner by the mean.
+
+The best of many single runs is in part the luckiest: its value is too high, and another configuration may be better.
+Repeating the few best ones costs less than it gains (``benchmarks/search.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import cdka
+
+from ..domain import seeds
+from ..domain.records import NewTrial, Observation, Study, Trial
+from ..domain.states import TRIAL_ENDED, TrialPhase, TrialState
+from ..domain.study_spec import Direction, RecheckSpec, StudySpec
+from ..search.coordinates import method_of
+from ..search.history import Configuration, configuration
+from .confirmation import best_trial
+from .structures import module_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The best trial of a search, and its configuration's values: the trial's own, then those of its repetitions."""
+
+    trial: Observation
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        """By which it was chosen."""
+        return mean(self.values)
+
+
+def winner(searched: Sequence[Observation], repeated: Sequence[Trial], spec: StudySpec) -> Winner | None:
+    """The best found; ``None`` if no search trial has finished with a value.
+
+    Before all repetitions have ended, and where there are none, it is the trial with the best value. After that, it is
+    the configuration with the best mean among the repeated ones, each counted from its search trial on. One of which a
+    run ended without a value comes after all others.
+    """
+    metric, direction = spec.objective.metric, spec.objective.direction
+    first = best_trial(searched, metric, direction)
+    if first is None:
+        return None
+    alone = Winner(first, [first.metrics[metric]])
+    if not repeated or any(t.state not in TRIAL_ENDED for t in repeated):
+        return alone
+    sign = -1.0 if direction is Direction.MAXIMIZE else 1.0
+    runs: dict[Configuration, list[Trial]] = {}
+    for trial in repeated:
+        if trial.state is not TrialState.CANCELLED:
+            runs.setdefault(configuration(trial.params), []).append(trial)
+    found: list[tuple[bool, float, int, Winner]] = []
+    for key, mine in runs.items():
+        origin = best_trial([t for t in searched if configuration(t.params) == key], metric, direction)
+        if origin is None:
+            continue
+        values = [t.metrics[metric] for t in mine if t.state is TrialState.COMPLETED and metric in t.metrics]
+        made = Winner(origin, [origin.metrics[metric], *values])
+        found.append((len(values) < len(mine), sign * made.mean, origin.number, made))
+    return min(found, key=lambda entry: entry[:3])[3] if found else alone
+
+
+def recheck_trials(
+    study: Study, searched: Sequence[Observation], repeated: Sequence[Trial], first_number: int
+) -> list[NewTrial]:
+    """The repetitions that the best configurations of a finished search still lack."""
+    asked = study.spec.search.recheck
+    if not isinstance(asked, RecheckSpec):
+        return []
+    objective = study.spec.objective
+    sign = -1.0 if objective.direction is Direction.MAXIMIZE else 1.0
+    values = {t.number: t.metrics.get(objective.metric, math.nan) for t in searched}
+    finished = [t for t in searched if t.state is TrialState.COMPLETED and math.isfinite(values[t.number])]
+    ranked = sorted(finished, key=lambda t: (sign * values[t.number], t.number))
+    once: dict[Configuration, Observation] = {}
+    for trial in ranked:
+        once.setdefault(configuration(trial.params), trial)
+    best = list(once.values())[: asked.top]
+    if len(best) < 2:
+        return []  # there is nothing to choose between
+    from_search = study.spec.search.replicates
+    wanted = [seeds.repeated(study.spec.search.seed, from_search + k) for k in range(asked.seeds)]
+    there = {(configuration(t.params), t.seed) for t in repeated if t.state is not TrialState.CANCELLED}
+    missing = [(t, seed) for t in best for seed in wanted if (configuration(t.params), seed) not in there]
+    shapes = module_shapes(study.plan)
+    return [
+        NewTrial(
+            number=first_number + k,
+            phase=TrialPhase.RECHECK,
+            method=method_of(t.params),
+            params=t.params,
+            parameters=cdka.count_method_parameters(method_of(t.params), shapes, t.params),
+            seed=seed,
+        )
+        for k, (t, seed) in enumerate(missing)
+    ]
