@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..domain.metrics import METRICS
@@ -17,7 +17,7 @@ from ..domain.states import StudyState
 from ..domain.study_spec import StudyChanges
 from ..errors import Changed, Fault, Forbidden, InvalidRequest
 from ..paths import resolve_inside
-from ..results import comparison, export, reading
+from ..results import comparison, export, reading, reports
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
     BudgetOut,
@@ -47,6 +47,14 @@ class Order(StrEnum):
 
     NEWEST = "newest"
     OLDEST = "oldest"
+
+
+class ReportFormat(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "md"
+    JSON = "json"
 
 
 class ExportFormat(StrEnum):
@@ -250,6 +258,27 @@ def export_study(
     return StreamingResponse(
         export.as_json(ctx, study_id, principal.scope), media_type="application/json", headers=name
     )
+
+
+_REPORTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/html": {}, "text/markdown": {}, "application/json": {}}}
+}
+
+
+@router.get("/studies/{study_id}/report", responses=problems(404) | _REPORTS, response_class=Response)
+def study_report(
+    ctx: ContextDep,
+    principal: Reader,
+    study_id: Id,
+    form: Annotated[ReportFormat, Query(alias="format")] = ReportFormat.HTML,
+) -> Response:
+    """Get a report to hand on: one HTML file, Markdown, or JSON that ``cdka submit`` runs again."""
+    report = reports.report_of(ctx, study_id, principal.scope)
+    if form is ReportFormat.JSON:
+        return Response(reports.as_json(report), media_type="application/json")
+    if form is ReportFormat.MARKDOWN:
+        return Response(reports.as_markdown(report), media_type="text/markdown; charset=utf-8")
+    return HTMLResponse(reports.as_html(report))
 
 
 def remove_file(file: Path) -> None:

@@ -58,6 +58,10 @@ class StudyFile:
             problem = error.problem if isinstance(error, MarkedYAMLError) else error
             hint = "; quote a value that begins with a special character" if _is_unquoted(error) else ""
             raise InvalidStudy(f"{path} is not YAML{place}: {problem}{hint}") from error
+        if isinstance(self.content, dict) and "report" in self.content and isinstance(self.content.get("study"), dict):
+            # A report carries the study that it is about.
+            self.content = self.content["study"]
+            self._root = _member(self._root, "study")
         if not isinstance(self.content, dict):
             raise InvalidStudy(f"{path} holds no study; see examples/ for one")
         try:
@@ -108,6 +112,11 @@ class StudyFile:
         line = self.line(fault.pointer)
         place = f"{self.path}:{line}" if line is not None else str(self.path)
         return f"{place}: {fault.pointer.removeprefix('#/').replace('/', '.') or 'study'}: {fault.detail}"
+
+
+def _member(node: Node | None, name: str) -> Node | None:
+    pairs = node.value if isinstance(node, MappingNode) else []
+    return next((value for key, value in pairs if key.value == name), None)
 
 
 def _is_unquoted(error: Exception) -> bool:

@@ -130,6 +130,10 @@ class Client(Connection):
         """Write a study to a file: ``csv`` (its trials), ``json`` (everything) or ``optuna`` (a storage)."""
         return self._download(f"/studies/{study_id}/export", file, format=form)
 
+    def write_report(self, study_id: str, file: Path, form: str = "html") -> Path:
+        """Write a study's report to a file: ``html``, ``md`` or ``json``."""
+        return self._download(f"/studies/{study_id}/report", file, format=form)
+
     def predict(self, study: Mapping[str, Any]) -> PredictionsOut:
         """Get predictions for the model, task and budget of a study. Stores nothing."""
         body = {k: study[k] for k in ("model", "adapter", "budget") if k in study}

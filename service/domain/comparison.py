@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .states import VerdictKind
-from .statistics import Estimate
+from .statistics import Chance, Estimate
 from .verdicts import Verdict
 
 
@@ -27,6 +27,10 @@ class CandidateResult:
     regret: Estimate | None
     flags: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
+    # That a fresh run of the best found is better than one of this candidate.
+    chance: Chance | None = None
+    validation: Estimate | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,23 @@ class PredictorResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """The winner's curse: the value for which a configuration was chosen, and what it reaches with fresh seeds.
+
+    ``chosen`` is the value of the search trial, ``rechecked`` the mean with its ``runs - 1`` repetitions.
+    ``optimism`` is how much better ``chosen`` is than the mean of the confirmation on the same split.
+    """
+
+    chosen: float
+    runs: int
+    rechecked: float
+    validation: Estimate | None
+    test: Estimate
+    optimism: float | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     study_id: str
     study: str
@@ -61,3 +82,6 @@ class Comparison:
     candidates: list[CandidateResult]
     predictors: list[PredictorResult]
     notes: list[str]
+    primary: str | None = None
+    answer: str = ""
+    selection: Selection | None = None

@@ -236,8 +236,44 @@ class LimitsSpec(BaseModel):
     model_config = STRICT
     hours: Annotated[float, Field(gt=0, le=87_600)] | None = None
     gpu_hours: Annotated[float, Field(gt=0, le=10_000_000)] | None = None
+    gpu_hour_price: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None, description="What an hour of a GPU costs, in your currency; for reports, not a limit."
+    )
     trial_minutes: Annotated[float, Field(gt=0, le=525_600)] | None = None
     stall_minutes: Annotated[float, Field(gt=0, le=525_600)] | None = None
+
+
+class SeedsSpec(BaseModel):
+    """Seeds of the confirmation: ``first`` of each candidate, and more in up to four looks, at most ``most``.
+
+    No more are added once the interval against the guideline decides.
+    """
+
+    model_config = STRICT
+    first: Annotated[int, Field(ge=3, le=100)] = 3
+    most: Annotated[int, Field(ge=3, le=100)] = 20
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SeedsSpec:
+        if self.first > self.most:
+            raise ValueError(f"first={self.first} is above most={self.most}")
+        return self
+
+
+def _seeds_form(value: object) -> str | None:
+    if isinstance(value, dict | SeedsSpec):
+        return "<looks>"
+    return "<number>" if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+Seeds = Annotated[
+    Annotated[SeedsSpec, Tag("<looks>")] | Annotated[int, Field(ge=0, le=100), Tag("<number>")],
+    Discriminator(
+        _seeds_form,
+        custom_error_type="seeds",
+        custom_error_message="write a number from 0 to 100, or {first: 3, most: 20}",
+    ),
+]
 
 
 class CompareSpec(BaseModel):
@@ -249,7 +285,10 @@ class CompareSpec(BaseModel):
     model_config = STRICT
     predictors: list[Predictor] = ["guideline", "alignment"]
     baselines: list[Baseline] = ["lora"]
-    seeds: Annotated[int, Field(ge=0, le=100)] = 5
+    seeds: Seeds = 5
+    top: Annotated[int, Field(ge=1, le=10)] = Field(
+        default=1, description="How many of the best configurations found are confirmed; for each method, one more."
+    )
     learning_rate: Literal["tuned", "shared"] = "tuned"
     tuning_trials: Annotated[int, Field(ge=2, le=100)] = 4
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
@@ -257,6 +296,11 @@ class CompareSpec(BaseModel):
         description="Differences within it are practically equal: in points for shares such as accuracy (default 0.5), "
         "else in the metric's unit (default 1 % of the best found).",
     )
+
+    @property
+    def first_seeds(self) -> int:
+        """The seeds with which a confirmation begins; 0: there is none."""
+        return self.seeds if isinstance(self.seeds, int) else self.seeds.first
 
 
 class StudySpec(BaseModel):

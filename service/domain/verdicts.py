@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from .metrics import IN_POINTS
 from .states import VerdictKind
-from .statistics import CONFIDENCE, FEWEST_SEEDS, Estimate
+from .statistics import FEWEST_SEEDS, Estimate
+from .study_spec import StudySpec
 
 # The probability with which the stated number of seeds settles a question, if what was seen is the truth.
 POWER = 0.8
@@ -28,6 +30,14 @@ class Verdict:
     margin: float | None = None
     seeds: int | None = None
     seconds: float | None = None
+
+
+def margin_of(spec: StudySpec, best: float | None) -> float:
+    """A study's margin in its metric's own unit: half a point, or 1 % of the best found, unless it names one."""
+    given = spec.compare.margin
+    if spec.objective.metric in IN_POINTS:
+        return (0.5 if given is None else given) / 100
+    return abs(best or 0.0) / 100 if given is None else given
 
 
 def judge(difference: Estimate, margin: float) -> VerdictKind:
@@ -57,16 +67,17 @@ def seeds_to_settle(difference: Estimate, margin: float) -> int | None:
     if difference.spread is None or difference.low is None or difference.high is None:
         return None
     mean, spread, half = abs(difference.mean), difference.spread, (difference.high - difference.low) / 2
-    normal = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
-    examples = math.sqrt(max(0.0, half**2 - _seed_part(spread, difference.seeds) ** 2)) / normal
+    confidence = difference.confidence
+    normal = float(stats.norm.ppf(0.5 + confidence / 2))
+    examples = math.sqrt(max(0.0, half**2 - _seed_part(spread, difference.seeds, confidence) ** 2)) / normal
     ahead, within = float(stats.norm.ppf(POWER)), float(stats.norm.ppf((1 + POWER) / 2))
     for n in range(max(FEWEST_SEEDS, difference.seeds + 1), MOST_SEEDS + 1):
-        width = math.hypot(_seed_part(spread, n), normal * examples)
+        width = math.hypot(_seed_part(spread, n, confidence), normal * examples)
         middle = math.hypot(spread / math.sqrt(n), examples)
         if mean >= width + ahead * middle or margin - mean >= width + within * middle:
             return n
     return None
 
 
-def _seed_part(spread: float, seeds: int) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, seeds - 1)) * spread / math.sqrt(seeds)
+def _seed_part(spread: float, seeds: int, confidence: float) -> float:
+    return float(stats.t.ppf(0.5 + confidence / 2, seeds - 1)) * spread / math.sqrt(seeds)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..context.context import Context
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.comparison import CandidateResult, Comparison, PredictorResult
-from ..domain.metrics import IN_POINTS
+from ..domain.comparison import CandidateResult, Comparison, PredictorResult, Selection
 from ..domain.records import Candidate, Observation, StoredPrediction, Study, Trial
-from ..domain.search_space import OPTIONAL
-from ..domain.states import StudyPhase, StudyState, TrialPhase, TrialState, VerdictKind
-from ..domain.statistics import FEWEST_SEEDS, Estimate, estimate, paired_difference, spearman
+from ..domain.states import TrialPhase, TrialState
+from ..domain.statistics import Chance, chance_of_more, estimate, spearman
 from ..domain.study_spec import Direction
-from ..domain.verdicts import Verdict, judge, seeds_to_settle
+from ..domain.verdicts import Verdict
 from ..search.coordinates import CDKA, method_of
 from ..search.pruners import Halving
+from ..studies.differences import (
+    BEST,
+    Scores,
+    adjusted,
+    confidence_at,
+    finished,
+    primary,
+    regret,
+    scores_of,
+    secondary_count,
+)
 from ..studies.recheck import Winner, winner
+from .fairness import flags_of
+from .sentences import Told, answer_of, notes_of, unheld_notes, unmeasured_notes, verdict_on
 
 
 def compare(ctx: Context, study_id: str, team_id: str | None) -> Comparison:
@@ -68,14 +79,14 @@ def build_comparison(
     results = [_candidate(study, c, confirmed, scores) for c in study.candidates]
     mean = results[0].estimate.mean if results and results[0].estimate else None
     for k, result in enumerate(results):
-        if result.name != "best":
-            said = _verdict(_who(result.name, result.title), result.name, result.regret, study, confirmed, mean)
+        if result.name != BEST:
+            said = verdict_on(_who(result.name, result.title), result.name, result.regret, study, confirmed, mean)
             results[k] = replace(result, verdict=said)
     by_name = {r.name: r for r in results}
     predictors = []
     for name, ranking in predictions.items():
         own = by_name.get(name)
-        said = _verdict(_who(name, f"{name}'s choice"), name, own.regret if own else None, study, confirmed, mean)
+        said = verdict_on(_who(name, f"{name}'s choice"), name, own.regret if own else None, study, confirmed, mean)
         predictors.append(_predictor(study, name, ranking, searched, best, own, said))
     return Comparison(
         study_id=study.id,
@@ -90,7 +101,10 @@ def build_comparison(
         best_trial=None if won is None else _best(won, objective.metric),
         candidates=results,
         predictors=predictors,
-        notes=[*_notes(study, results), *_unheld(unheld), *_unmeasured(study, predictions)],
+        notes=[*notes_of(study, results), *unheld_notes(unheld), *unmeasured_notes(study, predictions)],
+        primary=primary(study),
+        answer=answer_of(study, results),
+        selection=_selection(study, won, results[0] if results else None),
     )
 
 
@@ -100,77 +114,75 @@ def _best(won: Winner, metric: str) -> dict[str, Any]:
     return {**found, "runs": len(won.values), "mean": won.mean}
 
 
-def _finished(study: Study, candidate: Candidate, confirmed: Sequence[Trial]) -> dict[int, Trial]:
+def _candidate(study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Scores) -> CandidateResult:
     metric = study.spec.objective.metric
-    return {
-        t.seed: t
-        for t in confirmed
-        if t.candidate == candidate.runs_as and t.state is TrialState.COMPLETED and metric in t.metrics
-    }
-
-
-def _candidate(
-    study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Mapping[str, list[float]]
-) -> CandidateResult:
-    metric = study.spec.objective.metric
-    mine = _finished(study, candidate, confirmed)
+    mine, best = finished(study, candidate, confirmed), finished(study, study.candidates[0], confirmed)
     values = [mine[seed].metrics[metric] for seed in sorted(mine)]
     params = next(iter(mine.values())).params if mine else candidate.params
-    share = candidate.parameters / study.plan.max_parameters
-    flags = []
-    if share < study.plan.min_fill:
-        flags.append(f"uses only {share:.0%} of the budget (min_fill is {study.plan.min_fill:.0%})")
-    if share > 1:
-        flags.append(f"is over the budget ({share:.0%})")
-    failed = [t for t in confirmed if t.candidate == candidate.runs_as and t.state in _UNUSABLE]
-    if failed:
-        flags.append(f"{len(failed)} of {study.spec.compare.seeds} seeds did not finish")
-    if candidate.runs_as != candidate.name:
-        flags.append(f"identical with {candidate.runs_as!r}, whose runs stand for both")
+    validation = [found for seed in sorted(mine) if (found := _validation(mine[seed], metric)) is not None]
+    taken = [float(t.resources["seconds"]) for t in mine.values() if "seconds" in t.resources]
+    runs = {t.seed for t in confirmed if t.candidate == candidate.runs_as}
+    is_best = candidate.name == BEST
     return CandidateResult(
         name=candidate.name,
         title=candidate.title,
         method=candidate.method,
         params=params,
         parameters=candidate.parameters,
-        share_of_budget=share,
+        share_of_budget=candidate.parameters / study.plan.max_parameters,
         finished=len(mine),
-        planned=study.spec.compare.seeds,
+        planned=len(runs) or study.spec.compare.first_seeds,
         values=values,
-        estimate=estimate(values, _scores(mine, sorted(mine), scores)) if values else None,
-        regret=_regret(study, candidate, confirmed, scores),
-        flags=flags,
+        estimate=estimate(values, scores_of(mine, sorted(mine), scores)) if values else None,
+        regret=regret(study, candidate, confirmed, scores, confidence_of(study, candidate.name, confirmed)),
+        flags=flags_of(study, candidate, mine, best, confirmed),
+        chance=None if is_best else _chance(study, best, mine),
+        validation=estimate(validation) if validation else None,
+        seconds=sum(taken) / len(taken) if taken else None,
     )
 
 
-_UNUSABLE = (TrialState.FAILED, TrialState.INFEASIBLE, TrialState.CANCELLED)
+def confidence_of(study: Study, candidate: str, confirmed: Sequence[Trial]) -> float:
+    """The confidence of a candidate's interval: the primary question's own, or that of several that hold together."""
+    reached = len({t.seed for t in confirmed}) or study.spec.compare.first_seeds
+    confidence = confidence_at(study.spec.compare.seeds, reached)
+    if candidate in (BEST, primary(study)):
+        return confidence
+    return adjusted(confidence, secondary_count(study))
 
 
-def _scores(
-    trials: Mapping[int, Trial], seeds: Sequence[int], scores: Mapping[str, list[float]]
-) -> list[list[float]] | None:
-    found = [scores.get(trials[seed].id) for seed in seeds]
-    if any(s is None for s in found) or len({len(s or []) for s in found}) != 1:
+def _validation(trial: Trial, metric: str) -> float | None:
+    """What a confirmation run reached on the validation split; runs of earlier releases do not say."""
+    found = trial.resources.get("validation")
+    value = found.get(metric) if isinstance(found, dict) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _chance(study: Study, best: Mapping[int, Trial], mine: Mapping[int, Trial]) -> Chance | None:
+    metric, maximise = study.spec.objective.metric, study.spec.objective.direction is Direction.MAXIMIZE
+    sign = 1.0 if maximise else -1.0
+    first, second = ([sign * t.metrics[metric] for t in runs.values()] for runs in (best, mine))
+    return chance_of_more(first, second)
+
+
+def _selection(study: Study, won: Winner | None, result: CandidateResult | None) -> Selection | None:
+    """The winner's value when it was chosen beside what fresh seeds reach."""
+    if won is None or result is None or result.estimate is None:
         return None
-    return [list(s) for s in found if s is not None]
-
-
-def _regret(
-    study: Study, candidate: Candidate, confirmed: Sequence[Trial], scores: Mapping[str, list[float]]
-) -> Estimate | None:
-    """How far a candidate is behind the best found, over the seeds that both finished."""
-    metric = study.spec.objective.metric
-    best, mine = (_finished(study, c, confirmed) for c in (study.candidates[0], candidate))
-    seeds = sorted(best.keys() & mine.keys())
-    if not seeds:
-        return None
-    first, second = (best, mine) if study.spec.objective.direction is Direction.MAXIMIZE else (mine, best)
-    return paired_difference(
-        [first[s].metrics[metric] for s in seeds],
-        [second[s].metrics[metric] for s in seeds],
-        _scores(first, seeds, scores),
-        _scores(second, seeds, scores),
-    )
+    told = Told.of(study)
+    chosen, fresh, test = won.values[0], result.validation, result.estimate
+    sentence = f"The winner had {told.value(chosen)} on validation in the trial that put it ahead"
+    if len(won.values) > 1:
+        sentence += f" and {told.value(won.mean)} as the mean of {len(won.values)} seeds"
+    optimism = None
+    if fresh is not None:
+        sign = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
+        optimism = sign * (chosen - fresh.mean)
+        sentence += f"; with fresh seeds it reaches {told.value(fresh.mean)} there"
+        if optimism > 0:
+            sentence += f", so {told.size(optimism)} of the first value were the luck of being chosen"
+    sentence += f". On test it reaches {told.value(test.mean)}."
+    return Selection(chosen, len(won.values), won.mean, fresh, test, optimism, sentence)
 
 
 def _predictor(
@@ -217,142 +229,3 @@ def _structure(trial: Observation) -> tuple[int, int, int] | None:
     if method_of(trial.params) != CDKA:
         return None
     return trial.params["r1"], trial.params["r2"], trial.params["r"]
-
-
-def _verdict(
-    who: str, candidate: str, regret: Estimate | None, study: Study, confirmed: Sequence[Trial], best: float | None
-) -> Verdict:
-    """What a difference says, in words. With too few seeds it says so instead of a verdict."""
-    if any(c.name == candidate and c.runs_as == "best" for c in study.candidates):
-        return Verdict(VerdictKind.SAME, f"the search found nothing better than {who}")
-    if regret is None:
-        if study.phase is StudyPhase.CONFIRMATION or study.spec.compare.seeds:
-            return Verdict(VerdictKind.PENDING, "not confirmed yet")
-        return Verdict(VerdictKind.NONE, "not confirmed: compare.seeds is 0")
-    told = _Told.of(study)
-    margin = told.margin(study.spec.compare.margin, best)
-    kind = judge(regret, margin)
-    shares = study.spec.compare.learning_rate == "shared" and not candidate.startswith("best_")
-    rate = " at the winner's learning rate" if shares else ""
-    number = told.difference(regret.mean)
-    if kind is VerdictKind.TOO_FEW_SEEDS or regret.low is None or regret.high is None:
-        count = f"{regret.seeds} seed{'s' * (regret.seeds != 1)}"
-        return Verdict(kind, f"too few seeds for a verdict: {number} over {count}{rate}", margin)
-    numbers = f"{number}, 95 % interval {told.bare(regret.low)} to {told.bare(regret.high)}"
-    if kind is VerdictKind.EQUAL:
-        within = f"practically equal{rate} (within {told.size(margin)})"
-        return Verdict(kind, f"searching and {who} are {within}: {numbers}", margin)
-    if kind is VerdictKind.BETTER:
-        return Verdict(kind, f"searching beat {who}{rate}: {numbers}", margin)
-    if kind is VerdictKind.WORSE:
-        return Verdict(kind, f"{who} beat what the search found{rate}: {numbers}", margin)
-    seeds = seeds_to_settle(regret, margin)
-    open_ = f"no evidence that searching beat {who}{rate}: {numbers}"
-    if seeds is None:
-        settles = "no number of seeds up to 1,000 is likely to settle it; a larger test split or a wider margin may"
-        return Verdict(kind, f"{open_}; {settles}", margin)
-    seconds = _seconds(study, candidate, confirmed, seeds - regret.seeds)
-    cost = "" if seconds is None else f", {_duration(seconds)} of training"
-    more = seeds - regret.seeds
-    settles = f"{more} more seed{'s' * (more != 1)} of both would settle it with a probability of 80 %{cost}"
-    return Verdict(kind, f"{open_}; {settles}", margin, seeds, seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """How differences of a metric are told: shares in points (hundredths), others in their own unit."""
-
-    metric: str
-    in_points: bool
-
-    @classmethod
-    def of(cls, study: Study) -> _Told:
-        metric = study.spec.objective.metric
-        return cls(metric, metric in IN_POINTS)
-
-    def margin(self, given: float | None, best: float | None) -> float:
-        """The margin in the metric's own unit: half a point, or 1 % of the best found, unless one is given."""
-        if self.in_points:
-            return (0.5 if given is None else given) / 100
-        return abs(best or 0.0) / 100 if given is None else given
-
-    def bare(self, value: float) -> str:
-        return f"{value * 100:+.1f}" if self.in_points else f"{value:+.4g}"
-
-    def difference(self, value: float) -> str:
-        return f"{self.bare(value)}{' points' if self.in_points else f' {self.metric}'}"
-
-    def size(self, value: float) -> str:
-        return f"{value * 100:.3g} points" if self.in_points else f"{value:.3g} {self.metric}"
-
-
-def _seconds(study: Study, candidate: str, confirmed: Sequence[Trial], seeds: int) -> float | None:
-    """What further seeds of the best found and of a candidate would take, as those before took."""
-    runs = {c.name: c.runs_as for c in study.candidates}
-    total = 0.0
-    for name in ("best", runs.get(candidate, candidate)):
-        taken = [float(t.resources["seconds"]) for t in confirmed if _counts(t, name)]
-        if not taken:
-            return None
-        total += sum(taken) / len(taken) * seeds
-    return total
-
-
-def _counts(trial: Trial, candidate: str) -> bool:
-    return trial.candidate == candidate and trial.state is TrialState.COMPLETED and "seconds" in trial.resources
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _unheld(count: int) -> list[str]:
-    if not count:
-        return []
-    were, they = ("trials were", "they") if count != 1 else ("trial was", "it")
-    why = f"because {they} had no checkpoint to continue from"
-    advice = "all runners must reach one artifact store (CDKA_ARTIFACTS_URL)"
-    return [f"{count} {were} stopped for good at a rung instead of being held, {why}: {advice}."]
-
-
-def _unmeasured(study: Study, predictions: Mapping[str, Sequence[StoredPrediction]]) -> list[str]:
-    missing = [name for name in study.spec.compare.predictors if name not in predictions]
-    if study.phase is StudyPhase.MEASUREMENT:
-        return [f"The predictor {name} is being measured." for name in missing]
-    return [f"The predictor {name} could not be measured and is left out; its predictions say why." for name in missing]
-
-
-def _notes(study: Study, results: Sequence[CandidateResult]) -> list[str]:
-    compare = study.spec.compare
-    notes = []
-    several = any(r.name.startswith("best_") for r in results)
-    who = "All candidates but the best of other methods" if several else "All candidates"
-    if compare.seeds:
-        notes.append(
-            "Confirmation runs are judged on the test split, which the search never saw, with seeds it never used."
-        )
-        if compare.learning_rate == "shared":
-            notes.append(f"{who} run at the winner's learning rate, which favours the winner.")
-        else:
-            tuned = "was" if any(r.finished for r in results) else "will be"
-            trials = f"a search of {compare.tuning_trials} trials of its own"
-            notes.append(f"Every candidate's learning rate {tuned} tuned in {trials}.")
-    shared = [name for name in OPTIONAL if getattr(study.spec.search_space, name) is not None]
-    if shared and results:
-        found = {name: results[0].params[name] for name in shared if name in results[0].params}
-        values = ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in found.items())
-        notes.append(f"{who} run with what the search chose for its winner, which may favour it: {values}.")
-    if 0 < compare.seeds < FEWEST_SEEDS:
-        notes.append(f"{compare.seeds} seeds only illustrate: no verdict is drawn from fewer than {FEWEST_SEEDS}.")
-    if study.planned < study.spec.search.trials:
-        notes.append(
-            f"The space holds {study.planned} configurations; {study.spec.search.trials} trials were asked for."
-        )
-    if study.reason and study.state is StudyState.COMPLETED:
-        notes.append(f"The search ended early: {study.reason}.")
-    over = [r for r in results if r.share_of_budget < study.plan.min_fill]
-    if over:
-        notes.append("Candidates that use less of the budget than min_fill are flagged: size may explain them.")
-    return notes

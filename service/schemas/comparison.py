@@ -11,13 +11,14 @@ from .wire import Wire
 
 
 class EstimateOut(Wire):
-    """A mean over seeds; spread and 95 % interval are null where there are too few seeds."""
+    """A mean over seeds; spread and interval are null where there are too few seeds."""
 
     mean: float
     spread: float | None
     low: float | None
     high: float | None
     seeds: int
+    confidence: float = Field(default=0.95, description="The interval's own: higher where several hold together.")
 
 
 class VerdictOut(Wire):
@@ -28,6 +29,26 @@ class VerdictOut(Wire):
     margin: float | None = Field(description="Differences within it count as practically equal; in the metric's unit.")
     seeds: int | None = Field(description="How many seeds in all would settle an undecided question, at 80 % power.")
     seconds: float | None = Field(description="What the missing seeds of both would take, summed over trials.")
+
+
+class ChanceOut(Wire):
+    """A probability with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class SelectionOut(Wire):
+    """The value for which the winner was chosen, and what it reaches with fresh seeds."""
+
+    chosen: float
+    runs: int
+    rechecked: float
+    validation: EstimateOut | None
+    test: EstimateOut
+    optimism: float | None
+    sentence: str
 
 
 class CandidateOut(Wire):
@@ -44,6 +65,11 @@ class CandidateOut(Wire):
     regret: EstimateOut | None
     flags: list[str]
     verdict: VerdictOut | None = Field(default=None, description="Null for the best found itself.")
+    chance: ChanceOut | None = Field(
+        default=None, description="That a fresh run of the best found is better than one of this candidate."
+    )
+    validation: EstimateOut | None = Field(default=None, description="The same runs on the validation split.")
+    seconds: float | None = Field(default=None, description="Mean time of a run.")
 
 
 class PredictorOut(Wire):
@@ -74,3 +100,8 @@ class ComparisonOut(Wire):
     candidates: list[CandidateOut]
     predictors: list[PredictorOut]
     notes: list[str]
+    primary: str | None = Field(
+        default=None, description="The candidate of the primary question; intervals of all others hold together."
+    )
+    answer: str = Field(default="", description="The answer to the primary question; empty while it is open.")
+    selection: SelectionOut | None = None

@@ -34,12 +34,13 @@ def candidates(
     best: Trial,
     predictions: Mapping[str, Sequence[StoredPrediction]],
     others: Sequence[Observation] = (),
+    further: Sequence[Trial] = (),
 ) -> list[Candidate]:
-    """The candidates in display order: the best found, the best of each other method, predictions, baselines.
+    """The candidates in display order: the best found, ``further`` ones, the best of other methods, then the rest.
 
-    All but the best of other methods share the winner's searched training, and its learning rate until that is tuned;
-    those of one method share the scale of the best of it. So they differ in structure. The guideline with its published
-    alpha is a further candidate.
+    Predictions and baselines share the winner's searched training, and its learning rate until that is tuned; those of
+    one method share the scale of the best of it. So they differ in structure. The guideline with its published alpha is
+    one more candidate.
     """
     shapes = module_shapes(study.plan)
     space = study.spec.search_space
@@ -48,6 +49,10 @@ def candidates(
     named: list[tuple[str, str, str, dict[str, Any], int]] = [
         ("best", title, best.method, _without_method(best.params), best.parameters)
     ]
+    for rank, trial in enumerate(further, start=2):
+        what = "" if space.method is None else f", {_sizes_named(trial.method, trial.params)}"
+        title = f"found {_ordinal(rank)} (trial {trial.number}{what})"
+        named.append((f"found_{rank}", title, trial.method, _without_method(trial.params), trial.parameters))
     for seen in others:
         method = method_of(seen.params)
         title = f"best {_TITLES[method]} found (trial {seen.number}, {_sizes_named(method, seen.params)})"
@@ -88,6 +93,10 @@ def best_of_other_methods(study: Study, best: Trial, searched: Sequence[Observat
             mine = [t for t in searched if method_of(t.params) == method]
             found += [t for t in [best_trial(mine, objective.metric, objective.direction)] if t is not None]
     return found
+
+
+def _ordinal(rank: int) -> str:
+    return {2: "2nd", 3: "3rd"}.get(rank, f"{rank}th")
 
 
 def _without_method(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,10 +155,19 @@ def tuning_trials(study: Study, chosen: Sequence[Candidate], first_number: int) 
 
 
 def confirmation_trials(
-    study: Study, chosen: Sequence[Candidate], tuned: Mapping[str, dict[str, Any]], first_number: int
+    study: Study,
+    chosen: Sequence[Candidate],
+    tuned: Mapping[str, dict[str, Any]],
+    first_number: int,
+    before: int = 0,
+    count: int | None = None,
 ) -> list[NewTrial]:
-    """Every distinct candidate with every seed. All candidates share the seeds; the search used none of them."""
-    fresh = seeds.confirmation(study.spec.search.seed, study.spec.compare.seeds)
+    """Every distinct candidate with every seed. All candidates share the seeds; the search used none of them.
+
+    From the seed after the first ``before`` up to ``count`` in all (default: those with which a confirmation begins).
+    """
+    fresh = seeds.confirmation(study.spec.search.seed, study.spec.compare.first_seeds if count is None else count)
+    fresh = fresh[before:]
     return _numbered(
         [(c, tuned.get(c.name, c.params), seed) for seed in fresh for c in chosen if c.runs_as == c.name],
         TrialPhase.CONFIRMATION,

@@ -204,7 +204,7 @@ def _check_compare(draft: _Draft) -> list[Fault]:
     compare, space = draft.section("compare", CompareSpec), draft.section("search_space", SearchSpace)
     if compare is None or space is None:
         return []
-    if compare.seeds and compare.learning_rate == "tuned" and not isinstance(space.learning_rate, FloatRange):
+    if compare.first_seeds and compare.learning_rate == "tuned" and not isinstance(space.learning_rate, FloatRange):
         message = "'tuned' needs search_space.learning_rate to be a range; or say 'shared'"
         return [Fault("#/compare/learning_rate", message)]
     return []
@@ -321,7 +321,7 @@ def _layer_faults(draft: _Draft, model: MetaModel) -> list[Fault]:
             (m, "#/search_space/method" if one else f"#/search_space/method/choices/{k}")
             for k, m in enumerate([space.method] if isinstance(space.method, str) else space.method.choices)
         ]
-    if compare is not None and compare.seeds:
+    if compare is not None and compare.first_seeds:
         asked += [(m, f"#/compare/baselines/{k}") for k, m in enumerate(compare.baselines)]
     faults = []
     for method, place in asked:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from ..db.observations import Observations
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import Candidate, Study, TrialCounts
-from ..domain.states import TRIAL_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.records import Candidate, Study, Trial, TrialCounts
+from ..domain.states import (
+    TRIAL_ENDED,
+    EventKind,
+    StopReason,
+    StudyPhase,
+    StudyState,
+    TrialPhase,
+    TrialState,
+    VerdictKind,
+)
+from ..domain.verdicts import judge, margin_of
 from ..search.pruners import Halving
 from .confirmation import best_of_other_methods, best_trial, candidates, confirmation_trials, tuning_trials
-from .recheck import recheck_trials, winner
+from .differences import confidence_at, finished, looks, primary, regret
+from .recheck import further, recheck_trials, winner
 
 
 def search_trials(counts: TrialCounts) -> int:
@@ -42,10 +54,10 @@ def advance(session: Session, study: Study, now: datetime) -> None:
             _after_search(session, study, now)
         return
     confirmed = [t for t in Trials(session).of_study(study.id, TrialPhase.CONFIRMATION) if t.candidate is not None]
-    if confirmed:
-        Studies(session).set_state(study, StudyState.COMPLETED, now)
-    else:
+    if not confirmed:
         _after_tuning(session, study, now)
+    elif not _add_seeds(session, study, confirmed, now):
+        Studies(session).set_state(study, StudyState.COMPLETED, now)
 
 
 def _continue_waiting(session: Session, study: Study, counts: TrialCounts, now: datetime) -> bool:
@@ -88,17 +100,20 @@ def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> 
 def _after_search(session: Session, study: Study, now: datetime) -> None:
     studies, trials = Studies(session), Trials(session)
     searched = Observations(session).of_study(study.id)
-    found = winner(searched, trials.of_study(study.id, TrialPhase.RECHECK), study.spec)
+    repeated = trials.of_study(study.id, TrialPhase.RECHECK)
+    found = winner(searched, repeated, study.spec)
     best = None if found is None else trials.numbered(study.id, found.trial.number)
     if best is None:
         reason = "no search trial finished with a value; see the trials' failures"
         studies.set_state(study, StudyState.FAILED, now, reason)
         return
-    if study.spec.compare.seeds == 0:
+    if study.spec.compare.first_seeds == 0:
         studies.set_state(study, StudyState.COMPLETED, now)
         return
     others = best_of_other_methods(study, best, searched)
-    chosen = candidates(study, best, studies.predictions(study.id), others)
+    next_best = [trials.numbered(study.id, t.number) for t in further(searched, repeated, study.spec)]
+    found_too = [t for t in next_best if t is not None]
+    chosen = candidates(study, best, studies.predictions(study.id), others, found_too)
     study = studies.set_phase(study, StudyPhase.CONFIRMATION, now)
     if study.candidates and _found(study.candidates) == _found(chosen):
         # The extended search found nothing better, so the confirmation stays valid.
@@ -115,11 +130,33 @@ def _after_search(session: Session, study: Study, now: datetime) -> None:
 
 def _found(chosen: Sequence[Candidate]) -> list[str]:
     """The titles of what the search found."""
-    return [c.title for c in chosen if c.name.startswith("best")]
+    return [c.title for c in chosen if c.name.startswith(("best", "found"))]
 
 
-def _after_tuning(session: Session, study: Study, now: datetime) -> None:
-    trials = Trials(session)
+def _add_seeds(session: Session, study: Study, confirmed: Sequence[Trial], now: datetime) -> bool:
+    """At a look that leaves the primary question open: queue the seeds up to the next look."""
+    planned, trials = looks(study.spec.compare.seeds), Trials(session)
+    reached = len({t.seed for t in confirmed})
+    after = [n for n in planned if n > reached]
+    asked = next((c for c in study.candidates if c.name == primary(study)), None)
+    if not after or asked is None or asked.runs_as == study.candidates[0].name:
+        return False
+    scores = trials.scores(study.id)
+    best = [t.metrics[study.spec.objective.metric] for t in finished(study, study.candidates[0], confirmed).values()]
+    difference = regret(study, asked, confirmed, scores, confidence_at(study.spec.compare.seeds, reached))
+    if difference is None or not best:
+        return False  # one of both failed with every seed
+    margin = margin_of(study.spec, sum(best) / len(best))
+    if judge(difference, margin) not in (VerdictKind.UNDECIDED, VerdictKind.TOO_FEW_SEEDS):
+        return False
+    number = trials.next_number(study.id)
+    tuned = _tuned(trials, study)
+    trials.add(study.id, confirmation_trials(study, study.candidates, tuned, number, reached, after[0]), now)
+    return True
+
+
+def _tuned(trials: Trials, study: Study) -> dict[str, dict[str, Any]]:
+    """The parameters of each candidate with its best learning rate."""
     objective = study.spec.objective
     tuned = {}
     by_candidate = trials.of_study(study.id, TrialPhase.TUNING)
@@ -128,4 +165,10 @@ def _after_tuning(session: Session, study: Study, now: datetime) -> None:
         best = best_trial(mine, objective.metric, objective.direction)
         if best is not None:
             tuned[candidate.name] = best.params
+    return tuned
+
+
+def _after_tuning(session: Session, study: Study, now: datetime) -> None:
+    trials = Trials(session)
+    tuned = _tuned(trials, study)
     trials.add(study.id, confirmation_trials(study, study.candidates, tuned, trials.next_number(study.id)), now)

@@ -47,9 +47,36 @@ def winner(searched: Sequence[Observation], repeated: Sequence[Trial], spec: Stu
     first = best_trial(searched, metric, direction)
     if first is None:
         return None
-    alone = Winner(first, [first.metrics[metric]])
-    if not repeated or any(t.state not in TRIAL_ENDED for t in repeated):
-        return alone
+    found = _rechecked(searched, repeated, spec)
+    return found[0] if found else Winner(first, [first.metrics[metric]])
+
+
+def further(searched: Sequence[Observation], repeated: Sequence[Trial], spec: StudySpec) -> list[Observation]:
+    """The ``compare.top - 1`` best configurations after the winner's: first the repeated ones, by mean."""
+    won = winner(searched, repeated, spec)
+    if won is None:
+        return []
+    ranked = [w.trial for w in _rechecked(searched, repeated, spec)] + _by_value(searched, spec)
+    once: dict[Configuration, Observation] = {}
+    for trial in ranked:
+        once.setdefault(configuration(trial.params), trial)
+    return [t for t in once.values() if t.number != won.trial.number][: spec.compare.top - 1]
+
+
+def _by_value(searched: Sequence[Observation], spec: StudySpec) -> list[Observation]:
+    """The completed search trials, best first."""
+    metric = spec.objective.metric
+    sign = -1.0 if spec.objective.direction is Direction.MAXIMIZE else 1.0
+    values = {t.number: t.metrics.get(metric, math.nan) for t in searched}
+    done = [t for t in searched if t.state is TrialState.COMPLETED and math.isfinite(values[t.number])]
+    return sorted(done, key=lambda t: (sign * values[t.number], t.number))
+
+
+def _rechecked(searched: Sequence[Observation], repeated: Sequence[Trial], spec: StudySpec) -> list[Winner]:
+    """The repeated configurations, best mean first; none before every repetition has ended."""
+    metric, direction = spec.objective.metric, spec.objective.direction
+    if any(t.state not in TRIAL_ENDED for t in repeated):
+        return []
     sign = -1.0 if direction is Direction.MAXIMIZE else 1.0
     runs: dict[Configuration, list[Trial]] = {}
     for trial in repeated:
@@ -63,7 +90,7 @@ def winner(searched: Sequence[Observation], repeated: Sequence[Trial], spec: Stu
         values = [t.metrics[metric] for t in mine if t.state is TrialState.COMPLETED and metric in t.metrics]
         made = Winner(origin, [origin.metrics[metric], *values])
         found.append((len(values) < len(mine), sign * made.mean, origin.number, made))
-    return min(found, key=lambda entry: entry[:3])[3] if found else alone
+    return [entry[3] for entry in sorted(found, key=lambda entry: entry[:3])]
 
 
 def recheck_trials(
@@ -73,13 +100,8 @@ def recheck_trials(
     asked = study.spec.search.recheck
     if not isinstance(asked, RecheckSpec):
         return []
-    objective = study.spec.objective
-    sign = -1.0 if objective.direction is Direction.MAXIMIZE else 1.0
-    values = {t.number: t.metrics.get(objective.metric, math.nan) for t in searched}
-    finished = [t for t in searched if t.state is TrialState.COMPLETED and math.isfinite(values[t.number])]
-    ranked = sorted(finished, key=lambda t: (sign * values[t.number], t.number))
     once: dict[Configuration, Observation] = {}
-    for trial in ranked:
+    for trial in _by_value(searched, study.spec):
         once.setdefault(configuration(trial.params), trial)
     best = list(once.values())[: asked.top]
     if len(best) < 2:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,6 +205,7 @@ class Runner:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() and self.shape.gpus else "cpu",
             "threads": torch.get_num_threads(),
             "runner": self.name,
+            "versions": {name: version(name) for name in _PACKAGES},
         }
 
     def _deliver(
@@ -362,6 +364,10 @@ class Runner:
 
     def _stop_reason(self, reporter: Reporter) -> StopReason | None:
         return reporter.stop_reason or (StopReason.RELEASED if self.released else None)
+
+
+# Packages whose version may change a result.
+_PACKAGES = ("cdka", "torch", "transformers", "peft", "datasets")
 
 
 def _end_process() -> None:

@@ -39,7 +39,7 @@ class Outcome:
     steps: int
     stop_reason: StopReason | None
     train_seconds: float = 0.0
-    use: dict[str, float] = field(default_factory=dict)
+    use: dict[str, Any] = field(default_factory=dict)
 
 
 class Reports(Protocol):
@@ -144,7 +144,9 @@ def train_trial(
         if ended_for is None and evaluations.step != steps:
             trainer.evaluate()
         _log.debug("trial %d: %d steps in %.1f s", trial.number, steps, seconds)
-        use = _use(trainer, follow)
+        use: dict[str, Any] = dict(_use(trainer, follow))
+        if confirming and ended_for is None:
+            use["validation"] = _on_validation(trainer, prepared, evaluations)
         # The Trainer and its accelerator would keep the adapter's optimizer alive until collected.
         trainer.accelerator.free_memory()
     return Outcome(evaluations.metrics, evaluations.per_example, steps, ended_for, seconds, use)
@@ -168,6 +170,15 @@ def _probe(trainer: TrialTrainer, prepared: Prepared, batch_size: int, reports: 
         raise Rejected(f"{said}. Name the others in adapter.target_modules, or set resources.processes to 1")
     _log.warning(said)
     reports.note(said)
+
+
+def _on_validation(trainer: TrialTrainer, prepared: Prepared, evaluations: _Evaluations) -> dict[str, float]:
+    """The metrics of a confirmation run on the split by which its configuration was chosen."""
+    on_test = evaluations.per_example
+    found = trainer.evaluation_loop(trainer.get_eval_dataloader(prepared.validation), "validation")
+    evaluations.per_example = on_test
+    named = {name.removeprefix("eval_"): float(value) for name, value in (found.metrics or {}).items()}
+    return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
 @contextmanager

@@ -156,6 +156,28 @@ def export(
 
 
 @app.command()
+def report(
+    study_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of studies.")],
+    out: Annotated[
+        Path, typer.Option(help="File ending in .html, .md or .json; with several studies, a folder for HTML files.")
+    ] = Path("report.html"),
+) -> None:
+    """Write a report to hand on: the answer, its numbers, and all that is needed to repeat it."""
+    form = out.suffix.removeprefix(".").lower()
+    if len(study_ids) == 1 and form not in ("html", "md", "json"):
+        raise typer.BadParameter(f"{out} must end in .html, .md or .json", param_hint="--out")
+    with session.connect() as client:
+        if len(study_ids) == 1:
+            print(client.write_report(study_ids[0], out, form))
+            return
+        if form and not out.is_dir():
+            raise typer.BadParameter(f"with several studies --out is a folder; {out} looks like a file")
+        out.mkdir(parents=True, exist_ok=True)
+        for study_id in study_ids:
+            print(client.write_report(study_id, out / f"{study_id}.html"))
+
+
+@app.command()
 def fetch(
     study_id: StudyId,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("adapter"),

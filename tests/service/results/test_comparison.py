@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from service.domain.statistics import estimate, paired_difference, spearman
+from service.domain.statistics import Chance, chance_of_more, estimate, paired_difference, spearman
 from tests.conftest import Api, make_study
 
 
@@ -233,3 +234,102 @@ def test_a_search_that_finds_nothing_better_than_the_prediction_says_so(api: Api
     verdicts = {p["predictor"]: p["verdict"] for p in found["predictors"]}
     assert verdicts["guideline"] == "the search found nothing better than the guideline"
     assert verdicts["alignment"] != verdicts["guideline"]
+
+
+def test_the_winners_curse_is_shown(api: Api) -> None:
+    """The winner was chosen at 0.90 on validation; with fresh seeds it reaches 0.80 there and 0.75 on test."""
+    study = api.create(
+        search={"trials": 3, "concurrency": 1}, compare={"seeds": 3, "learning_rate": "shared", "baselines": ["lora"]}
+    )
+    values = iter([0.9, 0.85, 0.8])
+    while (lease := api.lease()) is not None:
+        searching = lease["trial"]["phase"] == "search"
+        resources = {} if searching else {"validation": {"accuracy": 0.8}, "seconds": 4.0}
+        api.finish(lease, value=next(values) if searching else 0.75, resources=resources)
+    found = compared(api, study)
+    selection = found["selection"]
+    assert (selection["chosen"], selection["runs"]) == (0.9, 1)
+    assert selection["validation"]["mean"] == pytest.approx(0.8)
+    assert selection["test"]["mean"] == pytest.approx(0.75)
+    assert selection["optimism"] == pytest.approx(0.1)
+    assert "10 points of the first value were the luck of being chosen" in selection["sentence"]
+    assert found["candidates"][0]["seconds"] == 4.0
+
+
+def test_runs_that_do_not_say_what_they_reach_on_validation_leave_that_out(api: Api) -> None:
+    study, _ = play(api, 0.1, 0.001)
+    selection = compared(api, study)["selection"]
+    assert selection["validation"] is None
+    assert selection["optimism"] is None
+    assert "On test it reaches" in selection["sentence"]
+
+
+def test_intervals_of_further_candidates_hold_together(api: Api) -> None:
+    study, _ = play(api, 0.02, 0.01, baselines=["lora", "krona"])
+    found = compared(api, study)
+    rows = {c["name"]: c for c in found["candidates"]}
+    assert rows["guideline"]["regret"]["confidence"] == pytest.approx(0.95)
+    own = [c for c in rows.values() if c["name"] not in ("best", "guideline")]
+    runs = [c for c in own if not any("identical" in flag for flag in c["flags"])]
+    assert all(c["regret"]["confidence"] == pytest.approx(1 - 0.05 / len(runs)) for c in own)
+    assert f"over the {len(runs)} further candidates" in rows["lora"]["verdict"]["sentence"]
+
+
+def test_the_chance_that_a_fresh_run_is_better_has_an_interval(api: Api) -> None:
+    study, _ = play(api, 0.1, 0.001)
+    chance = {c["name"]: c["chance"] for c in compared(api, study)["candidates"]}
+    assert chance["best"] is None
+    assert chance["lora"]["value"] == 1.0
+    assert 0.5 < chance["lora"]["low"] < chance["lora"]["high"] == 1.0
+
+
+@pytest.mark.parametrize(("truth", "seeds"), [(0.5, 5), (0.7, 8), (0.9, 10)])
+def test_intervals_of_chances_cover_the_truth(truth: float, seeds: int) -> None:
+    order = np.random.default_rng(3)
+    shift = math.sqrt(2) * float(norm.ppf(truth))
+    covered = 0
+    for _ in range(600):
+        found = chance_of_more(order.normal(shift, 1, seeds).tolist(), order.normal(0, 1, seeds).tolist())
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 600 <= 0.99
+
+
+def test_ties_count_half_and_few_values_have_no_interval() -> None:
+    assert chance_of_more([1.0, 1.0], [1.0, 1.0]) == Chance(0.5, None, None)
+    assert chance_of_more([], [1.0]) is None
+    found = chance_of_more([1.0] * 3, [1.0] * 3)
+    assert found is not None
+    assert found.value == 0.5
+    assert found.low is not None
+    assert found.low < 0.5
+
+
+def test_the_next_best_found_are_confirmed_too(api: Api) -> None:
+    study = api.create(
+        search={"trials": 5, "concurrency": 1},
+        compare={"seeds": 3, "learning_rate": "shared", "top": 3, "predictors": ["guideline"], "baselines": []},
+    )
+    api.run_all(lambda t: 0.5 + 0.01 * t["number"] if t["phase"] == "search" else 0.6)
+    found = compared(api, study)
+    assert [c["title"] for c in found["candidates"][:3]] == [
+        "best found (trial 4)",
+        "found 2nd (trial 3)",
+        "found 3rd (trial 2)",
+    ]
+    trials = {t["number"]: t for t in api.call("GET", f"/studies/{study['id']}/trials").json()["items"]}
+    assert found["candidates"][1]["params"] == trials[3]["params"]
+
+
+def test_unequal_hardware_and_repeated_attempts_are_flagged(api: Api) -> None:
+    study = api.create(search={"trials": 2, "concurrency": 1}, compare={"seeds": 3, "learning_rate": "shared"})
+    while (lease := api.lease()) is not None:
+        device = "cpu" if lease["trial"]["method"] == "cdka" else "NVIDIA H100"
+        steps = 10 if lease["trial"]["method"] == "cdka" else 9
+        api.finish(lease, value=0.6, resources={"device": device, "steps": steps})
+    flags = {c["name"]: c["flags"] for c in compared(api, study)["candidates"]}
+    assert "devices differ in 3 of 3 seeds: NVIDIA H100 here, cpu there" in flags["lora"]
+    assert "training steps differ in 3 of 3 seeds: 9 here, 10 there" in flags["lora"]
+    assert not any("differ" in flag for flag in flags["guideline"])

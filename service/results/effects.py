@@ -1,0 +1,198 @@
+"""What the structure did in a search: effects with intervals, and predicted against observed.
+
+Effects come from one linear model of the completed CDKA trials,
+
+    value = b0 + b1 log2(r1) + b2 log2(r2) [+ b3 log2(r)] + b4 log2(alpha) + b5 log10(rate) + b6 log10(rate)^2 + noise,
+
+with terms only for what varied; ``log2(r)`` is left out where r fills the budget, because r1 and r2 determine it then.
+So the effect of a size is adjusted for learning rate and alpha. Intervals are t intervals with White's HC3 covariance
+(MacKinnon, White 1985), which hold where noise differs between configurations; those of several parameters hold
+together (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from ..domain.records import Observation, StoredPrediction, Study
+from ..domain.states import TrialState
+from ..domain.statistics import CONFIDENCE
+from ..domain.study_spec import Direction
+from ..search.coordinates import CDKA, method_of
+from ..studies.differences import adjusted
+from .sentences import Told
+
+# Trials beyond the number of terms without which nothing is said.
+_FEWEST_SPARE = 4
+_RESAMPLES = 1000
+_TOP = 3
+_LOG2: Callable[[float], float] = math.log2
+# What one unit of each term is, in words.
+_UNITS = {
+    "r1": "each doubling of r1",
+    "r2": "each doubling of r2",
+    "r": "each doubling of r",
+    "alpha": "each doubling of alpha",
+    "learning_rate": "each tenfold learning rate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a parameter did to the metric, per unit (a doubling, or ten times the learning rate), others held fixed.
+
+    ``None`` where nothing can be said; the sentence says why.
+    """
+
+    parameter: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A ranking against what the search observed: rank correlations with bootstrap intervals, and hits at the top."""
+
+    predictor: str
+    trials: int
+    spearman: tuple[float, float, float] | None
+    kendall: tuple[float, float, float] | None
+    top: int
+    hits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What the structure did."""
+
+    trials: int
+    effects: list[Effect]
+    agreements: list[Agreement]
+    sentences: list[str]
+
+
+def effects_of(
+    study: Study, searched: Sequence[Observation], predictions: Mapping[str, Sequence[StoredPrediction]]
+) -> Effects:
+    """The effects, as a pure function of records."""
+    metric = study.spec.objective.metric
+    done = [
+        t
+        for t in searched
+        if t.state is TrialState.COMPLETED
+        and method_of(t.params) == CDKA
+        and math.isfinite(t.metrics.get(metric, math.nan))
+    ]
+    found = _effects(study, done)
+    agreements = [_agreement(study, name, ranking, done) for name, ranking in predictions.items()]
+    order = sorted(found, key=lambda e: (e.estimate is None or not _is_clear(e), -abs(e.estimate or 0.0)))
+    return Effects(len(done), found, agreements, [e.sentence for e in order][:3])
+
+
+def _is_clear(effect: Effect) -> bool:
+    return effect.low is not None and effect.high is not None and (effect.low > 0 or effect.high < 0)
+
+
+def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
+    names = [n for n in ("r1", "r2", "r", "alpha", "learning_rate") if len({t.params[n] for t in done}) > 1]
+    if study.spec.search_space.r == "fill" and "r" in names:
+        names.remove("r")
+    if not names:
+        return []
+    told, metric = Told.of(study), study.spec.objective.metric
+    columns, wanted = [np.ones(len(done))], {}
+    for name in names:
+        scale = math.log10 if name == "learning_rate" else _LOG2
+        values = np.array([scale(t.params[name]) for t in done])
+        wanted[name] = len(columns)
+        columns.append(values - values.mean())
+        if name == "learning_rate" and len(set(values)) > 2:
+            columns.append((values - values.mean()) ** 2)
+    design = np.column_stack(columns)
+    few = "Nothing can be said about {} from {} completed trials."
+    if len(done) < design.shape[1] + _FEWEST_SPARE or np.linalg.matrix_rank(design) < design.shape[1]:
+        return [Effect(n, None, None, None, few.format(_plain(n), len(done))) for n in names]
+    y = np.array([t.metrics[metric] for t in done])
+    slopes, errors = _hc3(design, y)
+    quantile = float(stats.t.ppf(0.5 + adjusted(CONFIDENCE, len(names)) / 2, len(done) - design.shape[1]))
+    better = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
+    return [_effect(told, n, slopes[k], quantile * errors[k], better) for n, k in wanted.items()]
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _effect(told: Told, name: str, slope: float, half: float, better: float) -> Effect:
+    low, high = slope - half, slope + half
+    numbers = f"{told.difference(slope)}, interval {told.bare(low)} to {told.bare(high)}"
+    if low > 0 or high < 0:
+        how = "improved" if slope * better > 0 else "worsened"
+        sentence = f"{_UNITS[name][0].upper()}{_UNITS[name][1:]} {how} the result: {numbers}."
+    else:
+        sentence = f"Nothing can be said about {_plain(name)} from these trials: {_UNITS[name]} changed {numbers}."
+    return Effect(name, float(slope), float(low), float(high), sentence)
+
+
+def _hc3(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of least squares, and their standard errors."""
+    inverse = np.linalg.inv(design.T @ design)
+    slopes = inverse @ design.T @ y
+    leverage = np.einsum("ij,jk,ik->i", design, inverse, design)
+    scaled = (y - design @ slopes) / np.maximum(1e-9, 1 - leverage)
+    covariance = inverse @ (design.T * scaled**2) @ design @ inverse
+    return slopes, np.sqrt(np.maximum(0.0, np.diag(covariance)))
+
+
+def _agreement(
+    study: Study, predictor: str, ranking: Sequence[StoredPrediction], done: Sequence[Observation]
+) -> Agreement:
+    metric = study.spec.objective.metric
+    sign = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
+    scores = {p.structure: p.score for p in ranking}
+    pairs = [
+        (scores[s], sign * t.metrics[metric])
+        for t in done
+        if (s := (t.params["r1"], t.params["r2"], t.params["r"])) in scores
+    ]
+    observed: dict[tuple[int, int, int], float] = {}
+    for t in done:
+        structure = (t.params["r1"], t.params["r2"], t.params["r"])
+        if structure in scores:
+            observed[structure] = max(observed.get(structure, -math.inf), sign * t.metrics[metric])
+    top = min(_TOP, len(observed))
+    predicted = sorted(observed, key=lambda s: -scores[s])[:top]
+    best = sorted(observed, key=lambda s: -observed[s])[:top]
+    return Agreement(
+        predictor,
+        len(pairs),
+        _correlation(pairs, stats.spearmanr),
+        _correlation(pairs, stats.kendalltau),
+        top,
+        len(set(predicted) & set(best)),
+    )
+
+
+def _correlation(
+    pairs: Sequence[tuple[float, float]], measure: Callable[..., object]
+) -> tuple[float, float, float] | None:
+    """A rank correlation and its percentile interval over resampled trials; ``None`` if it is not defined."""
+    data = np.array(pairs, dtype=float).reshape(-1, 2)
+    if len(data) < 5 or len(set(data[:, 0])) < 2 or len(set(data[:, 1])) < 2:
+        return None
+    value = float(measure(data[:, 0], data[:, 1]).statistic)  # type: ignore[attr-defined]
+    order = np.random.default_rng(0)
+    found = []
+    for _ in range(_RESAMPLES):
+        drawn = data[order.integers(len(data), size=len(data))]
+        if len(set(drawn[:, 0])) > 1 and len(set(drawn[:, 1])) > 1:
+            found.append(float(measure(drawn[:, 0], drawn[:, 1]).statistic))  # type: ignore[attr-defined]
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return value, float(low), float(high)

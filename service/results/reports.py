@@ -1,0 +1,172 @@
+"""A study as a document to hand on: HTML in one file, Markdown, or JSON that ``cdka submit`` runs again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from ..context.context import Context
+from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.comparison import Comparison
+from ..domain.records import Study, Trial
+from ..domain.states import TrialPhase, TrialState
+from . import pictures
+from .comparison import compare, searched
+from .effects import Effects, effects_of
+from .sentences import Told, duration
+from .worth import Worth, worth_of
+
+# Raised with every change that a reader of the JSON would notice.
+SCHEMA = 1
+_PACKAGES = ("cdka", "optuna")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a report shows."""
+
+    study: Study
+    comparison: Comparison
+    worth: Worth
+    effects: Effects
+    trials: list[Trial]
+    made_at: datetime
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Numbers of search trials by state."""
+        states = [t.state for t in self.trials if t.phase is TrialPhase.SEARCH]
+        return {str(state): states.count(state) for state in TrialState if state in states}
+
+    @property
+    def seeds(self) -> dict[str, list[int]]:
+        """Training seeds by phase."""
+        phases = {t.phase for t in self.trials if t.phase is not TrialPhase.MEASUREMENT}
+        return {str(p): sorted({t.seed for t in self.trials if t.phase is p}) for p in TrialPhase if p in phases}
+
+    @property
+    def devices(self) -> dict[str, int]:
+        """Trials by the device that they were trained on."""
+        return _counted(t.resources.get("device") for t in self.trials)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Packages of the server, and of the runners as their trials say."""
+        found = {f"server: {name}": version(name) for name in _PACKAGES}
+        for trial in self.trials:
+            packages = trial.resources.get("versions")
+            if isinstance(packages, dict):
+                for name, value in sorted(packages.items()):
+                    found.setdefault(f"runner: {name}", str(value))
+        return found
+
+
+def _counted(values: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for value in values:
+        if isinstance(value, str):
+            found[value] = found.get(value, 0) + 1
+    return found
+
+
+def report_of(ctx: Context, study_id: str, team_id: str | None) -> Report:
+    """The report of a study as it is now.
+
+    Raises:
+        NotFound: there is no such study in this team.
+    """
+    comparison = compare(ctx, study_id, team_id)
+    with ctx.db.read() as session:
+        study = Studies(session).get(study_id, team_id)
+        trials = Trials(session).of_study(study_id)
+        predictions = Studies(session).predictions(study_id)
+    effects = effects_of(study, searched(ctx, study_id), predictions)
+    return Report(study, comparison, worth_of(study, trials), effects, trials, ctx.clock())
+
+
+def as_json(report: Report) -> str:
+    """The report as JSON. ``study`` is the study file, so that ``cdka submit`` runs it again."""
+    study = report.study
+    body: dict[str, Any] = {
+        "report": SCHEMA,
+        "made_at": report.made_at.astimezone(UTC).isoformat(),
+        "id": study.id,
+        "name": study.name,
+        "state": study.state,
+        "answer": report.comparison.answer,
+        "study": study.spec.model_dump(mode="json"),
+        "budget": study.plan.max_parameters,
+        "adapted_layers": len(study.plan.shapes),
+        "comparison": asdict(report.comparison),
+        "worth": asdict(report.worth),
+        "effects": asdict(report.effects),
+        "trials": report.states,
+        "seeds": report.seeds,
+        "devices": report.devices,
+        "versions": report.versions,
+        "inputs": None if study.inputs is None else study.inputs.model_dump(mode="json"),
+        "created_at": study.created_at.astimezone(UTC).isoformat(),
+        "finished_at": None if study.finished_at is None else study.finished_at.astimezone(UTC).isoformat(),
+    }
+    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_html(report: Report) -> str:
+    """The report as one HTML file without scripts and without references to others."""
+    images = {
+        "candidates": Markup(pictures.candidates(report.comparison)),  # noqa: S704  # drawn here, text escaped
+        "history": Markup(pictures.history(report.study, report.worth, report.trials)),  # noqa: S704
+    }
+    return _render("report.html", report, images)
+
+
+def as_markdown(report: Report) -> str:
+    """The report as Markdown."""
+    return _render("report.md", report, {})
+
+
+def _render(name: str, report: Report, images: Mapping[str, Markup]) -> str:
+    study_file = json.dumps(report.study.spec.model_dump(mode="json", exclude_defaults=True), indent=2)
+    text = _templates.get_template(name).render(
+        report=report,
+        study=report.study,
+        comparison=report.comparison,
+        images=images,
+        told=Told.of(report.study),
+        study_file=study_file,
+    )
+    return text.strip() + "\n"
+
+
+def _sizes(params: Mapping[str, Any]) -> str:
+    names = [n for n in ("r1", "r2", "r", "factor") if n in params]
+    return ", ".join(f"{n} {params[n]}" for n in names)
+
+
+def _parameter(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    """Text within a cell of a Markdown table, in which nothing is read as markup."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)
+    return " ".join(escaped.split())
+
+
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=select_autoescape(["html"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters |= {"sizes": _sizes, "parameter": _parameter, "duration": duration, "cell": _cell}

@@ -1,0 +1,104 @@
+"""Effects of the structure: true where there are some, and silent where nothing can be said."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from service.domain.records import Observation, StoredPrediction, Study
+from service.domain.states import TrialState
+from service.domain.study_spec import StudySpec
+from service.results.effects import effects_of
+from tests.conftest import make_study
+
+
+def study() -> Study:
+    return cast(Study, SimpleNamespace(spec=StudySpec.model_validate(make_study())))
+
+
+def trials(slopes: dict[str, float], noise: float, count: int, seed: int) -> list[Observation]:
+    """Trials of a linear truth over log2 of r1 and r2 and log10 of the learning rate."""
+    order = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        params: dict[str, Any] = {
+            "r1": int(2 ** order.integers(3)),
+            "r2": int(2 ** order.integers(5)),
+            "alpha": float(2 ** order.integers(3, 7)),
+            "learning_rate": float(10 ** order.uniform(-4, -2)),
+        }
+        params["r"] = max(1, 64 // (params["r1"] * params["r2"]))
+        value = 0.7 + sum(
+            slope * (math.log10(params[n]) if n == "learning_rate" else math.log2(params[n]))
+            for n, slope in slopes.items()
+        )
+        value += noise * (order.standard_t(5) if number % 2 else order.normal() * 0.3)
+        found.append(Observation(number, TrialState.COMPLETED, params, metrics={"accuracy": value}))
+    return found
+
+
+def test_a_true_effect_is_found_with_its_sign_and_size() -> None:
+    found = effects_of(study(), trials({"r2": 0.02, "learning_rate": -0.05}, 0.01, 40, 0), {})
+    by_name = {e.parameter: e for e in found.effects}
+    assert by_name["r2"].estimate == pytest.approx(0.02, abs=0.006)
+    assert by_name["r2"].sentence.startswith(
+        "Each doubling of r2 improved the result: +1.8 points, interval +1.6 to +2.1"
+    )
+    assert by_name["learning_rate"].sentence.startswith("Each tenfold learning rate worsened the result: -")
+    assert by_name["r1"].sentence.startswith("Nothing can be said about r1 from these trials")
+    assert "r" not in by_name, "r fills the budget, so r1 and r2 determine it"
+    assert found.sentences[0] == by_name["learning_rate"].sentence
+    assert len(found.sentences) == 3
+
+
+def test_without_effects_few_studies_claim_one() -> None:
+    """The intervals of all parameters hold together; the noise is heavy and unequal."""
+    wrong = 0
+    for seed in range(500):
+        found = effects_of(study(), trials({}, 0.02, 30, seed), {})
+        wrong += any(e.low is not None and e.high is not None and (e.low > 0 or e.high < 0) for e in found.effects)
+    assert wrong / 500 <= 0.08
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 8])
+def test_from_few_trials_nothing_is_said(count: int) -> None:
+    found = effects_of(study(), trials({"r2": 0.1}, 0.0, count, 1), {})
+    assert all(e.estimate is None and "Nothing can be said" in e.sentence for e in found.effects)
+
+
+def test_what_did_not_vary_is_not_mentioned() -> None:
+    fixed = [
+        Observation(t.number, t.state, {**t.params, "alpha": 8.0, "r1": 2}, metrics=t.metrics)
+        for t in trials({"r2": 0.02}, 0.01, 40, 2)
+    ]
+    assert {e.parameter for e in effects_of(study(), fixed, {}).effects} == {"r2", "learning_rate"}
+
+
+def test_a_prediction_is_held_against_what_was_observed() -> None:
+    seen = trials({"r2": 0.05}, 0.001, 40, 3)
+    structures = {(t.params["r1"], t.params["r2"], t.params["r"]) for t in seen}
+
+    def ranking(sign: float) -> list[StoredPrediction]:
+        made = [StoredPrediction(*s, 100, sign * s[1], "because") for s in structures]
+        return sorted(made, key=lambda p: -p.score)
+
+    right, wrong = effects_of(study(), seen, {"guideline": ranking(1.0), "alignment": ranking(-1.0)}).agreements
+    assert right.spearman is not None
+    assert right.kendall is not None
+    assert wrong.spearman is not None
+    assert right.spearman[0] > 0.9 > 0 > wrong.spearman[0]
+    assert right.spearman[1] <= right.spearman[0] <= right.spearman[2]
+    assert (right.top, wrong.hits) == (3, 0)
+    assert right.hits >= 2
+
+
+def test_all_values_equal_give_no_correlation_and_no_effect() -> None:
+    same = [Observation(t.number, t.state, t.params, metrics={"accuracy": 0.5}) for t in trials({}, 0.0, 30, 4)]
+    ranking = [StoredPrediction(t.params["r1"], t.params["r2"], t.params["r"], 1, float(t.number), "") for t in same]
+    found = effects_of(study(), same, {"guideline": ranking})
+    assert found.agreements[0].spearman is None
+    assert all("Nothing can be said" in e.sentence for e in found.effects)
