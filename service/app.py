@@ -31,7 +31,7 @@ from .api.openapi import document, operation_id
 from .api.proxies import BehindProxy
 from .context.aside import Processes
 from .context.context import Clock, Context
-from .dashboard import charts_api, pages
+from .dashboard import charts_api, pages, shell, trial_page
 from .db.engine import Database
 from .domain.records import Role
 from .errors import ServiceError
@@ -88,7 +88,8 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
         app.include_router(module.router, prefix=API)
     app.include_router(health.router)
     app.include_router(pages.router)
-    pages.mount_static(app)
+    app.include_router(trial_page.router)
+    shell.mount_static(app)
     add_error_handlers(app)
     app.add_middleware(
         RequestMiddleware,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from ..domain.comparison import Comparison
-from ..domain.records import Observation, Study
+from ..domain.records import Observation, Study, Trial
 from ..domain.states import TrialState
 from ..domain.study_spec import Direction
 
@@ -25,6 +26,8 @@ def _layout(x: str, y: str) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 12},
         "hovermode": "closest",
+        # Zoom and selection stay when the data changes.
+        "uirevision": "kept",
     }
 
 
@@ -90,7 +93,7 @@ def _points(name: str, trials: Sequence[Observation], metric: str, marker: dict[
     }
 
 
-def comparison(found: Comparison) -> Figure:
+def comparison(found: Comparison, waiting: str = "") -> Figure:
     """Candidates on the test split: each seed's value, the mean, and its interval if there is one."""
     shown = [c for c in reversed(found.candidates) if c.estimate is not None]
     names = [c.title for c in shown]
@@ -124,7 +127,7 @@ def comparison(found: Comparison) -> Figure:
     if not shown:
         layout["annotations"] = [
             {
-                "text": "begins when the search has ended",
+                "text": waiting or "begins when the search has ended",
                 "xref": "paper",
                 "yref": "paper",
                 "x": 0.5,
@@ -134,3 +137,77 @@ def comparison(found: Comparison) -> Figure:
         ]
         layout["xaxis"]["visible"] = layout["yaxis"]["visible"] = False
     return {"data": [seeds, means], "layout": layout}
+
+
+def differences(found: Comparison, waiting: str = "") -> Figure:
+    """How far each candidate is behind the best found, with its interval, the margin as a band, and each seed."""
+    shown = [
+        c
+        for c in reversed(found.candidates)
+        if c.regret is not None and c.name != "best" and not any(f.startswith("identical") for f in c.flags)
+    ]
+    if not shown:
+        return comparison(found, waiting)
+    margin = next((c.verdict.margin for c in shown if c.verdict is not None and c.verdict.margin is not None), None)
+    series = []
+    for name, primary in (("further candidates", False), ("primary question", True)):
+        mine = [c for c in shown if (c.name == found.primary) is primary]
+        regrets = [c.regret for c in mine if c.regret is not None]
+        if not mine:
+            continue
+        color = _ORANGE if primary else _BLUE
+        series.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": [r.mean for r in regrets],
+                "y": [c.title for c in mine],
+                "text": [c.verdict.sentence if c.verdict else "" for c in mine],
+                "marker": {"color": color, "size": 11, "symbol": "diamond"},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [0 if r.high is None else r.high - r.mean for r in regrets],
+                    "arrayminus": [0 if r.low is None else r.mean - r.low for r in regrets],
+                    "color": color,
+                },
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    layout = _layout(f"{found.metric} behind the best found ({found.split})", "")
+    layout["yaxis"]["categoryorder"] = "array"
+    layout["yaxis"]["categoryarray"] = [c.title for c in shown]
+    line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": _GREY, "width": 1}}
+    layout["shapes"] = [line]
+    if margin:
+        band = {"type": "rect", "x0": -margin, "x1": margin, "y0": 0, "y1": 1, "yref": "paper"}
+        layout["shapes"] += [{**band, "fillcolor": _GREY, "opacity": 0.18, "line": {"width": 0}, "layer": "below"}]
+    return {"data": series, "layout": layout}
+
+
+def curve(study: Study, trial: Trial, searched: Sequence[Observation]) -> Figure:
+    """A trial's evaluations beside the median of the others at each."""
+    metric = study.spec.pruning_metric
+    others = [t for t in searched if t.number != trial.number and t.curve]
+    longest = max((len(t.curve) for t in others), default=0)
+    medians = [median(t.curve[k] for t in others if len(t.curve) > k) for k in range(longest)]
+    series: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "median of the others",
+            "x": list(range(1, longest + 1)),
+            "y": medians,
+            "line": {"color": _GREY, "dash": "dot"},
+        },
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": "this trial",
+            "x": list(range(1, len(trial.curve) + 1)),
+            "y": list(trial.curve),
+            "line": {"color": _BLUE},
+        },
+    ]
+    return {"data": series, "layout": _layout("evaluation", metric)}

@@ -2,124 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, cast
-from urllib.parse import urlsplit
 
-import fastapi_offline
-import plotly
-from fastapi import APIRouter, FastAPI, Form, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
-from fastapi.staticfiles import StaticFiles
-from fastapi.templating import Jinja2Templates
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from ..api.dependencies import SESSION_COOKIE, ContextDep, get_principal
+from ..api.dependencies import SESSION_COOKIE, ContextDep
 from ..api.limits import RateLimits
 from ..api.openapi import document
 from ..api.proxies import prefix_of
-from ..context.context import Context
-from ..domain.comparison import Comparison
-from ..domain.records import Principal, Role, Study, Trial
-from ..domain.search_space import OPTIONAL
-from ..domain.states import STUDY_ENDED
-from ..domain.statistics import Estimate
+from ..domain.states import STUDY_ENDED, TrialPhase, TrialState
 from ..errors import Forbidden, NotFound, ServiceError, TooMany, Unauthorized
 from ..leases import hosts
-from ..results import comparison as comparing
 from ..results import reading
-from ..schemas.studies import RankingOut, StudyOut, rankings
-from ..studies import studies, trials
-from ..studies.predictions import get_predictions
+from ..schemas.studies import StudyOut
+from ..studies import studies
 from ..tenancy import teams, tokens
+from .shell import principal_of, require_member, require_same_origin, templates, to_login
+from .study_view import StudyView, study_view
+from .trial_table import SORTS, Query
 
-HERE = Path(__file__).parent
-# The package's pages are its own affair; what is used of it is the Swagger UI that it carries.
-SWAGGER_UI = Path(fastapi_offline.__file__).parent / "static"
-PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-SHOWN_TRIALS = 200
 SHOWN_STUDIES = 50
 SHOWN_ENTRIES = 50
-templates = Jinja2Templates(HERE / "templates", context_processors=[lambda request: {"prefix": prefix_of(request)}])
+# A runner of which nothing was heard for so long is shown as silent.
+SILENT_AFTER = reading.RUNNER_SEEN
 router = APIRouter(include_in_schema=False)
-
-
-def mount_static(app: FastAPI) -> None:
-    """Serve our style sheet and module, and Plotly from its own package."""
-
-    @app.get("/static/plotly.min.js", include_in_schema=False)
-    def plotly_js() -> FileResponse:
-        return FileResponse(PLOTLY, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
-
-    app.mount("/static/swagger-ui", StaticFiles(directory=SWAGGER_UI), name="swagger-ui")
-    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    interval = "" if estimate.low is None else f" [{estimate.low:+.4f}, {estimate.high:+.4f}]"
-    return f"{estimate.mean:+.4f}{interval}"
-
-
-def _parameter(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _when(value: datetime | None) -> str:
-    return "–" if value is None else value.strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-templates.env.filters |= {"number": _number, "signed": _signed, "parameter": _parameter, "when": _when}
-
-
-@dataclass(frozen=True, slots=True)
-class StudyView:
-    """Everything the study page shows."""
-
-    study: Study
-    out: StudyOut
-    trials: list[Trial]
-    older: bool
-    rankings: list[RankingOut]
-    comparison: Comparison
-    live: bool
-    version: int
-    may_write: bool
-    others: list[str] = field(default_factory=list)  # parameters that only some studies search
-
-
-def _principal(request: Request, ctx: Context) -> Principal | None:
-    try:
-        principal = get_principal(request, ctx)
-    except Unauthorized:
-        return None
-    if principal.role.runs_trials:
-        raise Forbidden("a worker's token cannot open the dashboard")
-    return principal
-
-
-def _to_login() -> RedirectResponse:
-    return RedirectResponse("/login", status_code=303)
-
-
-def _require_same_origin(request: Request) -> None:
-    """Forms are taken from our own pages only: the browser says where a request comes from.
-
-    Raises:
-        Forbidden: another site sent it.
-    """
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise Forbidden("this form was sent from another site")
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise Forbidden("this form was sent from another site")
 
 
 @router.get("/openapi.json")
@@ -143,7 +51,7 @@ def login_page(request: Request) -> HTMLResponse:
 @router.post("/login")
 def log_in(request: Request, ctx: ContextDep, token: Annotated[str, Form(max_length=200)]) -> Response:
     """Exchange a token for a session cookie."""
-    _require_same_origin(request)
+    require_same_origin(request)
     try:
         cookie = tokens.log_in(ctx, token.strip())
     except (Unauthorized, Forbidden) as refused:
@@ -175,11 +83,11 @@ def _counted(request: Request, refused: ServiceError) -> ServiceError:
 @router.post("/logout")
 def log_out(request: Request, ctx: ContextDep) -> Response:
     """End the session."""
-    _require_same_origin(request)
+    require_same_origin(request)
     cookie = request.cookies.get(SESSION_COOKIE)
     if cookie:
         tokens.log_out(ctx, cookie)
-    response = _to_login()
+    response = to_login()
     response.delete_cookie(SESSION_COOKIE, path=prefix_of(request) or "/")
     return response
 
@@ -187,15 +95,21 @@ def log_out(request: Request, ctx: ContextDep) -> Response:
 @router.get("/")
 def studies_page(request: Request, ctx: ContextDep, cursor: str | None = None) -> Response:
     """List studies, newest first."""
-    principal = _principal(request, ctx)
+    principal = principal_of(request, ctx)
     if principal is None:
-        return _to_login()
+        return to_login()
     found, next_cursor = studies.list_studies(ctx, principal.scope, SHOWN_STUDIES, cursor)
     shown = [StudyOut.of(s, counts) for s, counts in found]
     return templates.TemplateResponse(
         request,
         "studies.html",
-        {"principal": principal, "studies": shown, "next_cursor": next_cursor, "live": _any_live(shown)},
+        {
+            "principal": principal,
+            "place": "studies",
+            "studies": shown,
+            "next_cursor": next_cursor,
+            "live": _any_live(shown),
+        },
     )
 
 
@@ -203,49 +117,38 @@ def _any_live(shown: list[StudyOut]) -> bool:
     return any(s.state not in STUDY_ENDED for s in shown)
 
 
-def _view(ctx: Context, principal: Principal, study_id: str) -> StudyView:
-    study, counts = studies.get_study(ctx, study_id, principal.scope)
-    # The newest, in the order of their numbers.
-    newest, older = trials.list_trials(ctx, study_id, principal.scope, SHOWN_TRIALS, None, descending=True)
-    return StudyView(
-        study=study,
-        out=StudyOut.of(study, counts, reading.waiting_for(ctx, study, counts)),
-        trials=newest[::-1],
-        older=older is not None,
-        rankings=rankings(get_predictions(ctx, study_id, principal.scope), shown=5),
-        comparison=comparing.compare(ctx, study_id, principal.scope),
-        live=study.state not in STUDY_ENDED,
-        version=study.version,
-        may_write=principal.role in (Role.ADMIN, Role.MEMBER),
-        others=[name for name in OPTIONAL if name in study.spec.search_space.parameters()],
-    )
-
-
 @router.get("/studies/{study_id}")
 def study_page(request: Request, ctx: ContextDep, study_id: str) -> Response:
     """Show a study: state, charts, trials, predictions, comparison."""
-    principal = _principal(request, ctx)
+    principal = principal_of(request, ctx)
     if principal is None:
-        return _to_login()
+        return to_login()
     try:
-        view = _view(ctx, principal, study_id)
+        view = study_view(ctx, principal, study_id, Query.of(dict(request.query_params)))
     except NotFound as error:
         return templates.TemplateResponse(
             request, "missing.html", {"principal": principal, "detail": error.detail}, status_code=404
         )
-    return templates.TemplateResponse(request, "study.html", {"principal": principal, "view": view})
+    return templates.TemplateResponse(
+        request, "study.html", {"principal": principal, "place": "studies", **_shown(view)}
+    )
 
 
 @router.get("/studies/{study_id}/body")
 def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = -1) -> Response:
     """The parts of a study's page that change; 204 if the page is up to date."""
-    principal = _principal(request, ctx)
+    principal = principal_of(request, ctx)
     if principal is None:
         raise Unauthorized("log in again")
     study, _ = studies.get_study(ctx, study_id, principal.scope)
     if study.version == version:
         return Response(status_code=204)
-    return templates.TemplateResponse(request, "study_body.html", {"view": _view(ctx, principal, study_id)})
+    view = study_view(ctx, principal, study_id, Query.of(dict(request.query_params)))
+    return templates.TemplateResponse(request, "study_body.html", _shown(view))
+
+
+def _shown(view: StudyView) -> dict[str, Any]:
+    return {"view": view, "states": list(TrialState), "phases": list(TrialPhase), "sorts": SORTS}
 
 
 class Verb(StrEnum):
@@ -259,11 +162,8 @@ class Verb(StrEnum):
 @router.post("/studies/{study_id}/{verb}")
 def steer(request: Request, ctx: ContextDep, study_id: str, verb: Verb) -> Response:
     """Run a button's action and return to the page."""
-    _require_same_origin(request)
-    cookie = request.cookies.get(SESSION_COOKIE)
-    principal = tokens.authenticate_session(ctx, cookie) if cookie else None
-    if principal is None or principal.role not in (Role.ADMIN, Role.MEMBER):
-        raise Forbidden(f"only members may {verb} a study")
+    require_same_origin(request)
+    principal = require_member(request, ctx, f"{verb} a study")
     try:
         if verb is Verb.PAUSE:
             studies.pause_study(ctx, principal, study_id, drain=True)
@@ -280,15 +180,17 @@ def steer(request: Request, ctx: ContextDep, study_id: str, verb: Verb) -> Respo
 @router.get("/operation")
 def operation_page(request: Request, ctx: ContextDep) -> Response:
     """Show teams with their quotas, runners, and the audit log."""
-    principal = _principal(request, ctx)
+    principal = principal_of(request, ctx)
     if principal is None:
-        return _to_login()
+        return to_login()
     entries, _ = tokens.read_audit(ctx, principal.scope, SHOWN_ENTRIES, None, None)
     return templates.TemplateResponse(
         request,
         "operation.html",
         {
             "principal": principal,
+            "place": "operation",
+            "silent_since": ctx.clock() - SILENT_AFTER,
             "teams": teams.list_teams(ctx, principal.scope),
             "runners": teams.list_runners(ctx, principal.scope),
             "quarantined": [h for h in hosts.list_hosts(ctx) if h.quarantined_at is not None],

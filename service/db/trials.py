@@ -227,6 +227,30 @@ class Trials:
             query = query.where(TrialRow.phase == phase)
         return [trial_record(row) for row in self._session.scalars(query)]
 
+    def slice(
+        self,
+        study_id: str,
+        limit: int,
+        offset: int,
+        state: TrialState | None = None,
+        phase: TrialPhase | None = None,
+        *,
+        descending: bool = False,
+    ) -> list[Trial]:
+        """Trials of a study by number, after the first ``offset`` of those in this state and phase."""
+        order = TrialRow.number.desc() if descending else TrialRow.number.asc()
+        query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(order).limit(limit).offset(offset)
+        if state is not None:
+            query = query.where(TrialRow.state == state)
+        if phase is not None:
+            query = query.where(TrialRow.phase == phase)
+        return [trial_record(row) for row in self._session.scalars(query)]
+
+    def numbered_all(self, study_id: str, numbers: Sequence[int]) -> list[Trial]:
+        """The trials of a study with these numbers, in any order."""
+        query = select(TrialRow).where(TrialRow.study_id == study_id, TrialRow.number.in_(numbers))
+        return [trial_record(row) for row in self._session.scalars(query)]
+
     def of_study(self, study_id: str, *phases: TrialPhase) -> list[Trial]:
         """All trials of a study (of some phases), by number."""
         query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(TrialRow.number)

@@ -92,8 +92,13 @@ def effects_of(
     ]
     found = _effects(study, done)
     agreements = [_agreement(study, name, ranking, done) for name, ranking in predictions.items()]
-    order = sorted(found, key=lambda e: (e.estimate is None or not _is_clear(e), -abs(e.estimate or 0.0)))
-    return Effects(len(done), found, agreements, [e.sentence for e in order][:3])
+    unknown = [_plain(e.parameter) for e in found if e.estimate is None]
+    if unknown:
+        told = [f"Nothing can be said about {', '.join(unknown)} from {len(done)} completed trials."]
+    else:
+        order = sorted(found, key=lambda e: (not _is_clear(e), -abs(e.estimate or 0.0)))
+        told = [e.sentence for e in order][:3]
+    return Effects(len(done), found, agreements, told)
 
 
 def _is_clear(effect: Effect) -> bool:

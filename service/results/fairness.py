@@ -26,7 +26,7 @@ def flags_of(
     winner = study.candidates[0]
     ratio = candidate.parameters / winner.parameters
     if abs(ratio - 1) > _SAME_SIZE and study.plan.min_fill <= share <= 1:
-        size = f"{abs(ratio - 1):.0%} {'more' if ratio > 1 else 'fewer'} parameters than the best found"
+        size = f"{100 * abs(ratio - 1):.0f} % {'more' if ratio > 1 else 'fewer'} parameters than the best found"
         flags.append(f"has {size}")
     runs = [t for t in confirmed if t.candidate == candidate.runs_as]
     failed = sum(t.state in UNUSABLE for t in runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cdka
 
@@ -122,6 +123,45 @@ def _empty_space(shapes: Sequence[cdka.ModuleShape], limit: int, min_fill: float
         f"the closest pair, r1={closest[0]} r2={closest[1]}, can use {share:.0%}: "
         "widen r1, r2 or r, or lower budget.min_fill",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A pair (r1, r2) of a search space, and why it is not searched, if so; ``r`` is the largest that fits."""
+
+    r1: int
+    r2: int
+    r: int | None
+    share: float
+    reason: str | None
+
+
+def admissions(plan: Plan, space: SearchSpace) -> list[Admission]:
+    """Every pair of the space, by r1 and then r2."""
+    shapes = module_shapes(plan)
+    found = []
+    for r1 in space.r1_sizes():
+        for r2 in space.r2_sizes():
+            try:
+                unit = cdka.count_parameters(shapes, r1, r2, 1)
+            except cdka.CdkaError as error:
+                found.append(Admission(r1, r2, None, 0.0, str(error)))
+                continue
+            r = plan.max_parameters // unit
+            share = r * unit / plan.max_parameters
+            pair = plan.pair(r1, r2)
+            if pair is not None:
+                found.append(Admission(r1, r2, pair.r_high, pair.r_high * unit / plan.max_parameters, None))
+            elif not r:
+                message = f"r = 1 costs {unit:,} parameters; the budget is {plan.max_parameters:,}"
+                found.append(Admission(r1, r2, None, unit / plan.max_parameters, message))
+            else:
+                message = f"r = {r} uses {share:.0%} of the budget; min_fill is {plan.min_fill:.0%}"
+                asked = space.r_bounds()
+                if share >= plan.min_fill and asked is not None:
+                    message = f"no r from {asked[0]} to {asked[1]} uses enough of the budget; r = {r} would"
+                found.append(Admission(r1, r2, r, share, message))
+    return found
 
 
 def module_shapes(plan: Plan) -> list[cdka.ModuleShape]:

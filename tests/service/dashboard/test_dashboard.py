@@ -36,7 +36,7 @@ def test_the_study_page_shows_state_trials_predictions_and_comparison(api: Api) 
         "2 seeds only illustrate",
     ):
         assert words in page
-    assert page.count('<td class="figures">0.5000</td>') >= 2
+    assert page.count('<td class="figures right">0.5000</td>') >= 2
     assert api.http.get("/").text.count(study["id"]) == 1
 
 
@@ -140,7 +140,8 @@ def test_further_parameters_have_columns(api: Api) -> None:
     api.run_all(lambda t: 0.5)
     login(api)
     page = api.http.get(f"/studies/{study['id']}").text
-    assert "<th>dropout</th><th>schedule</th>" in page
+    head = [f'<th scope="col" class="right">{name}</th>' for name in ("dropout", "schedule")]
+    assert "".join(head) in page
     assert ">linear<" in page or ">cosine<" in page
 
 
