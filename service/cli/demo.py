@@ -211,7 +211,7 @@ def demo_study(sizes: Sizes) -> dict[str, Any]:
             "alpha": {"choices": [8, 16, 32, 64]},
             "learning_rate": {"low": 1e-4, "high": 5e-3, "log": True},
         },
-        "search": {"sampler": "tpe", "pruner": "asha", "trials": sizes.trials, "concurrency": 2, "seed": 0},
+        "search": {"trials": sizes.trials, "concurrency": 2, "seed": 0, "recheck": {"top": 2, "seeds": 1}},
         "compare": {
             "predictors": ["guideline"],
             "baselines": ["lora"],

@@ -209,7 +209,7 @@ class SearchSpec(BaseModel):
     """
 
     model_config = STRICT
-    sampler: Name = "tpe"
+    sampler: Name = "auto"
     sampler_options: dict[str, Any] = {}
     pruner: Name = "asha"
     pruner_options: dict[str, Any] = {}

@@ -18,6 +18,8 @@ from ..studies.structures import Admission, admissions
 # With fewer trials a learning rate's effect cannot be told apart from the structure's.
 _FEWEST = 10
 LEVELS = 9
+# Of a longer search every k-th trial is taken, so that a page is made in time.
+_MOST = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,10 @@ def structure_map(
 ) -> StructureMap:
     """The map, as a pure function of records."""
     metric = study.spec.objective.metric
+    step = -(-len(searched) // _MOST) or 1
     done = [
         t
-        for t in searched
+        for t in searched[::step]
         if t.state is TrialState.COMPLETED
         and method_of(t.params) == CDKA
         and math.isfinite(t.metrics.get(metric, math.nan))

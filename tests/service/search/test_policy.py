@@ -75,7 +75,7 @@ def test_a_large_space_of_which_all_is_barred_ends_the_search() -> None:
 
 def test_tpe_weighs_parameters_together() -> None:
     """The values of one proposal come from one draw: alone, the parameters would be seen as independent."""
-    policy, p = OptunaPolicy(), problem()
+    policy, p = OptunaPolicy(), problem(sampler="tpe")
     history = history_of(p, [])
     for number in range(12):
         history.update([finished(trial(number, policy.propose(p, history, number)))])

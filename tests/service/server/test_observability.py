@@ -69,7 +69,7 @@ def test_metrics_cover_queue_trials_leases_and_requests(api: Api) -> None:
     assert found["cdka_trials", ("failure", "diverged"), ("state", "infeasible")] == 1
     assert found["cdka_queue_depth", ("kind", "to_ask")] == 3
     assert found["cdka_leases_held",] == 1
-    assert found["cdka_sampler_seconds_count", ("sampler", "tpe")] == 2
+    assert found["cdka_sampler_seconds_count", ("sampler", "auto")] == 2
     assert found["cdka_team_running_trials", ("team", "default")] == 1
     route = ("method", "POST"), ("route", "/api/v1/leases"), ("status", "200")
     assert found["cdka_http_requests_total", *route] == 2
