@@ -261,7 +261,13 @@ def export_study(
 
 
 _REPORTS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/html": {}, "text/markdown": {}, "application/json": {}}}
+    200: {
+        "content": {
+            "text/html": {"schema": {"type": "string"}},
+            "text/markdown": {"schema": {"type": "string"}},
+            "application/json": {"schema": {"type": "object"}},
+        }
+    }
 }
 
 
