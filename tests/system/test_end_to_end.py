@@ -77,6 +77,11 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: s
         assert words in body
         assert page.locator(".summary .state").inner_text() == "completed"
         assert page.locator(".chart").first.locator(".point").count() >= SLICE.trials
+        assert words in page.inner_text(".answer .said").lower()
+        assert page.locator("#map .mark", has_text="best found").count() == 1
+        assert page.locator("[data-title*='loud'], [data-title*='Share']").count() == 0, "no chart is uploaded"
+        _check_a_narrow_window(page)
+        _check_a_trial(page)
         _check_live(page, system)
         page.goto(f"{system.server.settings.server_url}/operation")
         assert page.locator("#runners tbody tr").count() >= 1
@@ -87,6 +92,33 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: s
         browser.close()
     assert problems == []
     assert [u for u in outside if not u.startswith(("data:", "blob:"))] == []
+
+
+def _check_a_narrow_window(page: Any) -> None:
+    """On a telephone tables scroll within the page, and the page itself does not."""
+    wide = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 900})
+    # Charts follow the window a moment later.
+    for _ in range(100):
+        if (width := page.evaluate("document.documentElement.scrollWidth")) == 390:
+            break
+        page.wait_for_timeout(100)
+    assert width == 390
+    page.set_viewport_size(wide)
+
+
+def _check_a_trial(page: Any) -> None:
+    """A cell of the map leads to its trials, and a trial's number to its page."""
+    page.locator("#map td.marked a").first.click()
+    page.wait_for_url("**r1=**")
+    states = page.locator("#trials tbody tr td:nth-child(5)").all_inner_texts()
+    assert len(set(states)) == 1
+    page.locator("#trials tbody a").first.click()
+    page.wait_for_selector(".chart .main-svg")
+    assert page.locator("h1").inner_text().startswith("Trial ")
+    assert "learning rate" in page.inner_text("main")
+    page.go_back()
+    page.wait_for_selector("#trials")
 
 
 def _check_live(page: Any, system: System) -> None:
