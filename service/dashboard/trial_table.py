@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from ..context.context import Context
@@ -41,6 +41,10 @@ class Query:
             sort if sort in dict(SORTS) else "newest",
             _number(given.get("page")) or 1,
         )
+
+    def within(self, total: int) -> Query:
+        """The last page instead of one beyond it."""
+        return replace(self, page=min(self.page, max(1, math.ceil(total / SHOWN))))
 
     def address(self, page: int) -> str:
         """The parameters of an address of another page."""
@@ -103,6 +107,7 @@ def trial_table(ctx: Context, study: Study, counts: TrialCounts, query: Query) -
         total = sum(
             n for (phase, state), n in counts.items() if query.phase in (None, phase) and query.state in (None, state)
         )
+        query = query.within(total)
         with ctx.db.read() as session:
             found = Trials(session).slice(
                 study.id,
@@ -127,6 +132,7 @@ def trial_table(ctx: Context, study: Study, counts: TrialCounts, query: Query) -
         fitting.sort(key=lambda t: (-t.metrics[metric] if maximise else t.metrics[metric], t.number))
     elif query.sort == "newest":
         fitting.reverse()
+    query = query.within(len(fitting))
     numbers = [t.number for t in fitting[(query.page - 1) * SHOWN : query.page * SHOWN]]
     with ctx.db.read() as session:
         by_number = {t.number: t for t in Trials(session).numbered_all(study.id, numbers)}

@@ -64,7 +64,7 @@ class MfgpSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False)
         seen = [(t, last) for t in trials if t.number != trial.number and (last := _last(t)) is not None]
         if len(seen) < self._options.n_startup_trials:
-            return self._cube.point(self._sequence(self._study_seed, self._number + 1)[self._number])
+            return self._cube.point(self._start(self._number))
         sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
         surrogate = fitted(self._cube, [(t.params, step, sign * value) for t, (step, value) in seen])
         known = np.array([self._cube.features(t.params) for t, _ in seen])
@@ -73,6 +73,14 @@ class MfgpSampler(BaseSampler):
             surrogate = surrogate.believed(self._cube.features(running.params))
         places = [self._cube.places(t.params) for t, _ in seen]
         return self._cube.point(self._best(surrogate, known, places))
+
+    def _start(self, number: int) -> np.ndarray:
+        """The point of the study's sequence at this place."""
+        sampler = stats.qmc.Sobol(self._cube.width, scramble=True, rng=np.random.default_rng(self._study_seed))
+        # A configuration that was tried before is asked for again with a number beyond a million.
+        if number:
+            sampler.fast_forward(number)
+        return np.asarray(sampler.random(1)[0], dtype=float)
 
     def _sequence(self, seed: int, count: int) -> np.ndarray:
         sampler = stats.qmc.Sobol(self._cube.width, scramble=True, rng=np.random.default_rng(seed))

@@ -75,8 +75,9 @@ def _rechecked(searched: Sequence[Observation], repeated: Sequence[Trial], spec:
         if trial.state is not TrialState.CANCELLED:
             runs.setdefault(configuration(trial.params), []).append(trial)
     found: list[tuple[bool, float, int, Winner]] = []
-    for key, mine in runs.items():
-        origin = best_trial([t for t in searched if configuration(t.params) == key], metric, direction)
+    for mine in runs.values():
+        params = mine[0].params
+        origin = best_trial([t for t in searched if t.params == params], metric, direction)
         if origin is None:
             continue
         values = [t.metrics[metric] for t in mine if t.state is TrialState.COMPLETED and metric in t.metrics]

@@ -99,7 +99,7 @@ def test_the_table_is_paged_filtered_and_sorted_by_its_address(api: Api) -> None
 
     assert numbers("") == list(range(59, 9, -1))
     assert numbers("page=2") == list(range(9, -1, -1))
-    assert numbers("sort=oldest&page=2") == list(range(50, 60))
+    assert numbers("sort=oldest&page=2") == numbers("sort=oldest&page=99") == list(range(50, 60))
     best = numbers("sort=best")
     assert best == sorted(range(60), key=lambda n: -((n * 7) % 60))[:50]
     trials = api.call("GET", f"/studies/{study['id']}/trials", params={"limit": 200}).json()["items"]
