@@ -122,7 +122,8 @@ def _answer(ctx: Context, study: Study, comparison: Comparison) -> Answer | None
         total = Trials(session).next_number(study.id)
         trials = Trials(session).of_study(study.id) if total <= _MOST_TRIALS else []
     mine = [t for t in confirmed if t.candidate == "best" and t.state is TrialState.COMPLETED]
-    trial = min(mine, key=lambda t: t.number) if mine else own
+    confirmed_own = comparing.is_confirmed(study, comparison.best_trial["params"])
+    trial = min(mine, key=lambda t: t.number) if mine and confirmed_own else own
     title = (
         comparison.candidates[0].title if comparison.candidates else f"best found (trial {own.number if own else '–'})"
     )

@@ -23,6 +23,8 @@ METRICS: dict[str, dict[str, Direction]] = {
 }
 # Metrics that are reported in points (hundredths).
 IN_POINTS = frozenset({"accuracy", "f1", "f1_positive", "matthews_correlation", "exact_match", "pearson", "spearman"})
+# Of those, the ones that may be negative.
+CORRELATIONS = frozenset({"matthews_correlation", "pearson", "spearman"})
 # Objectives that the server computes, besides the task's metrics.
 PARAMETERS = "parameters"
 COMPUTED: dict[str, Direction] = {PARAMETERS: Direction.MINIMIZE}

@@ -15,7 +15,7 @@ from ..domain.states import TrialPhase, TrialState
 from ..domain.statistics import Chance, chance_of_more, estimate, spearman
 from ..domain.study_spec import Direction
 from ..domain.verdicts import Verdict
-from ..search.coordinates import CDKA, method_of
+from ..search.coordinates import CDKA, METHOD, method_of
 from ..search.pruners import Halving
 from ..studies.differences import (
     BEST,
@@ -73,6 +73,8 @@ def build_comparison(
 
     ``repeated`` are the trials of the recheck. ``unheld`` counts trials that successive halving could not hold.
     """
+    # Runs of a confirmation before the study was extended belong to no candidate any more.
+    confirmed = [t for t in confirmed if t.candidate is not None]
     objective = study.spec.objective
     won = winner(searched, repeated, study.spec)
     best = None if won is None else won.trial
@@ -146,7 +148,8 @@ def confidence_of(study: Study, candidate: str, confirmed: Sequence[Trial]) -> f
     """The confidence of a candidate's interval: the primary question's own, or that of several that hold together."""
     reached = len({t.seed for t in confirmed}) or study.spec.compare.first_seeds
     confidence = confidence_at(study.spec.compare.seeds, reached)
-    if candidate in (BEST, primary(study)):
+    runs = {c.name: c.runs_as for c in study.candidates}
+    if runs[candidate] in (BEST, runs.get(primary(study) or "")):
         return confidence
     return adjusted(confidence, secondary_count(study))
 
@@ -165,9 +168,17 @@ def _chance(study: Study, best: Mapping[int, Trial], mine: Mapping[int, Trial]) 
     return chance_of_more(first, second)
 
 
+def is_confirmed(study: Study, params: Mapping[str, Any]) -> bool:
+    """Whether this configuration is the one that was confirmed; an extended search may have found another."""
+    if not study.candidates:
+        return False
+    own = {name: value for name, value in params.items() if name not in (METHOD, "learning_rate")}
+    return own == {name: v for name, v in study.candidates[0].params.items() if name != "learning_rate"}
+
+
 def _selection(study: Study, won: Winner | None, result: CandidateResult | None) -> Selection | None:
     """The winner's value when it was chosen beside what fresh seeds reach."""
-    if won is None or result is None or result.estimate is None:
+    if won is None or result is None or result.estimate is None or not is_confirmed(study, won.trial.params):
         return None
     told = Told.of(study)
     chosen, fresh, test = won.values[0], result.validation, result.estimate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import matplotlib
@@ -35,12 +36,16 @@ _LONGEST = 44
 _MOST_POINTS = 2_000
 
 
+# Matplotlib's settings belong to the process, so pictures are drawn one at a time.
+_drawing = Lock()
+
+
 def candidates(comparison: Comparison) -> str:
     """Each candidate behind the best found: mean and interval, with the margin around 0; empty if there is none."""
     shown = [c for c in comparison.candidates if c.regret is not None and c.name != "best"]
     if not shown:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with _drawing, matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(shown)), layout="constrained")
         axes = figure.subplots()
         places = list(range(len(shown)))[::-1]
@@ -74,7 +79,7 @@ def history(study: Study, worth: Worth, trials: Sequence[Trial]) -> str:
     if not done:
         return ""
     step = -(-len(done) // _MOST_POINTS)
-    with matplotlib.rc_context(_STYLE):
+    with _drawing, matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         axes = figure.subplots()
         points = done[::step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from ..studies.structures import Admission, admissions
 # With fewer trials a learning rate's effect cannot be told apart from the structure's.
 _FEWEST = 10
 LEVELS = 9
-# Of a longer search every k-th trial is taken, so that a page is made in time.
+# Of a longer search the values of every k-th trial are taken, so that a page is made in time.
 _MOST = 5_000
 
 
@@ -62,17 +63,18 @@ def structure_map(
 ) -> StructureMap:
     """The map, as a pure function of records."""
     metric = study.spec.objective.metric
-    step = -(-len(searched) // _MOST) or 1
     done = [
         t
-        for t in searched[::step]
+        for t in searched
         if t.state is TrialState.COMPLETED
         and method_of(t.params) == CDKA
         and math.isfinite(t.metrics.get(metric, math.nan))
     ]
-    values, adjusted = _adjusted(done, metric)
+    counts = Counter((t.params["r1"], t.params["r2"]) for t in done)
+    sampled = done[:: -(-len(done) // _MOST) or 1]
+    values, adjusted = _adjusted(sampled, metric)
     by_pair: dict[tuple[int, int], list[float]] = {}
-    for trial, value in zip(done, values, strict=True):
+    for trial, value in zip(sampled, values, strict=True):
         by_pair.setdefault((trial.params["r1"], trial.params["r2"]), []).append(value)
     found = admissions(study.plan, study.spec.search_space)
     means = {pair: float(np.mean(v)) for pair, v in by_pair.items()}
@@ -80,15 +82,15 @@ def structure_map(
     marks = _marks(predictions, won)
     rows: dict[int, list[Cell]] = {}
     for one in found:
-        rows.setdefault(one.r1, []).append(_cell(one, by_pair, means, levels, marks))
+        rows.setdefault(one.r1, []).append(_cell(one, counts, means, levels, marks))
     shown = {(one.r1, one.r2) for one in found}
-    elsewhere = sum(len(v) for pair, v in by_pair.items() if pair not in shown)
+    elsewhere = sum(n for pair, n in counts.items() if pair not in shown)
     return StructureMap(list(rows.values()), adjusted, elsewhere)
 
 
 def _cell(
     one: Admission,
-    by_pair: Mapping[tuple[int, int], list[float]],
+    counts: Mapping[tuple[int, int], int],
     means: Mapping[tuple[int, int], float],
     levels: Mapping[tuple[int, int], int],
     marks: Mapping[tuple[int, int], list[str]],
@@ -100,7 +102,7 @@ def _cell(
         one.r,
         one.share,
         one.reason,
-        len(by_pair.get(pair, [])),
+        counts.get(pair, 0),
         means.get(pair),
         levels.get(pair),
         list(marks.get(pair, [])),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from opda.nonparametric import EmpiricalDistribution
 
+from ..domain.metrics import CORRELATIONS, IN_POINTS
 from ..domain.records import Study, Trial
 from ..domain.states import TrialPhase, TrialState
 from ..domain.statistics import CONFIDENCE
@@ -124,7 +125,8 @@ def _expected(study: Study, searched: Sequence[Trial]) -> Expected | None:
         return None
     minimise = study.spec.objective.direction is Direction.MINIMIZE
     counts = list(range(1, min(_LONGEST_CURVE, len(drawn) + _AHEAD) + 1))
-    bounds = (0.0, 1.0) if Told.of(study).in_points else (-math.inf, math.inf)
+    lowest = -1.0 if metric in CORRELATIONS else 0.0
+    bounds = (lowest, 1.0) if metric in IN_POINTS else (-math.inf, math.inf)
     # Shares of few test examples repeat; of the bands, those of Dvoretzky, Kiefer and Wolfowitz hold for such values.
     bands = EmpiricalDistribution.confidence_bands(
         np.array(drawn[-_MOST_DRAWN:]), CONFIDENCE, *bounds, generator=np.random.default_rng(0), method="dkw"

@@ -32,6 +32,8 @@ class MfgpOptions(BaseModel):
 # Candidates whose expected improvement is computed: spread over the space, and around the best points.
 _SPREAD, _NEAR = 9, 24
 _BEST, _ROUNDS = 6, 3
+# Of more running trials, the newest are told apart.
+_MOST_RUNNING = 100
 
 
 class MfgpSampler(BaseSampler):
@@ -69,8 +71,9 @@ class MfgpSampler(BaseSampler):
         surrogate = fitted(self._cube, [(t.params, step, sign * value) for t, (step, value) in seen])
         known = np.array([self._cube.features(t.params) for t, _ in seen])
         # What runs with values is known as far as it got; its end is still believed.
-        for running in (t for t in trials if t.number != trial.number and t.state is TrialState.RUNNING):
-            surrogate = surrogate.believed(self._cube.features(running.params))
+        running = [t for t in trials if t.number != trial.number and t.state is TrialState.RUNNING]
+        if running:
+            surrogate = surrogate.believed(np.array([self._cube.features(t.params) for t in running[-_MOST_RUNNING:]]))
         places = [self._cube.places(t.params) for t, _ in seen]
         return self._cube.point(self._best(surrogate, known, places))
 

@@ -20,6 +20,7 @@ from .surrogate import fitted
 _FEWEST = 6
 # Fitting is cubic in the trials.
 _MOST = 120
+_MOST_RANKED = 1000
 
 
 def shortlist(problem: Problem, searched: Sequence[Observation], count: int) -> list[Observation]:
@@ -57,7 +58,8 @@ def _by_model(problem: Problem, searched: Sequence[Observation], ranked: Sequenc
     space = distributions(problem.spec, problem.plan)
     kept = History.of(problem.spec.all_objectives, searched).selected(_MOST)
     seen = [(t, last) for t in kept if _is_inside(t, space) and (last := _last(t, problem)) is not None]
-    inside = [t for t in ranked if _is_inside(t, space)]
+    # One that is predicted to be best has a good value, too, so the first thousand are enough.
+    inside = [t for t in ranked[:_MOST_RANKED] if _is_inside(t, space)]
     if not space or len(seen) < _FEWEST or len({value for _, (_, value) in seen}) < 2:
         return []
     cube = Cube(space)

@@ -147,12 +147,11 @@ class Surrogate:
         return mean, np.sqrt(np.maximum(prior - (half**2).sum(axis=0), 1e-12))
 
     def believed(self, x: Array) -> Surrogate:
-        """The process with a full training at x that turned out as predicted, under the same lengths and variances."""
-        mean, _ = self.predict(x[None, :])
+        """The process with full trainings at x (k, d) that turned out as predicted, under the same hyperparameters."""
+        mean, _ = self.predict(x)
         copy = object.__new__(Surrogate)
-        data = Data(
-            np.vstack([self._data.x, x]), np.append(self._data.stage, 1.0), np.append(self._data.y, float(mean[0]))
-        )
+        stage = np.append(self._data.stage, np.ones(len(x)))
+        data = Data(np.vstack([self._data.x, x]), stage, np.append(self._data.y, mean))
         copy._data, copy._dimensions, copy._hyper = data, self._dimensions, self._hyper
         copy._has_stages = True
         copy._squares = (data.x[:, None, :] - data.x[None, :, :]) ** 2

@@ -22,6 +22,9 @@ def clone_faults(study: Study, source: Trial, given: Mapping[str, Any], *, warm:
     """Why a clone of ``source`` with the values ``given`` cannot run."""
     if source.phase is TrialPhase.MEASUREMENT:
         return [Fault("#/from", "this trial measures gradients and trains no adapter; name another")]
+    if source.method not in (methods := study.spec.search_space.methods()):
+        message = f"the study searches {', '.join(methods)}, not {source.method}; clone another trial"
+        return [Fault("#/from", message)]
     faults = [
         Fault(f"#/params/{name}", f"{source.method} has no parameter {name}; leave it out")
         for name in given

@@ -40,16 +40,18 @@ class Winner:
 def winner(searched: Sequence[Observation], repeated: Sequence[Trial], spec: StudySpec) -> Winner | None:
     """The best found; ``None`` if no search trial has finished with a value.
 
-    Before all repetitions have ended, and where there are none, it is the trial with the best value. After that, it is
-    the configuration with the best mean among the repeated ones, each counted from its search trial on. One of which a
-    run ended without a value comes after all others.
+    It is the configuration with the best mean among the repeated ones, each counted from its search trials on. One of
+    which a repetition ended without a value comes after all others. While the trial with the best value is not among
+    them, or its repetitions have not all ended, or were cancelled, that trial is the best found.
     """
     metric, direction = spec.objective.metric, spec.objective.direction
     first = best_trial(searched, metric, direction)
     if first is None:
         return None
     found = _rechecked(searched, repeated, spec)
-    return found[0] if found else Winner(first, [first.metrics[metric]])
+    if any(w.trial.params == first.params for w in found):
+        return found[0]
+    return Winner(first, [first.metrics[metric]])
 
 
 def further(searched: Sequence[Observation], repeated: Sequence[Trial], spec: StudySpec) -> list[Observation]:
@@ -65,23 +67,25 @@ def further(searched: Sequence[Observation], repeated: Sequence[Trial], spec: St
 
 
 def _rechecked(searched: Sequence[Observation], repeated: Sequence[Trial], spec: StudySpec) -> list[Winner]:
-    """The repeated configurations, best mean first; none before every repetition has ended."""
+    """The repeated configurations, best mean first; none before every repetition has ended by itself."""
     metric, direction = spec.objective.metric, spec.objective.direction
-    if any(t.state not in TRIAL_ENDED for t in repeated):
+    if any(t.state not in TRIAL_ENDED or t.state is TrialState.CANCELLED for t in repeated):
         return []
     sign = -1.0 if direction is Direction.MAXIMIZE else 1.0
     runs: dict[Configuration, list[Trial]] = {}
     for trial in repeated:
-        if trial.state is not TrialState.CANCELLED:
-            runs.setdefault(configuration(trial.params), []).append(trial)
+        runs.setdefault(configuration(trial.params), []).append(trial)
     found: list[tuple[bool, float, int, Winner]] = []
     for mine in runs.values():
         params = mine[0].params
-        origin = best_trial([t for t in searched if t.params == params], metric, direction)
+        own = [t for t in searched if t.params == params and t.state is TrialState.COMPLETED and metric in t.metrics]
+        origin = best_trial(own, metric, direction)
         if origin is None:
             continue
+        # The trial that put the configuration ahead comes first, then its other runs.
+        others = [t.metrics[metric] for t in own if t.number != origin.number]
         values = [t.metrics[metric] for t in mine if t.state is TrialState.COMPLETED and metric in t.metrics]
-        made = Winner(origin, [origin.metrics[metric], *values])
+        made = Winner(origin, [origin.metrics[metric], *others, *values])
         found.append((len(values) < len(mine), sign * made.mean, origin.number, made))
     return [entry[3] for entry in sorted(found, key=lambda entry: entry[:3])]
 
@@ -98,7 +102,8 @@ def recheck_trials(
         return []  # there is nothing to choose between
     from_search = study.spec.search.replicates
     wanted = [seeds.repeated(study.spec.search.seed, from_search + k) for k in range(asked.seeds)]
-    there = {(configuration(t.params), t.seed) for t in repeated if t.state is not TrialState.CANCELLED}
+    # Whoever stopped a repetition does not get it back.
+    there = {(configuration(t.params), t.seed) for t in repeated}
     missing = [(t, seed) for t in best for seed in wanted if (configuration(t.params), seed) not in there]
     shapes = module_shapes(study.plan)
     return [

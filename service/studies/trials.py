@@ -175,6 +175,6 @@ def retry_trial(ctx: Context, caller: Principal, trial_id: str) -> Trial:
         Audit(session).record(caller, now, "trial.retry", trial_id, study_id=study_id)
         if study.state is StudyState.COMPLETED:
             study = studies.set_state(study, StudyState.RUNNING, now)
-        if trial.phase is TrialPhase.SEARCH and study.phase is StudyPhase.CONFIRMATION:
+        if trial.phase in (TrialPhase.SEARCH, TrialPhase.RECHECK) and study.phase is StudyPhase.CONFIRMATION:
             studies.set_phase(study, StudyPhase.SEARCH, now)
         return queued

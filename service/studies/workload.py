@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..domain.records import Study, TrialCounts
-from ..domain.states import TRIAL_ENDED, TrialPhase
+from ..domain.states import TRIAL_ENDED, StudyPhase, TrialPhase
 from ..domain.study_spec import RecheckSpec, StudySpec
 
 
@@ -56,16 +56,15 @@ def seconds_left(study: Study, counts: TrialCounts, pace: float | None) -> float
     ended: Mapping[TrialPhase, int] = {
         phase: sum(n for (p, state), n in counts.items() if p is phase and state in TRIAL_ENDED) for phase in TrialPhase
     }
-    exact = {
-        phase: sum(n for (p, _), n in counts.items() if p is phase)
-        for phase in (TrialPhase.RECHECK, TrialPhase.TUNING, TrialPhase.CONFIRMATION)
-    }
+    exact = {phase: sum(n for (p, _), n in counts.items() if p is phase) for phase in TrialPhase}
     work = workload_of(study.spec, study.planned)
-    planned = {
-        TrialPhase.SEARCH: work.search,
-        TrialPhase.RECHECK: exact[TrialPhase.RECHECK] or work.recheck,
-        TrialPhase.TUNING: exact[TrialPhase.TUNING] or work.tuning,
-        TrialPhase.CONFIRMATION: exact[TrialPhase.CONFIRMATION] or work.confirmation,
-    }
-    left = sum(max(0, n - ended[phase]) for phase, n in planned.items())
+    left = max(0, work.search - ended[TrialPhase.SEARCH])
+    if study.phase is StudyPhase.CONFIRMATION:
+        # What is queued is known; before the first run is confirmed, all of them are still to come.
+        open_ = sum(exact[p] - ended[p] for p in (TrialPhase.TUNING, TrialPhase.CONFIRMATION))
+        started = exact[TrialPhase.CONFIRMATION] > 0
+        left = open_ + (0 if started else work.confirmation)
+    else:
+        recheck = max(work.recheck, exact[TrialPhase.RECHECK]) - ended[TrialPhase.RECHECK]
+        left += max(0, recheck) + work.tuning + work.confirmation
     return left * pace / study.spec.search.concurrency

@@ -234,3 +234,24 @@ def test_random_search_says_what_more_trials_would_bring_and_others_say_why_not(
     other = json.loads(report(api, run(api, search={"sampler": "tpe"}), "json"))["worth"]
     assert other["expected"] is None
     assert any("trials of the sampler tpe depend on each other" in s for s in other["sentences"])
+
+
+def test_correlations_below_zero_are_within_their_bounds(api: Api) -> None:
+    objectives = [{"metric": "matthews_correlation", "direction": "maximize"}]
+    study = api.create(objectives=objectives, search={"trials": 8, "concurrency": 1, "sampler": "random"})
+    while (lease := api.lease()) is not None:
+        api.finish(lease, metrics={"matthews_correlation": 0.1 * lease["trial"]["number"] - 0.2})
+    expected = json.loads(report(api, study, "json"))["worth"]["expected"]
+    assert expected["low"][0] < 0
+
+
+def test_an_extended_study_does_not_mix_two_winners(api: Api) -> None:
+    study = run(api, search={"trials": 3})
+    api.call("PATCH", f"/studies/{study['id']}", json={"trials": 4})
+    lease = api.lease()
+    assert lease is not None
+    api.finish(lease, value=0.99)
+    found = api.call("GET", f"/studies/{study['id']}/comparison").json()
+    assert found["best_trial"]["value"] == 0.99
+    assert found["selection"] is None
+    report(api, study)

@@ -51,7 +51,7 @@ def test_a_believed_training_narrows_the_prediction_there_and_keeps_its_mean() -
     made = Surrogate(data(20))
     x = np.array([0.9, 0.1, 0.5])
     mean, deviation = made.predict(x[None])
-    after, narrower = made.believed(x).predict(x[None])
+    after, narrower = made.believed(x[None]).predict(x[None])
     assert after == pytest.approx(mean, abs=0.05)
     assert narrower[0] < deviation[0]
 

@@ -110,3 +110,14 @@ def test_a_configuration_without_from_names_every_parameter(api: Api) -> None:
     study = api.create(search={"trials": 2})
     answer = clone(api, study, {"params": {"r1": 2, "r2": 4}})
     assert [e["pointer"] for e in answer.json()["errors"]] == ["#/params/r", "#/params/alpha", "#/params/learning_rate"]
+
+
+def test_a_baselines_run_is_not_cloned_into_a_search_of_another_method(api: Api) -> None:
+    study = api.create(search={"trials": 1}, compare={"seeds": 1, "learning_rate": "shared", "baselines": ["lora"]})
+    api.run_all(lambda trial: 0.5)
+    api.call("PATCH", f"/studies/{study['id']}", json={"trials": 3})
+    lora = next(t for t in trials_of(api, study) if t["method"] == "lora")
+    answer = clone(api, study, {"from": lora["id"]})
+    assert answer.json()["errors"] == [
+        {"pointer": "#/from", "detail": "the study searches cdka, not lora; clone another trial"}
+    ]

@@ -140,3 +140,68 @@ def test_rechecks_are_on_unless_a_study_says_none(api: Api) -> None:
     del body["search"]["recheck"]
     study = api.call("POST", "/studies", json=body).json()
     assert study["spec"]["search"]["recheck"] == {"top": 3, "seeds": 2}
+
+
+def test_a_recheck_that_was_cut_off_crowns_nobody(api: Api) -> None:
+    """The best value's repetitions were cancelled; the second best's one completed."""
+    study = api.create(search={"trials": 2, "concurrency": 4, "recheck": {"top": 2, "seeds": 1}})
+    for value in (0.92, 0.85):
+        lease = api.lease()
+        assert lease is not None
+        api.finish(lease, value=value)
+    first, second = api.lease("a"), api.lease("b")
+    assert first is not None
+    assert second is not None
+    api.call("POST", f"/trials/{first['trial']['id']}/stop")
+    api.finish(first, "cancelled", None)
+    api.finish(second, value=0.85)
+    best = comparison(api, study)["best_trial"]
+    assert (best["number"], best["runs"]) == (0, 1)
+    assert api.call("GET", f"/studies/{study['id']}").json()["state"] == "completed"
+    assert api.lease() is None, "a repetition that was stopped is not queued again"
+
+
+def test_a_new_best_of_an_extended_search_is_shown_before_its_recheck(api: Api) -> None:
+    study, _ = searched(api, [0.5, 0.7], lambda trial: 0.65)
+    assert comparison(api, study)["best_trial"]["runs"] == 3
+    api.call("PATCH", f"/studies/{study['id']}", json={"trials": 3})
+    lease = api.lease()
+    assert lease is not None
+    api.finish(lease, value=0.9)
+    best = comparison(api, study)["best_trial"]
+    assert (best["number"], best["runs"], best["mean"]) == (lease["trial"]["number"], 1, 0.9)
+
+
+def test_a_failed_repetition_that_is_retried_is_confirmed_again(api: Api) -> None:
+    search = {"trials": 2, "concurrency": 1, "retries": 0, "recheck": {"top": 2, "seeds": 1}}
+    study = api.create(search=search, compare={"seeds": 1, "learning_rate": "shared"})
+    failed: dict[str, Any] = {}
+    while (lease := api.lease()) is not None:
+        trial = lease["trial"]
+        if trial["phase"] == "recheck" and not failed:
+            failed = trial
+            api.finish(lease, "failed", None, failure={"kind": "error", "message": "x"})
+        else:
+            api.finish(lease, value=0.5 + 0.01 * trial["number"])
+    assert api.call("POST", f"/trials/{failed['id']}/retry").status_code == 200
+    assert api.call("GET", f"/studies/{study['id']}").json()["phase"] == "search"
+    api.run_all(lambda trial: 0.99 if trial["phase"] == "recheck" else 0.6)
+    found = comparison(api, study)
+    assert str(found["best_trial"]["number"]) in found["candidates"][0]["title"]
+
+
+def test_all_replicates_count_in_the_mean(api: Api) -> None:
+    """One replicate of the first configuration was lucky; all three and the repetition make its mean."""
+    search = {"trials": 6, "concurrency": 1, "replicates": 3, "sampler": "grid", "recheck": {"top": 2, "seeds": 1}}
+    space = {"r1": 2, "r2": 4, "r": 4, "alpha": {"choices": [8, 16]}, "learning_rate": {"choices": [1e-3]}}
+    study = api.create(search=search, search_space=space)
+    luck = iter([0.95])
+
+    def value(trial: dict[str, Any]) -> float:
+        lucky = trial["params"]["alpha"] == 8
+        return (next(luck, 0.8) if trial["phase"] == "search" else 0.8) if lucky else 0.84
+
+    done = api.run_all(value)
+    assert len(done) == 8
+    best = comparison(api, study)["best_trial"]
+    assert (best["params"]["alpha"], best["runs"]) == (16, 4)
