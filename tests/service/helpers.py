@@ -25,3 +25,8 @@ def lease_of(api: Api, runner: str = "runner", **offer: Any) -> dict[str, Any]:
     lease = api.lease(runner, **offer)
     assert lease is not None
     return lease
+
+
+def login(api: Api, role: str = "member") -> None:
+    """Log in to the dashboard."""
+    api.http.post("/login", data={"token": api.token(role)})

@@ -6,9 +6,7 @@ import re
 
 from tests.conftest import Api
 
-
-def login(api: Api, role: str = "member") -> None:
-    api.http.post("/login", data={"token": api.token(role)})
+from ..helpers import login
 
 
 def test_pages_redirect_to_the_login(api: Api) -> None:

@@ -15,7 +15,7 @@ from service.domain.study_spec import StudySpec
 from service.studies.workload import workload_of
 from tests.conftest import Api, make_study
 
-from .test_dashboard import login
+from ..helpers import login
 
 
 def finished(api: Api, **changes: Any) -> dict[str, Any]:

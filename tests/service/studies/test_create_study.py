@@ -93,7 +93,7 @@ def test_creating_a_study_returns_predictions_and_counts(api: Api) -> None:
         ({"search_space": {"learning_rate": {"low": 1, "high": 0.1}}}, "#/search_space/learning_rate", "not below"),
         ({"search_space": {"learning_rate": -1}}, "#/search_space/learning_rate", "greater than 0"),
         ({"search_space": {"learning_rate": [1]}}, "#/search_space/learning_rate", "number"),
-        ({"search": {"sampler": "magic"}}, "#/search/sampler", "available: tpe, random"),
+        ({"search": {"sampler": "magic"}}, "#/search/sampler", "available: auto, tpe, random"),
         (
             {
                 "search": {"sampler": "cmaes", "pruner": "none"},
