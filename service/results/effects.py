@@ -174,7 +174,8 @@ def _agreement(
         structure = (t.params["r1"], t.params["r2"], t.params["r"])
         if structure in scores:
             observed[structure] = max(observed.get(structure, -math.inf), sign * t.metrics[metric])
-    top = min(_TOP, len(observed))
+    # Of three structures, every ranking has the best three.
+    top = _TOP if len(observed) > _TOP else 0
     predicted = sorted(observed, key=lambda s: -scores[s])[:top]
     best = sorted(observed, key=lambda s: -observed[s])[:top]
     return Agreement(
