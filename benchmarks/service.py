@@ -58,7 +58,7 @@ def study_body(**search: Any) -> dict[str, Any]:
             "dataset": {"path": "json", "data_files": {"train": "train.jsonl"}},
         },
         "budget": {"lora_rank": 8},
-        "search": {"pruner": "none", "trials": 100_000, "concurrency": 10_000, **search},
+        "search": {"pruner": "none", "recheck": "none", "trials": 100_000, "concurrency": 10_000, **search},
         "compare": {"seeds": 0},
     }
 

@@ -80,7 +80,7 @@ class ClusterSystem:
 
     def create(self, **sections: Any) -> Any:
         study = demo_study(SLICE)
-        study["search"] |= {"trials": 1, "concurrency": 1, "pruner": "none"}
+        study["search"] |= {"trials": 1, "concurrency": 1, "pruner": "none", "recheck": "none"}
         study["compare"] = {"seeds": 0}
         for name, value in sections.items():
             study[name] = {**study.get(name, {}), **value}
