@@ -31,7 +31,7 @@ def processes_of_trials() -> list[int]:
 def study(system: System, processes: int, **training: Any) -> Any:
     return system.create(
         resources={"cpus": processes, "processes": processes},
-        search={"trials": 1, "concurrency": 1, "pruner": "none", "start": []},
+        search={"trials": 1, "concurrency": 1, "pruner": "none", "start": [], "sampler": "tpe"},
         compare={"seeds": 0},
         training={"epochs": 2, **training},
     )
