@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .compare_spec import CompareSpec, Predictor, SeedsSpec
 from .metrics import metrics_of, natural_direction
-from .search_space import OPTIONAL, STRICT, Positive, SearchSpace, Size
+from .ranges import STRICT, Size
+from .search_space import OPTIONAL, SearchSpace
+from .search_spec import (
+    Concurrency,
+    RecheckSpec,
+    Retries,
+    SearchedParameters,
+    SearchSpec,
+    StartConfiguration,
+    TrialBudget,
+)
 from .task_spec import Columns, DatasetSpec, TaskSpec
 from .training_spec import ResourcesSpec, TrainingSpec
 from .vocabulary import (
     PLAIN,
-    Baseline,
-    BatchSize,
     Direction,
     Dropout,
-    Epochs,
     InitWeights,
-    LoraPlusRatio,
-    MaxGradNorm,
     Name,
-    Optimizer,
     Scaling,
-    Schedule,
     Text,
-    WarmupRatio,
-    WeightDecay,
 )
 
 __all__ = [
@@ -45,17 +47,18 @@ __all__ = [
     "Name",
     "Objective",
     "Predictor",
+    "RecheckSpec",
     "ResourcesSpec",
     "SearchSpec",
+    "SearchedParameters",
+    "SeedsSpec",
+    "StartConfiguration",
     "StudyChanges",
     "StudySpec",
     "TaskSpec",
     "Text",
     "TrainingSpec",
 ]
-
-
-Predictor = Literal["guideline", "alignment", "measured"]
 
 
 class ModelSpec(BaseModel):
@@ -115,115 +118,7 @@ class Objective(BaseModel):
     direction: Direction
 
 
-TrialBudget = Annotated[int, Field(ge=1, le=100_000)]
-Concurrency = Annotated[int, Field(ge=1, le=10_000)]
-Retries = Annotated[int, Field(ge=0, le=100)]
 Priority = Annotated[int, Field(ge=-1000, le=1000)]
-
-
-class SearchedParameters(BaseModel):
-    """Values of a configuration for the parameters that are searched only in some studies.
-
-    Leave out those that the study's search space does not name. By default one is the value that ``training`` or
-    ``adapter`` would have by default, if the space holds it, and else the middle of the space.
-    """
-
-    model_config = STRICT
-    dropout: Dropout | None = None
-    weight_decay: WeightDecay | None = None
-    warmup_ratio: WarmupRatio | None = None
-    lora_plus_ratio: LoraPlusRatio | None = None
-    max_grad_norm: MaxGradNorm | None = None
-    batch_size: Annotated[BatchSize, Field(strict=True)] | None = None
-    epochs: Annotated[Epochs, Field(strict=True)] | None = None
-    schedule: Schedule | None = None
-    optimizer: Optimizer | None = None
-    init_weights: InitWeights | None = None
-    scaling: Scaling | None = None
-
-    def optional(self) -> dict[str, Any]:
-        """The values that are given for such parameters."""
-        return {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
-
-
-class StartConfiguration(SearchedParameters):
-    """A configuration that a search starts with.
-
-    By default ``r`` fills the budget, ``alpha`` is the one that the method's authors publish, and the learning rate is
-    the middle of those that are searched.
-    """
-
-    r1: Size
-    r2: Size
-    r: Size | None = None
-    alpha: Positive | None = None
-    learning_rate: Positive | None = None
-
-
-def _start_form(value: object) -> str:
-    return "<configuration>" if isinstance(value, dict | StartConfiguration) else "<predictor>"
-
-
-Start = Annotated[
-    Annotated[StartConfiguration, Tag("<configuration>")] | Annotated[Predictor, Tag("<predictor>")],
-    Discriminator(
-        _start_form,
-        custom_error_type="start",
-        custom_error_message="write a predictor's name or a configuration such as {r1: 2, r2: 8}",
-    ),
-]
-
-
-class RecheckSpec(BaseModel):
-    """At the end of the search, the ``top`` best configurations are trained again with ``seeds`` other seeds.
-
-    The one with the best mean wins. These trainings come on top of ``search.trials``.
-    """
-
-    model_config = STRICT
-    top: Annotated[int, Field(ge=2, le=100)] = 3
-    seeds: Annotated[int, Field(ge=1, le=20)] = 2
-
-
-def _recheck_form(value: object) -> str | None:
-    if isinstance(value, dict | RecheckSpec):
-        return "<recheck>"
-    return "<none>" if value == "none" else None
-
-
-Recheck = Annotated[
-    Annotated[RecheckSpec, Tag("<recheck>")] | Annotated[Literal["none"], Tag("<none>")],
-    Discriminator(
-        _recheck_form,
-        custom_error_type="recheck",
-        custom_error_message="write none, or how many configurations and seeds, such as {top: 3, seeds: 2}",
-    ),
-]
-
-
-class SearchSpec(BaseModel):
-    """The search: sampler, pruner, number of trials, and the trials that it starts with.
-
-    ``start`` lists predictors, whose choices run first, and configurations. By default it is the predictors of
-    ``compare.predictors``, and empty for a grid.
-    """
-
-    model_config = STRICT
-    sampler: Name = "auto"
-    sampler_options: dict[str, Any] = {}
-    pruner: Name = "asha"
-    pruner_options: dict[str, Any] = {}
-    pruning_metric: Name | None = None
-    start: Annotated[list[Start], Field(max_length=1000)] | None = None
-    trials: TrialBudget = 24
-    concurrency: Concurrency = 2
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
-    retries: Retries = 1
-    replicates: Annotated[int, Field(ge=1, le=100)] = 1
-    finished: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        default=3, description="Where successive halving holds trials, the fewest that run to their end."
-    )
-    recheck: Recheck = RecheckSpec()
 
 
 class LimitsSpec(BaseModel):
@@ -241,66 +136,6 @@ class LimitsSpec(BaseModel):
     )
     trial_minutes: Annotated[float, Field(gt=0, le=525_600)] | None = None
     stall_minutes: Annotated[float, Field(gt=0, le=525_600)] | None = None
-
-
-class SeedsSpec(BaseModel):
-    """Seeds of the confirmation: ``first`` of each candidate, and more in up to four looks, at most ``most``.
-
-    No more are added once the interval against the guideline decides.
-    """
-
-    model_config = STRICT
-    first: Annotated[int, Field(ge=3, le=100)] = 3
-    most: Annotated[int, Field(ge=3, le=100)] = 20
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SeedsSpec:
-        if self.first > self.most:
-            raise ValueError(f"first={self.first} is above most={self.most}")
-        return self
-
-
-def _seeds_form(value: object) -> str | None:
-    if isinstance(value, dict | SeedsSpec):
-        return "<looks>"
-    return "<number>" if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-Seeds = Annotated[
-    Annotated[SeedsSpec, Tag("<looks>")] | Annotated[int, Field(ge=0, le=100), Tag("<number>")],
-    Discriminator(
-        _seeds_form,
-        custom_error_type="seeds",
-        custom_error_message="write a number from 0 to 100, or {first: 3, most: 20}",
-    ),
-]
-
-
-class CompareSpec(BaseModel):
-    """The confirmation: which candidates are trained again with fresh seeds, and how their learning rates are chosen.
-
-    For ``measured``, a runner computes gradients of full fine-tuning on a few batches before the search.
-    """
-
-    model_config = STRICT
-    predictors: list[Predictor] = ["guideline", "alignment"]
-    baselines: list[Baseline] = ["lora"]
-    seeds: Seeds = 5
-    top: Annotated[int, Field(ge=1, le=10)] = Field(
-        default=1, description="How many of the best configurations found are confirmed; for each method, one more."
-    )
-    learning_rate: Literal["tuned", "shared"] = "tuned"
-    tuning_trials: Annotated[int, Field(ge=2, le=100)] = 4
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        default=None,
-        description="Differences within it are practically equal: in points for shares such as accuracy (default 0.5), "
-        "else in the metric's unit (default 1 % of the best found).",
-    )
-
-    @property
-    def first_seeds(self) -> int:
-        """The seeds with which a confirmation begins; 0: there is none."""
-        return self.seeds if isinstance(self.seeds, int) else self.seeds.first
 
 
 class StudySpec(BaseModel):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
-from .search_space import STRICT
+from .ranges import STRICT
 from .vocabulary import Direction, Name, Text
 
 Split = Literal["train", "validation", "test"]

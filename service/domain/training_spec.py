@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from .search_space import STRICT
+from .ranges import STRICT
 from .shape import Shape
 from .vocabulary import (
     BatchSize,

@@ -20,11 +20,10 @@ import numpy as np
 from scipy import stats
 
 from ..domain.records import Observation, StoredPrediction, Study
-from ..domain.states import TrialState
 from ..domain.statistics import CONFIDENCE
 from ..domain.study_spec import Direction
-from ..search.coordinates import CDKA, method_of
 from ..studies.differences import adjusted
+from .completed import completed_of_cdka
 from .sentences import Told
 
 # Trials beyond the number of terms without which nothing is said.
@@ -84,14 +83,7 @@ def effects_of(
     study: Study, searched: Sequence[Observation], predictions: Mapping[str, Sequence[StoredPrediction]]
 ) -> Effects:
     """The effects, as a pure function of records."""
-    metric = study.spec.objective.metric
-    done = [
-        t
-        for t in searched
-        if t.state is TrialState.COMPLETED
-        and method_of(t.params) == CDKA
-        and math.isfinite(t.metrics.get(metric, math.nan))
-    ]
+    done = completed_of_cdka(study, searched)
     found = _effects(study, done)
     agreements = [_agreement(study, name, ranking, done) for name, ranking in predictions.items()]
     unknown = [_plain(e.parameter) for e in found if e.estimate is None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..domain.records import Observation, StoredPrediction, Study
-from ..domain.states import TrialState
 from ..domain.study_spec import Direction
 from ..search.coordinates import CDKA, method_of
 from ..studies.recheck import Winner
 from ..studies.structures import Admission, admissions
+from .completed import completed_of_cdka
 
 # With fewer trials a learning rate's effect cannot be told apart from the structure's.
 _FEWEST = 10
@@ -63,13 +62,7 @@ def structure_map(
 ) -> StructureMap:
     """The map, as a pure function of records."""
     metric = study.spec.objective.metric
-    done = [
-        t
-        for t in searched
-        if t.state is TrialState.COMPLETED
-        and method_of(t.params) == CDKA
-        and math.isfinite(t.metrics.get(metric, math.nan))
-    ]
+    done = completed_of_cdka(study, searched)
     counts = Counter((t.params["r1"], t.params["r2"]) for t in done)
     sampled = done[:: -(-len(done) // _MOST) or 1]
     values, adjusted = _adjusted(sampled, metric)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..domain.search_space import Positive, Size
+from ..domain.ranges import Positive, Size
 from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.study_spec import SearchedParameters
 from ..domain.vocabulary import PLAIN

@@ -17,7 +17,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ..domain.plan import Plan
-from ..domain.search_space import FloatRange, IntRange, Pair
+from ..domain.ranges import FloatRange, IntRange
+from ..domain.search_space import Pair
 from ..domain.study_spec import StudySpec
 
 # The name of the pair in stored points.

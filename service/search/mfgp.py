@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, Field
 from scipy import stats
 
-from ..domain.search_space import STRICT
+from ..domain.ranges import STRICT
 from .cube import Cube, value_at
 from .surrogate import Surrogate, fitted
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from ..domain.plan import Plan
-from ..domain.search_space import STRICT
+from ..domain.ranges import STRICT
 from ..domain.study_spec import StudySpec
 from .history import History
 

@@ -13,8 +13,8 @@ import optuna
 from optuna.pruners import BasePruner
 from pydantic import BaseModel, Field
 
+from ..domain.ranges import STRICT
 from ..domain.records import Observation
-from ..domain.search_space import STRICT
 from ..domain.states import TrialState
 from ..domain.study_spec import StudySpec
 from .halving import Bracket, best_at, best_first, hyperband_bracket

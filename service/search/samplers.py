@@ -18,7 +18,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, Field
 
-from ..domain.search_space import STRICT
+from ..domain.ranges import STRICT
 from .cube import place_of, value_at
 from .mfgp import MfgpOptions, MfgpSampler
 from .policy import NoOptions

@@ -9,8 +9,8 @@ import cdka
 
 from ..domain import seeds
 from ..domain.plan import Plan
+from ..domain.ranges import FloatRange
 from ..domain.records import Candidate, NewTrial, Observation, StoredPrediction, Study, Trial
-from ..domain.search_space import FloatRange
 from ..domain.states import TrialPhase
 from ..domain.study_spec import Direction
 from ..search.coordinates import METHOD, has, is_own, method_of

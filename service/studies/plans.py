@@ -14,8 +14,9 @@ import cdka
 from ..domain.faults import schema_faults
 from ..domain.metrics import COMPUTED, metrics_of
 from ..domain.plan import Plan
+from ..domain.ranges import FloatRange
 from ..domain.records import StoredPrediction
-from ..domain.search_space import FloatRange, SearchSpace
+from ..domain.search_space import SearchSpace
 from ..domain.space_faults import space_faults
 from ..domain.study_spec import AdapterSpec, BudgetSpec, CompareSpec, ModelSpec, Objective, SearchSpec, StudySpec
 from ..domain.task_spec import TaskKind, TaskSpec

@@ -1,0 +1,22 @@
+"""The trials of a search that say something about structures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..domain.records import Observation, Study
+from ..domain.states import TrialState
+from ..search.coordinates import CDKA, method_of
+
+
+def completed_of_cdka(study: Study, searched: Sequence[Observation]) -> list[Observation]:
+    """The search trials of CDKA that ran to their end with a value."""
+    metric = study.spec.objective.metric
+    return [
+        t
+        for t in searched
+        if t.state is TrialState.COMPLETED
+        and method_of(t.params) == CDKA
+        and math.isfinite(t.metrics.get(metric, math.nan))
+    ]
