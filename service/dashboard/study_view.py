@@ -14,7 +14,7 @@ from ..domain.search_space import OPTIONAL
 from ..domain.states import STUDY_ENDED, StudyState, TrialPhase, TrialState
 from ..results import comparison as comparing
 from ..results import reading
-from ..results.effects import effects_of
+from ..results.reports import current_effects
 from ..results.sentences import duration
 from ..results.structure_map import StructureMap, structure_map
 from ..results.worth import worth_of
@@ -116,7 +116,6 @@ def _answer(ctx: Context, study: Study, comparison: Comparison) -> Answer | None
     if study.state is not StudyState.COMPLETED or comparison.best_trial is None:
         return None
     with ctx.db.read() as session:
-        predictions = Studies(session).predictions(study.id)
         confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
         own = Trials(session).numbered(study.id, comparison.best_trial["number"])
         total = Trials(session).next_number(study.id)
@@ -130,7 +129,7 @@ def _answer(ctx: Context, study: Study, comparison: Comparison) -> Answer | None
     return Answer(
         comparison.answer or f"The best trial reached {comparison.best_trial['mean']:.4g}.",
         worth_of(study, trials).sentences if trials else [],
-        effects_of(study, comparing.searched(ctx, study.id), predictions).sentences,
+        current_effects(ctx, study).sentences,
         trial,
         f"{title[0].upper()}{title[1:]}",
         "" if trial is None else config_text(study, trial.method, trial.params),

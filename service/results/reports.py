@@ -88,9 +88,18 @@ def report_of(ctx: Context, study_id: str, team_id: str | None) -> Report:
     with ctx.db.read() as session:
         study = Studies(session).get(study_id, team_id)
         trials = Trials(session).of_study(study_id)
-        predictions = Studies(session).predictions(study_id)
-    effects = effects_of(study, searched(ctx, study_id), predictions)
-    return Report(study, comparison, worth_of(study, trials), effects, trials, ctx.clock())
+    return Report(study, comparison, worth_of(study, trials), current_effects(ctx, study), trials, ctx.clock())
+
+
+def current_effects(ctx: Context, study: Study) -> Effects:
+    """What the structure did, as of the study's version; computed once for the page and the report."""
+
+    def computed() -> Effects:
+        with ctx.db.read() as session:
+            predictions = Studies(session).predictions(study.id)
+        return effects_of(study, searched(ctx, study.id), predictions)
+
+    return ctx.recent.get(("effects", study.id, study.version), computed)
 
 
 def as_json(report: Report) -> str:

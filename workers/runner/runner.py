@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,10 +23,10 @@ from pydantic import ValidationError
 
 import cdka
 from service.client import Client
-from service.errors import InputsChanged, LeaseLost, NotFound, ServiceError
+from service.errors import ServiceError
 from service.paths import is_inside
 from service.schemas.leases import LeasedTrial, LeaseOut, ResultIn
-from service.schemas.specs import FailureKind, Inputs, Shape, StopReason, TaskKind, TrialPhase
+from service.schemas.specs import FailureKind, Shape, StopReason, TaskKind, TrialPhase
 from service.settings import Settings
 
 from ..failures import before_first_step, classify, failed, poisons_process
@@ -42,15 +42,13 @@ from .checkpoints import StoredCheckpoints
 from .output import CapturedOutput
 from .placement import Alone, Group, InProcess, Placement
 from .reporter import Reporter
+from .results import deliver, result_of
 from .warm import Warm
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 # After an answer that cannot be read: each further one would cost a trial a loss.
 UNREADABLE_SECONDS = 300.0
-# How long a finished trial waits for the server during an outage.
-RESULT_PATIENCE_SECONDS = 3600.0
-RETRY_SECONDS = 2.0
 # How long a trial may run after its lease was lost.
 HUNG_SECONDS = float(os.environ.get("CDKA_HUNG_SECONDS", "60"))
 
@@ -184,7 +182,7 @@ class Runner:
         stored.drop_old()
         self.trials_done += 1
         if reporter.stop_reason is not StopReason.LOST:
-            self._deliver(lease, reporter.unsent_inputs, undelivered, checkpoint, result)
+            deliver(self.client, lease, reporter.unsent_inputs, undelivered, checkpoint, result)
         if poison is not None:
             raise Poisoned(str(poison)) from poison
 
@@ -207,43 +205,6 @@ class Runner:
             "runner": self.name,
             "versions": {name: version(name) for name in _PACKAGES},
         }
-
-    def _deliver(
-        self,
-        lease: LeaseOut,
-        inputs: Inputs | None,
-        undelivered: list[tuple[int, dict[str, float]]],
-        checkpoint: str | None,
-        result: ResultIn,
-    ) -> None:
-        """Send what the server has not taken, and the result, until it accepts them: an outage loses no trial."""
-        deadline = time.monotonic() + RESULT_PATIENCE_SECONDS
-        while True:
-            try:
-                if inputs is not None:
-                    self.client.record_inputs(lease.id, inputs)
-                    inputs = None
-                if undelivered or checkpoint:
-                    self.client.report(lease.id, undelivered, checkpoint)
-                    undelivered, checkpoint = [], None
-                self.client.finish(lease.id, result)
-                return
-            except InputsChanged as error:
-                inputs, resources = None, result.resources
-                result = failed(FailureKind.REJECTED, error.detail)
-                result.resources = resources
-            except (LeaseLost, NotFound) as error:
-                _log.warning("trial %d is another's now: %s", lease.trial.number, error.detail)
-                return
-            except ServiceError as error:
-                if error.status == 422 and result.state != "failed":
-                    # Send a failure with the reason instead of a result that the server rejects.
-                    result = _refused(error.detail, result.resources)
-                    continue
-                if error.status < 500 or time.monotonic() > deadline:
-                    _log.error("the result of trial %d was not taken: %s", lease.trial.number, error.detail)
-                    return
-                time.sleep(RETRY_SECONDS)
 
     def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> ResultIn:
         """Run one leased trial here and return its result.
@@ -323,7 +284,7 @@ class Runner:
             resources["resumed_from"] = trial.checkpoint
         if artifact is not None:
             resources["artifact_bytes"] = size_of(artifact)
-        return _result(outcome, artifact, resources)
+        return result_of(outcome, artifact, resources)
 
     def _start_from(self, model: PeftModel, trial: LeasedTrial) -> None:
         """Give the model the weights of the adapter that the training begins with."""
@@ -372,33 +333,3 @@ _PACKAGES = ("cdka", "torch", "transformers", "peft", "datasets")
 
 def _end_process() -> None:
     os._exit(70)
-
-
-_STATES: dict[StopReason | None, Literal["completed", "pruned", "released"]] = {
-    None: "completed",
-    StopReason.PRUNED: "pruned",
-    StopReason.PAUSED: "released",
-    StopReason.WAITING: "released",
-    StopReason.RELEASED: "released",
-}
-
-
-def _result(outcome: Outcome, artifact: str | None, resources: dict[str, Any]) -> ResultIn:
-    resources = {**resources, "steps": outcome.steps}
-    try:
-        return ResultIn(
-            state=_STATES.get(outcome.stop_reason, "cancelled"),
-            metrics=outcome.metrics,
-            scores=outcome.scores if outcome.stop_reason is None else None,
-            artifact=artifact,
-            resources=resources,
-        )
-    except ValidationError as error:
-        # A team's own task may return what is no metric.
-        return _refused("; ".join(fault["msg"] for fault in error.errors()[:3]), resources)
-
-
-def _refused(reason: str, resources: dict[str, Any]) -> ResultIn:
-    result = failed(FailureKind.ERROR, f"its result was refused: {reason}")
-    result.resources = resources
-    return result

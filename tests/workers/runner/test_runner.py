@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from service.errors import Unavailable
 from service.schemas.leases import ResultIn
 from tests.conftest import Api, sentences, write_lines
-from workers.runner import runner as runner_module
+from workers.runner import results
 from workers.runner.runner import Poisoned, Runner
 
 
@@ -382,7 +382,7 @@ def test_results_and_last_reports_survive_an_outage(api: Api, runner: Runner, mo
     study = api.create(search={"trials": 1}, training={"epochs": 2})
     lease = runner._next_lease()
     assert lease is not None
-    monkeypatch.setattr(runner_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(results, "RETRY_SECONDS", 0.05)
     calls = []
     report, finish = runner.client.report, runner.client.finish
 
