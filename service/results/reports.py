@@ -19,7 +19,6 @@ from ..db.trials import Trials
 from ..domain.comparison import Comparison
 from ..domain.records import Study, Trial
 from ..domain.states import TrialPhase, TrialState
-from . import pictures
 from .comparison import compare, searched
 from .effects import Effects, effects_of
 from .sentences import Told, duration
@@ -131,6 +130,9 @@ def as_json(report: Report) -> str:
 
 def as_html(report: Report) -> str:
     """The report as one HTML file without scripts and without references to others."""
+    # Matplotlib takes a second to import; most processes never draw.
+    from . import pictures
+
     images = {
         "candidates": Markup(pictures.candidates(report.comparison)),  # noqa: S704  # drawn here, text escaped
         "history": Markup(pictures.history(report.study, report.worth, report.trials)),  # noqa: S704
