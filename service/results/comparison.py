@@ -23,6 +23,7 @@ from ..studies.differences import (
     adjusted,
     confidence_at,
     finished,
+    is_primary,
     primary,
     regret,
     scores_of,
@@ -148,8 +149,7 @@ def confidence_of(study: Study, candidate: str, confirmed: Sequence[Trial]) -> f
     """The confidence of a candidate's interval: the primary question's own, or that of several that hold together."""
     reached = len({t.seed for t in confirmed}) or study.spec.compare.first_seeds
     confidence = confidence_at(study.spec.compare.seeds, reached)
-    runs = {c.name: c.runs_as for c in study.candidates}
-    if runs[candidate] in (BEST, runs.get(primary(study) or "")):
+    if is_primary(study, candidate):
         return confidence
     return adjusted(confidence, secondary_count(study))
 
@@ -172,8 +172,7 @@ def is_confirmed(study: Study, params: Mapping[str, Any]) -> bool:
     """Whether this configuration is the one that was confirmed; an extended search may have found another."""
     if not study.candidates:
         return False
-    own = {name: value for name, value in params.items() if name not in (METHOD, "learning_rate")}
-    return own == {name: v for name, v in study.candidates[0].params.items() if name != "learning_rate"}
+    return {name: value for name, value in params.items() if name != METHOD} == study.candidates[0].params
 
 
 def _selection(study: Study, won: Winner | None, result: CandidateResult | None) -> Selection | None:

@@ -13,7 +13,7 @@ from ..domain.states import StudyPhase, StudyState, TrialState, VerdictKind
 from ..domain.statistics import FEWEST_SEEDS, Estimate
 from ..domain.study_spec import SeedsSpec
 from ..domain.verdicts import Verdict, judge, margin_of, seeds_to_settle
-from ..studies.differences import BEST, looks, primary, secondary_count
+from ..studies.differences import BEST, is_primary, looks, primary, secondary_count
 
 
 def verdict_on(
@@ -74,7 +74,7 @@ def _holding(study: Study, candidate: str) -> str:
     over = []
     if isinstance(study.spec.compare.seeds, SeedsSpec) and len(looks(study.spec.compare.seeds)) > 1:
         over.append("all looks")
-    if candidate != primary(study) and (others := secondary_count(study)) > 1:
+    if not is_primary(study, candidate) and (others := secondary_count(study)) > 1:
         over.append(f"the {others} further candidates")
     return f" over {' and '.join(over)}" if over else ""
 

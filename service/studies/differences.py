@@ -58,6 +58,12 @@ def primary(study: Study) -> str | None:
     return names[0] if names else None
 
 
+def is_primary(study: Study, candidate: str) -> bool:
+    """Whether a candidate's runs are those of the primary question."""
+    runs = {c.name: c.runs_as for c in study.candidates}
+    return runs.get(candidate, candidate) in (BEST, runs.get(primary(study) or ""))
+
+
 def secondary_count(study: Study) -> int:
     """How many further questions there are: different runs beside those of the best found and the primary one."""
     asked = primary(study)

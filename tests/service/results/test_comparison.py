@@ -333,3 +333,21 @@ def test_unequal_hardware_and_repeated_attempts_are_flagged(api: Api) -> None:
     assert "devices differ in 3 of 3 seeds: NVIDIA H100 here, cpu there" in flags["lora"]
     assert "training steps differ in 3 of 3 seeds: 9 here, 10 there" in flags["lora"]
     assert not any("differ" in flag for flag in flags["guideline"])
+
+
+def test_a_twin_of_the_guidelines_choice_gets_its_verdict(api: Api) -> None:
+    """With alpha 64 alone in the space, the guideline as published is the guideline's choice itself."""
+    study = api.create(
+        search_space={"alpha": 64},
+        search={"trials": 12, "concurrency": 1, "sampler": "random"},
+        compare={"seeds": 3, "learning_rate": "shared", "baselines": ["lora", "krona"]},
+    )
+    wins = {1: 0.9}
+    api.run_all(lambda t: wins.get(t["params"].get("r1", 0), 0.5) + 0.003 * ((t["seed"] + t["number"]) % 3))
+    rows = {c["name"]: c for c in compared(api, study)["candidates"]}
+    assert rows["best"]["params"]["r1"] == 1
+    twin = rows["guideline_published"]
+    assert "identical with 'guideline', whose runs stand for both" in twin["flags"]
+    assert twin["regret"] == rows["guideline"]["regret"]
+    assert "further candidates" not in twin["verdict"]["sentence"]
+    assert "further candidates" in rows["lora"]["verdict"]["sentence"]
