@@ -123,9 +123,7 @@ def _answer(ctx: Context, study: Study, comparison: Comparison) -> Answer | None
     mine = [t for t in confirmed if t.candidate == "best" and t.state is TrialState.COMPLETED]
     confirmed_own = comparing.is_confirmed(study, comparison.best_trial["params"])
     trial = min(mine, key=lambda t: t.number) if mine and confirmed_own else own
-    title = (
-        comparison.candidates[0].title if comparison.candidates else f"best found (trial {own.number if own else '–'})"
-    )
+    title = comparison.candidates[0].title if confirmed_own else f"best found (trial {comparison.best_trial['number']})"
     return Answer(
         comparison.answer or f"The best trial reached {comparison.best_trial['mean']:.4g}.",
         worth_of(study, trials).sentences if trials else [],

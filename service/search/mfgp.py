@@ -32,7 +32,7 @@ class MfgpOptions(BaseModel):
 # Candidates whose expected improvement is computed: spread over the space, and around the best points.
 _SPREAD, _NEAR = 9, 24
 _BEST, _ROUNDS = 6, 3
-# Of more running trials, the newest are told apart.
+# Of more running trials, the newest count: fitting is cubic in the trials.
 _MOST_RUNNING = 100
 
 
@@ -63,17 +63,18 @@ class MfgpSampler(BaseSampler):
         """The next point."""
         if not search_space:
             return {}
-        trials = study.get_trials(deepcopy=False)
-        seen = [(t, last) for t in trials if t.number != trial.number and (last := _last(t)) is not None]
+        trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        running = [t for t in trials if t.state is TrialState.RUNNING][-_MOST_RUNNING:]
+        ended = [t for t in trials if t.state is not TrialState.RUNNING]
+        seen = [(t, last) for t in (*ended, *running) if (last := _last(t)) is not None]
         if len(seen) < self._options.n_startup_trials:
             return self._cube.point(self._start(self._number))
         sign = 1.0 if study.direction is StudyDirection.MAXIMIZE else -1.0
         surrogate = fitted(self._cube, [(t.params, step, sign * value) for t, (step, value) in seen])
         known = np.array([self._cube.features(t.params) for t, _ in seen])
         # What runs with values is known as far as it got; its end is still believed.
-        running = [t for t in trials if t.number != trial.number and t.state is TrialState.RUNNING]
         if running:
-            surrogate = surrogate.believed(np.array([self._cube.features(t.params) for t in running[-_MOST_RUNNING:]]))
+            surrogate = surrogate.believed(np.array([self._cube.features(t.params) for t in running]))
         places = [self._cube.places(t.params) for t, _ in seen]
         return self._cube.point(self._best(surrogate, known, places))
 
@@ -91,8 +92,9 @@ class MfgpSampler(BaseSampler):
 
     def _best(self, surrogate: Surrogate, known: np.ndarray, places: Sequence[Sequence[float]]) -> np.ndarray:
         random = np.random.default_rng(self._seed)
-        incumbent = float(surrogate.predict(known)[0].max())
-        best_known = np.argsort(-surrogate.predict(known)[0], kind="stable")[:_BEST]
+        predicted, _ = surrogate.predict(known)
+        incumbent = float(predicted.max())
+        best_known = np.argsort(-predicted, kind="stable")[:_BEST]
         around = np.array([places[k] for k in best_known])
         candidates = np.vstack([self._sequence(self._seed, 1 << _SPREAD), self._moved(around, 0.1, random)])
         width = 0.1
