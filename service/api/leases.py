@@ -82,7 +82,7 @@ def _lease(grant: acquisition.Grant, heartbeat_seconds: float) -> LeaseOut:
             checkpoint=trial.checkpoint,
             start_from=trial.start_from,
             attempt=grant.lease.attempt,
-            layers=list(grant.study.plan.shapes),
+            layers=list(grant.study.plan.at(trial.params).shapes),
             inputs=grant.study.inputs,
         ),
     )

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..client import Client
 from ..domain.search_space import OPTIONAL
+from ..domain.structure import sizes_told
 from ..errors import Unavailable
 from ..schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
 from ..schemas.studies import RankingOut, StrategyOut, StudyOut
@@ -83,13 +84,6 @@ def _progress_line(study: StudyOut, best: str) -> str:
     return ", ".join([*parts, best]) if best else ", ".join(parts)
 
 
-def structure(method: str, params: Mapping[str, object]) -> str:
-    """An adapter's sizes: (r1, r2, r) of CDKA, KronA and LoRA, which is (1, 1, r); else its r, and LoKr's factor."""
-    if method in ("miss", "lokr"):
-        return ", ".join(f"{name} {params[name]}" for name in ("r", "factor") if name in params)
-    return f"{params.get('r1', 1)}, {params.get('r2', 1)}, {params.get('r', '?')}"
-
-
 def _number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
 
@@ -120,7 +114,7 @@ def _row(c: CandidateOut) -> list[str]:
     flags = "".join(f"\n[dim]{flag}[/dim]" for flag in c.flags)
     return [
         c.title + flags,
-        structure(c.method, c.params),
+        sizes_told(c.method, c.params),
         _number(c.params.get("alpha")),
         _number(c.params.get("learning_rate")),
         f"{c.parameters:,}",
@@ -227,7 +221,7 @@ def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
             t.candidate or t.phase,
             t.state,
             t.method,
-            structure(t.method, t.params),
+            sizes_told(t.method, t.params),
             _number(t.params.get("alpha")),
             _number(t.params.get("learning_rate")),
             *(_number(t.params.get(name)) for name in others),

@@ -22,6 +22,7 @@ from ..api.proxies import prefix_of
 from ..context.context import Context
 from ..domain.records import Principal, Role
 from ..domain.statistics import Estimate
+from ..domain.structure import sizes_told
 from ..errors import Forbidden, Unauthorized
 from ..tenancy import tokens
 
@@ -89,6 +90,7 @@ def _when(value: datetime | None) -> str:
     return "–" if value is None else value.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+templates.env.globals["structure"] = sizes_told
 templates.env.filters |= {"number": _number, "signed": _signed, "parameter": _parameter, "when": _when}
 
 

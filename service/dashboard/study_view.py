@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
 from ..domain.search_space import OPTIONAL
 from ..domain.states import STUDY_ENDED, StudyState, TrialPhase, TrialState
+from ..domain.structure import SIZES, by_group
+from ..domain.study_spec import AdapterSpec
 from ..results import comparison as comparing
 from ..results import reading
 from ..results.reports import current_effects
@@ -138,7 +141,7 @@ def config_text(study: Study, method: str, params: dict[str, Any]) -> str:
     """Python that makes the adapter's configuration."""
     spec = study.spec.settled.for_trial(params).adapter
     alpha = f"{params['alpha']:g}" if "alpha" in params else ""
-    values: dict[str, str] = {name: str(params[name]) for name in ("r1", "r2", "r") if name in params}
+    values = _sizes_given(spec, params)
     package, kind = "peft", {"miss": "MissConfig", "lokr": "LoKrConfig"}.get(method, "LoraConfig")
     if method in ("cdka", "krona"):
         package, kind = "cdka", "CdkaConfig"
@@ -153,6 +156,30 @@ def config_text(study: Study, method: str, params: dict[str, Any]) -> str:
     if spec.dropout:
         named = {"cdka": "dropout", "krona": "dropout", "lokr": "rank_dropout", "miss": "miss_dropout"}
         values[named.get(method, "lora_dropout")] = f"{spec.dropout:g}"
-    values["target_modules"] = repr(spec.target_modules)
+    values["target_modules"] = repr(spec.target_modules if spec.groups is None else _union(spec.groups))
     given = ", ".join(f"{name}={value}" for name, value in values.items())
     return f"from {package} import {kind}\n\nconfig = {kind}({given})\n# learning rate {params['learning_rate']:.3g}"
+
+
+def _sizes_given(spec: AdapterSpec, params: Mapping[str, Any]) -> dict[str, str]:
+    """Arguments for the structure; of groups, the first one's, and patterns for the others."""
+    groups = by_group(params)
+    if not groups or spec.groups is None:
+        return {name: str(params[name]) for name in SIZES if name in params}
+    (_, first), *others = groups.items()
+    values = {name: str(size) for name, size in zip(SIZES, first, strict=True)}
+    for k, argument in enumerate(("r1_pattern", "r2_pattern", "rank_pattern")):
+        sizes: dict[str, int] = {}
+        for group, structure in others:
+            named = spec.groups[group]
+            sizes |= dict.fromkeys([named] if isinstance(named, str) else named, structure[k])
+        values[argument] = repr(sizes)
+    return values
+
+
+def _union(groups: Mapping[str, list[str] | str]) -> list[str] | str:
+    """The modules of all groups: names, or a pattern if one of them is a pattern."""
+    if all(isinstance(named, list) for named in groups.values()):
+        return [name for named in groups.values() for name in named]
+    parts = [named if isinstance(named, str) else rf"(.*\.)?({'|'.join(named)})" for named in groups.values()]
+    return "|".join(f"({part})" for part in parts)

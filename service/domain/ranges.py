@@ -15,13 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from .vocabulary import (
-    InitWeights,
-    Method,
-    Optimizer,
-    Scaling,
-    Schedule,
-)
+from .vocabulary import InitWeights, Method, Name, Optimizer, Scaling, Schedule, Targets
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,6 +34,7 @@ _NUMBER_FORMS = "write a number, {choices: [...]} or {low: ..., high: ..., log: 
 _INTEGER_FORMS = "write an integer, {choices: [...]} or {low: ..., high: ..., step: ...}"
 _NAME_FORMS = "write a name or {choices: [...]}"
 _SIZE_FORMS = "write an integer or {choices: [...]}"
+_TARGET_FORMS = "write a list of target modules, or a mapping from names to target modules"
 _COUNT_FORMS = "write fill, an integer or {low: ..., high: ...}"
 
 
@@ -180,6 +175,40 @@ class MethodChoices(BaseModel):
 
     model_config = STRICT
     choices: Annotated[list[Method], Field(min_length=1)]
+
+
+def _targets_as(value: object) -> str | None:
+    if isinstance(value, dict):
+        return "<named>"
+    return "<listed>" if isinstance(value, list) else None
+
+
+class TargetChoices(BaseModel):
+    """Target modules from a list, or from a mapping that gives each choice a name.
+
+    In a list, a string is its own name, and names of modules are joined by ``+``.
+    """
+
+    model_config = STRICT
+    choices: Annotated[
+        Annotated[dict[Name, Targets], Field(min_length=1, max_length=16), Tag("<named>")]
+        | Annotated[list[Targets], Field(min_length=1, max_length=16), Tag("<listed>")],
+        Discriminator(_targets_as, custom_error_type="space", custom_error_message=_TARGET_FORMS),
+    ]
+
+    @model_validator(mode="after")
+    def _short(self) -> TargetChoices:
+        long = next((name for name in self.named if len(name) > 200), None)
+        if long is not None:
+            raise ValueError(f"{long[:40]}... is long; give the choices names: {{choices: {{attention: [...]}}}}")
+        return self
+
+    @property
+    def named(self) -> dict[str, list[str] | str]:
+        """The target modules by the name of their choice."""
+        if isinstance(self.choices, dict):
+            return dict(self.choices)
+        return {targets if isinstance(targets, str) else "+".join(targets): targets for targets in self.choices}
 
 
 def _require_range(low: float, high: float, step: float | None, log: bool) -> None:

@@ -29,6 +29,7 @@ from .ranges import (
     ScheduleSpace,
     SizeChoices,
     SizeSpace,
+    TargetChoices,
 )
 from .vocabulary import (
     BatchSize,
@@ -40,6 +41,7 @@ from .vocabulary import (
     Optimizer,
     Scaling,
     Schedule,
+    Text,
     WarmupRatio,
     WeightDecay,
 )
@@ -59,12 +61,14 @@ _VALUES: Mapping[str, TypeAdapter[Any]] = {
     "optimizer": TypeAdapter(Optimizer),
     "init_weights": TypeAdapter(InitWeights),
     "scaling": TypeAdapter(Scaling),
+    "target_modules": TypeAdapter(Text),
 }
 # Parameters of a trial that are searched only where a study's search space names them, by the section that fixes them.
 OPTIONAL: Mapping[str, str] = {
     "dropout": "adapter",
     "init_weights": "adapter",
     "scaling": "adapter",
+    "target_modules": "adapter",
     **dict.fromkeys(
         (
             *("weight_decay", "warmup_ratio", "lora_plus_ratio", "max_grad_norm"),
@@ -80,7 +84,8 @@ class SearchSpace(BaseModel):
 
     ``r: fill`` takes the largest r that the budget admits for each (r1, r2). The parameters after ``learning_rate`` are
     searched only if they are named; ``training`` and ``adapter`` must leave those out. ``method`` is ``cdka`` unless it
-    is named; the sizes of other methods fill the budget, and r1, r2 and r are CDKA's alone.
+    is named; the sizes of other methods fill the budget, and r1, r2 and r are CDKA's alone. All of ``target_modules``
+    have one budget, which is counted on the choice with the most parameters.
     """
 
     model_config = STRICT
@@ -101,6 +106,7 @@ class SearchSpace(BaseModel):
     optimizer: OptimizerSpace | None = None
     init_weights: InitSpace | None = None
     scaling: ScalingSpace | None = None
+    target_modules: TargetChoices | None = None
 
     def methods(self) -> list[str]:
         """The methods that may be tried."""
@@ -133,6 +139,8 @@ class SearchSpace(BaseModel):
             return found.grid(1) if found.is_finite else None
         if isinstance(found, IntRange):
             return list(found.values)
+        if isinstance(found, TargetChoices):
+            return list(found.named)
         if not hasattr(found, "choices"):
             return [found]
         once = list(dict.fromkeys(found.choices))
@@ -152,6 +160,8 @@ class SearchSpace(BaseModel):
         """Pointers within the space to values that a parameter cannot take, and why not."""
         faults = []
         for name, found in self.parameters().items():
+            if isinstance(found, TargetChoices):
+                continue  # they are checked on the model
             places = [("", found)]
             if isinstance(found, FloatRange | IntRange):
                 places = [("/low", found.low), ("/high", found.high)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from .compare_spec import Predictor
 from .ranges import STRICT, Positive, Size
@@ -48,24 +48,50 @@ class SearchedParameters(BaseModel):
     optimizer: Optimizer | None = None
     init_weights: InitWeights | None = None
     scaling: Scaling | None = None
+    target_modules: Name | None = Field(default=None, description="The name of a choice.")
 
     def optional(self) -> dict[str, Any]:
         """The values that are given for such parameters."""
         return {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
 
 
+class GroupSizes(BaseModel):
+    """The component structure of one group of layers."""
+
+    model_config = STRICT
+    r1: Size
+    r2: Size
+    r: Size
+
+
+# The structures of a configuration, where ``adapter.groups`` names groups.
+GroupedSizes = Annotated[dict[Name, GroupSizes], Field(min_length=1, max_length=4)]
+
+
 class StartConfiguration(SearchedParameters):
     """A configuration that a search starts with.
 
     By default ``r`` fills the budget, ``alpha`` is the one that the method's authors publish, and the learning rate is
-    the middle of those that are searched.
+    the middle of those that are searched. In place of r1, r2 and r, ``groups`` gives each of ``adapter.groups`` its
+    own.
     """
 
-    r1: Size
-    r2: Size
+    groups: GroupedSizes | None = None
+    r1: Annotated[Size | None, Field(validate_default=True)] = None
+    r2: Annotated[Size | None, Field(validate_default=True)] = None
     r: Size | None = None
     alpha: Positive | None = None
     learning_rate: Positive | None = None
+
+    @field_validator("r1", "r2", "r")
+    @classmethod
+    def _one_form(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("groups") is None:
+            if size is None and info.field_name != "r":
+                raise ValueError(f"{info.field_name} is required; write r1 and r2, or groups")
+        elif size is not None:
+            raise ValueError("the groups have sizes of their own; leave this out")
+        return size
 
 
 def _start_form(value: object) -> str:

@@ -26,11 +26,27 @@ def space_faults(
             continue
         if getattr(space, name) is not None and name in section.model_fields_set:
             faults.append(Fault(f"#/{where}/{name}", f"search_space names {name}, too; name it in one of the two"))
+    if adapter is not None and adapter.groups is not None:
+        faults += _group_faults(space, adapter)
     if training is not None and not faults:
         faults += _ratio_faults(space, training)
     if search is not None and search.pruner != "none" and space.epochs is not None and len(space.ends("epochs")) > 1:
         message = "trials of different lengths cannot be compared at one evaluation: write search.pruner: none"
         faults.append(Fault("#/search_space/epochs", message))
+    return faults
+
+
+def _group_faults(space: SearchSpace, adapter: AdapterSpec) -> list[Fault]:
+    """What does not go together with groups of layers."""
+    faults = []
+    if adapter.target_modules != AdapterSpec.model_fields["target_modules"].default:
+        faults.append(Fault("#/adapter/target_modules", "the groups name the modules; leave this out"))
+    if space.target_modules is not None:
+        message = "adapter.groups names the modules of every trial; leave this out, or the groups"
+        faults.append(Fault("#/search_space/target_modules", message))
+    if "cdka" not in space.methods():
+        message = "groups are for CDKA, which search_space.method does not name; write target_modules"
+        faults.append(Fault("#/adapter/groups", message))
     return faults
 
 

@@ -30,6 +30,7 @@ from .vocabulary import (
     InitWeights,
     Name,
     Scaling,
+    Targets,
     Text,
 )
 
@@ -69,14 +70,22 @@ class ModelSpec(BaseModel):
     revision: Text | None = None
 
 
+# A part of parameters' names.
+GroupName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+
+
 class AdapterSpec(BaseModel):
     """The adapted modules and the adapter on them.
 
     ``init_weights`` and ``scaling`` are those of ``cdka.CdkaConfig``, for CDKA and KronA; other methods have their own.
+    With ``groups``, their modules are adapted, and CDKA has a structure for each group; ``target_modules`` is left out.
     """
 
     model_config = STRICT
-    target_modules: Annotated[list[Name], Field(min_length=1, max_length=256)] | Text = "all-linear"
+    target_modules: Targets = "all-linear"
+    groups: Annotated[dict[GroupName, Targets], Field(min_length=2, max_length=4)] | None = Field(
+        default=None, description="Target modules by the name of a group of layers."
+    )
     dropout: Dropout = 0.0
     init_weights: InitWeights = "kaiming"
     scaling: Scaling = "cdka"
@@ -192,6 +201,9 @@ class StudySpec(BaseModel):
         changed: dict[str, Any] = {}
         for section in ("training", "adapter"):
             values = {name: params[name] for name, where in OPTIONAL.items() if where == section and name in params}
+            targets = self.search_space.target_modules
+            if targets is not None and "target_modules" in values:
+                values["target_modules"] = targets.named[values["target_modules"]]
             if values:
                 changed[section] = getattr(self, section).model_copy(update=values)
         return self.model_copy(update=changed) if changed else self

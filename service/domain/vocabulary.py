@@ -11,6 +11,8 @@ from pydantic import Field
 PLAIN = r"^[^\x00-\x1f\x7f]*$"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=PLAIN)]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=PLAIN)]
+# Modules to adapt: all-linear, a list of names, or a pattern.
+Targets = Annotated[list[Name], Field(min_length=1, max_length=256)] | Text
 
 
 class Direction(StrEnum):

@@ -13,6 +13,7 @@ from ..domain.comparison import CandidateResult, Comparison, PredictorResult, Se
 from ..domain.records import Candidate, Observation, StoredPrediction, Study, Trial
 from ..domain.states import TrialPhase, TrialState
 from ..domain.statistics import Chance, chance_of_more, estimate, spearman
+from ..domain.structure import SIZES, Structure, uniform
 from ..domain.study_spec import Direction
 from ..domain.verdicts import Verdict
 from ..search.coordinates import CDKA, METHOD, method_of
@@ -211,15 +212,22 @@ def _predictor(
     compared = [
         (scores[s], sign * t.metrics[metric])
         for t in searched
-        if t.state is TrialState.COMPLETED and (s := _structure(t)) is not None and s in scores and metric in t.metrics
+        if t.state is TrialState.COMPLETED
+        and (s := _structure(study, t)) is not None
+        and s in scores
+        and metric in t.metrics
     ]
     top = ranking[0]
+    chosen = (uniform(result.params) if result else None) or top.structure
     return PredictorResult(
         predictor=name,
-        choice={"r1": top.r1, "r2": top.r2, "r": top.r, "parameters": top.parameters},
+        choice={
+            **dict(zip(SIZES, chosen, strict=True)),
+            "parameters": result.parameters if result else top.parameters,
+        },
         reason=top.reason,
         regret=result.regret if result else None,
-        rank_of_winner=ranks.get(s) if best and (s := _structure(best)) else None,
+        rank_of_winner=ranks.get(s) if best and (s := _structure(study, best)) else None,
         ranked=len(ranking),
         spearman=spearman([p for p, _ in compared], [o for _, o in compared]) if compared else None,
         compared_trials=len(compared),
@@ -234,8 +242,6 @@ def _who(name: str, title: str) -> str:
     return "the guideline" if name == "guideline" else title
 
 
-def _structure(trial: Observation) -> tuple[int, int, int] | None:
-    """A CDKA trial's structure; ``None`` for other methods."""
-    if method_of(trial.params) != CDKA:
-        return None
-    return trial.params["r1"], trial.params["r2"], trial.params["r"]
+def _structure(study: Study, trial: Observation) -> Structure | None:
+    """A CDKA trial's structure as rankings have it; ``None`` for other methods."""
+    return study.plan.ranked(trial.params) if method_of(trial.params) == CDKA else None

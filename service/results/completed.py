@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..domain.records import Observation, Study
 from ..domain.states import TrialState
+from ..domain.structure import SIZES, uniform
 from ..search.coordinates import CDKA, method_of
 
 
@@ -20,3 +22,14 @@ def completed_of_cdka(study: Study, searched: Sequence[Observation]) -> list[Obs
         and method_of(t.params) == CDKA
         and math.isfinite(t.metrics.get(metric, math.nan))
     ]
+
+
+def with_structure(trials: Sequence[Observation]) -> list[Observation]:
+    """Those with one structure in all layers, as r1, r2 and r."""
+    found = []
+    for trial in trials:
+        structure = uniform(trial.params)
+        if structure is not None:
+            sizes = dict(zip(SIZES, structure, strict=True))
+            found.append(trial if "r1" in trial.params else replace(trial, params={**trial.params, **sizes}))
+    return found

@@ -21,6 +21,7 @@ from scipy import stats
 
 from ..domain.records import Observation, StoredPrediction, Study
 from ..domain.statistics import CONFIDENCE
+from ..domain.structure import SIZES, Structure
 from ..domain.study_spec import Direction
 from ..studies.differences import adjusted
 from .completed import completed_of_cdka
@@ -100,9 +101,10 @@ def _is_clear(effect: Effect) -> bool:
 
 
 def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
-    names = [n for n in ("r1", "r2", "r", "alpha", "learning_rate") if len({t.params[n] for t in done}) > 1]
-    if study.spec.search_space.r == "fill" and "r" in names:
-        names.remove("r")
+    sizes = [f"{g}.{name}" for name in SIZES for g in study.plan.groups] or list(SIZES)
+    if study.spec.search_space.r == "fill":
+        sizes = [name for name in sizes if _size(name) != "r"]
+    names = [n for n in (*sizes, "alpha", "learning_rate") if len({t.params[n] for t in done}) > 1]
     if not names:
         return []
     told, metric = Told.of(study), study.spec.objective.metric
@@ -126,17 +128,28 @@ def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ")
+    group = f" of {_group(name)}" if _group(name) else ""
+    return _size(name).replace("_", " ") + group
+
+
+def _size(name: str) -> str:
+    """A parameter's name without its group of layers."""
+    return name.rpartition(".")[2]
+
+
+def _group(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _effect(told: Told, name: str, slope: float, half: float, better: float) -> Effect:
     low, high = slope - half, slope + half
+    unit = _UNITS[_size(name)] + (f" of {_group(name)}" if _group(name) else "")
     numbers = f"{told.difference(slope)}, interval {told.bare(low)} to {told.bare(high)}"
     if low > 0 or high < 0:
         how = "improved" if slope * better > 0 else "worsened"
-        sentence = f"{_UNITS[name][0].upper()}{_UNITS[name][1:]} {how} the result: {numbers}."
+        sentence = f"{unit[0].upper()}{unit[1:]} {how} the result: {numbers}."
     else:
-        sentence = f"Nothing can be said about {_plain(name)} from these trials: {_UNITS[name]} changed {numbers}."
+        sentence = f"Nothing can be said about {_plain(name)} from these trials: {unit} changed {numbers}."
     return Effect(name, float(slope), float(low), float(high), sentence)
 
 
@@ -156,14 +169,10 @@ def _agreement(
     metric = study.spec.objective.metric
     sign = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
     scores = {p.structure: p.score for p in ranking}
-    pairs = [
-        (scores[s], sign * t.metrics[metric])
-        for t in done
-        if (s := (t.params["r1"], t.params["r2"], t.params["r"])) in scores
-    ]
-    observed: dict[tuple[int, int, int], float] = {}
+    pairs = [(scores[s], sign * t.metrics[metric]) for t in done if (s := study.plan.ranked(t.params)) in scores]
+    observed: dict[Structure, float] = {}
     for t in done:
-        structure = (t.params["r1"], t.params["r2"], t.params["r"])
+        structure = study.plan.ranked(t.params)
         if structure in scores:
             observed[structure] = max(observed.get(structure, -math.inf), sign * t.metrics[metric])
     # Of three structures, every ranking has the best three.

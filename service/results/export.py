@@ -176,15 +176,23 @@ def as_optuna(ctx: Context, study_id: str, team_id: str | None) -> Path:
 
 def _visible_space(study: Study) -> dict[str, optuna.distributions.BaseDistribution]:
     space = study.spec.search_space
-    most = max([s.r_high for s in study.plan.structures] + [m.sizes["r"] for m in study.plan.methods.values()])
-    visible: dict[str, optuna.distributions.BaseDistribution] = {
-        "r1": optuna.distributions.CategoricalDistribution(space.r1_sizes()),
-        "r2": optuna.distributions.CategoricalDistribution(space.r2_sizes()),
-        "r": optuna.distributions.IntDistribution(1, most),
-    }
+    choices = study.plan.variants
+    methods = [m.sizes for choice in choices for m in choice.methods.values()]
+    visible: dict[str, optuna.distributions.BaseDistribution] = {}
+    parts = {"": [pair for choice in choices for pair in choice.structures]}
+    if study.plan.groups:
+        # Methods besides CDKA have one structure.
+        parts = {f"{name}.": list(pairs) for name, pairs in study.plan.groups.items()} | ({"": []} if methods else {})
+    for part, pairs in parts.items():
+        most = max([pair.r_high for pair in pairs] + [sizes["r"] for sizes in methods if not part])
+        visible |= {
+            f"{part}r1": optuna.distributions.CategoricalDistribution(space.r1_sizes()),
+            f"{part}r2": optuna.distributions.CategoricalDistribution(space.r2_sizes()),
+            f"{part}r": optuna.distributions.IntDistribution(1, most),
+        }
     if space.method is not None:
         visible["method"] = optuna.distributions.CategoricalDistribution(space.methods())
-        factors = [m.sizes["factor"] for m in study.plan.methods.values() if "factor" in m.sizes]
+        factors = list(dict.fromkeys(sizes["factor"] for sizes in methods if "factor" in sizes))
         if factors:
             visible["factor"] = optuna.distributions.CategoricalDistribution(factors)
     sampled = distributions(study.spec, study.plan)

@@ -28,6 +28,9 @@ def flags_of(
     if abs(ratio - 1) > _SAME_SIZE and study.plan.min_fill <= share <= 1:
         size = f"{100 * abs(ratio - 1):.0f} % {'more' if ratio > 1 else 'fewer'} parameters than the best found"
         flags.append(f"has {size}")
+    theirs, ours = candidate.params.get("target_modules"), winner.params.get("target_modules")
+    if theirs != ours:
+        flags.append(f"adapts other modules: {theirs} here, {ours} there")
     runs = [t for t in confirmed if t.candidate == candidate.runs_as]
     failed = sum(t.state in UNUSABLE for t in runs)
     if failed:

@@ -19,6 +19,7 @@ from ..db.trials import Trials
 from ..domain.comparison import Comparison
 from ..domain.records import Study, Trial
 from ..domain.states import TrialPhase, TrialState
+from ..domain.structure import SIZES, by_group, told
 from .comparison import compare, searched
 from .effects import Effects, effects_of
 from .sentences import Told, duration
@@ -159,7 +160,9 @@ def _render(name: str, report: Report, images: Mapping[str, Markup]) -> str:
 
 
 def _sizes(params: Mapping[str, Any]) -> str:
-    names = [n for n in ("r1", "r2", "r", "factor") if n in params]
+    if by_group(params):
+        return told(params)
+    names = [n for n in (*SIZES, "factor") if n in params]
     return ", ".join(f"{n} {params[n]}" for n in names)
 
 

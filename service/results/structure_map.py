@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..domain.records import Observation, StoredPrediction, Study
+from ..domain.structure import uniform
 from ..domain.study_spec import Direction
 from ..search.coordinates import CDKA, method_of
 from ..studies.recheck import Winner
 from ..studies.structures import Admission, admissions
-from .completed import completed_of_cdka
+from .completed import completed_of_cdka, with_structure
 
 # With fewer trials a learning rate's effect cannot be told apart from the structure's.
 _FEWEST = 10
@@ -62,7 +63,7 @@ def structure_map(
 ) -> StructureMap:
     """The map, as a pure function of records."""
     metric = study.spec.objective.metric
-    done = completed_of_cdka(study, searched)
+    done = with_structure(completed_of_cdka(study, searched))
     counts = Counter((t.params["r1"], t.params["r2"]) for t in done)
     sampled = done[:: -(-len(done) // _MOST) or 1]
     values, adjusted = _adjusted(sampled, metric)
@@ -137,6 +138,6 @@ def _marks(
     for name, ranking in predictions.items():
         if ranking:
             marks.setdefault((ranking[0].r1, ranking[0].r2), []).append(name)
-    if won is not None and method_of(won.trial.params) == CDKA:
-        marks.setdefault((won.trial.params["r1"], won.trial.params["r2"]), []).append("best found")
+    if won is not None and method_of(won.trial.params) == CDKA and (best := uniform(won.trial.params)):
+        marks.setdefault(best[:2], []).append("best found")
     return marks

@@ -5,6 +5,7 @@ from ..domain.metrics import PARAMETERS
 from ..domain.plan import LayerShape
 from ..domain.shape import GIB, Shape
 from ..domain.states import FailureKind, StopReason, TrialPhase
+from ..domain.structure import SIZES, by_group
 from ..domain.study_spec import AdapterSpec, StudySpec
 from ..domain.task_spec import (
     CLASSIFICATION,
@@ -24,6 +25,7 @@ __all__ = [
     "CLASSIFICATION",
     "GIB",
     "PARAMETERS",
+    "SIZES",
     "AdapterSpec",
     "BadRows",
     "CustomSpec",
@@ -43,6 +45,7 @@ __all__ = [
     "TaskSpec",
     "TrainingSpec",
     "TrialPhase",
+    "by_group",
     "changes_told",
     "template_fields",
 ]

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..domain.ranges import Positive, Size
+from ..domain.search_spec import GroupedSizes
 from ..domain.states import FailureKind, TrialPhase, TrialState
+from ..domain.structure import SIZES, of_groups
 from ..domain.study_spec import SearchedParameters
 from ..domain.vocabulary import PLAIN
 from ..errors import Fault, InvalidRequest
@@ -69,12 +71,14 @@ REQUIRED = ("r1", "r2", "r", "alpha", "learning_rate")
 class Configuration(SearchedParameters, Sent):
     """A configuration made by hand; of a clone, what differs from its trial.
 
-    Without ``from``, r1, r2, r, alpha and learning_rate are required.
+    Without ``from``, r1, r2, r, alpha and learning_rate are required. Where ``adapter.groups`` names groups, ``groups``
+    may give each its own sizes in place of r1, r2 and r.
     """
 
     r1: Size | None = None
     r2: Size | None = None
     r: Size | None = None
+    groups: GroupedSizes | None = None
     alpha: Annotated[Positive, Field(strict=True)] | None = None
     learning_rate: Annotated[Positive, Field(strict=True, le=1e6)] | None = None
 
@@ -84,15 +88,22 @@ class Configuration(SearchedParameters, Sent):
         Raises:
             InvalidRequest: one is missing.
         """
-        missing = [name for name in REQUIRED if getattr(self, name) is None]
+        required = REQUIRED if self.groups is None else [name for name in REQUIRED if name not in SIZES]
+        missing = [name for name in required if getattr(self, name) is None]
         if missing:
             faults = [Fault(f"#/params/{name}", "missing; name it, or clone a trial with from") for name in missing]
             raise InvalidRequest("the configuration is incomplete; nothing was enqueued", faults)
-        return {name: getattr(self, name) for name in REQUIRED}
+        found = {name: getattr(self, name) for name in required}
+        if self.groups is None:
+            return found
+        if any(getattr(self, name) is not None for name in SIZES):
+            fault = Fault("#/params/groups", "groups have sizes of their own; leave r1, r2 and r out")
+            raise InvalidRequest("the configuration has its sizes twice; nothing was enqueued", [fault])
+        return {**of_groups({g: (s.r1, s.r2, s.r) for g, s in self.groups.items()}), **found}
 
     def given(self) -> dict[str, Any]:
         """The values that are given."""
-        return {name: value for name, value in self if value is not None}
+        return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
 class TrialRequest(Sent):

@@ -5,6 +5,10 @@ has to be rejected for divisibility or budget. Samplers know distances between n
 this order, pairs that are close behave alike, because r2/r1 determines alignment and, on square layers, cost. r is a
 position in ``[0, 1]`` within the range that the pair admits. Ranges differ between pairs, but a position means the same
 in all of them: the share of the range that the budget leaves open.
+
+Where target modules are searched, the integer stands for the pairs that any choice of them admits; a choice that does
+not admit a pair takes the nearest that it does. Where groups of layers have structures of their own, see
+:mod:`service.search.grouped`.
 """
 
 from __future__ import annotations
@@ -19,11 +23,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ..domain.plan import Plan
 from ..domain.ranges import FloatRange, IntRange
 from ..domain.search_space import Pair
+from ..domain.structure import by_group
 from ..domain.study_spec import StudySpec
+from .grouped import Grouped
 
 # The name of the pair in stored points.
 PAIR = "structure"
 METHOD = "method"
+TARGETS = "target_modules"
 CDKA = "cdka"
 # Parameters that only some methods have.
 _HAVING: Mapping[str, frozenset[str]] = {
@@ -44,10 +51,13 @@ def distributions(spec: StudySpec, plan: Plan) -> dict[str, BaseDistribution]:
     space: dict[str, BaseDistribution] = {}
     if len(methods := spec.search_space.methods()) > 1:
         space[METHOD] = CategoricalDistribution(methods)
-    if len(plan.structures) > 1:
-        space[PAIR] = IntDistribution(0, len(plan.structures) - 1)
-    if any(pair.r_low < pair.r_high for pair in plan.structures):
-        space[R_POSITION] = FloatDistribution(0.0, 1.0)
+    if plan.groups:
+        space |= grouped(spec, plan).distributions
+    else:
+        if len(plan.pairs) > 1:
+            space[PAIR] = IntDistribution(0, len(plan.pairs) - 1)
+        if any(pair.r_low < pair.r_high for choice in plan.variants for pair in choice.structures):
+            space[R_POSITION] = FloatDistribution(0.0, 1.0)
     for name, found in spec.search_space.parameters().items():
         if isinstance(found, FloatRange):
             space[name] = FloatDistribution(found.low, found.high, log=found.log, step=found.step)
@@ -67,11 +77,15 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
     """The parameters that a point stands for: only those that its method has."""
     space = spec.search_space
     method = point.get(METHOD, space.methods()[0])
-    if method == CDKA:
-        pair = plan.structures[point.get(PAIR, 0)]
-        params: dict[str, Any] = {"r1": pair.r1, "r2": pair.r2, "r": _r_at(pair, point.get(R_POSITION, 1.0))}
+    params: dict[str, Any]
+    chosen = plan.at({TARGETS: point[TARGETS]} if TARGETS in point else {})
+    if method != CDKA:
+        params = dict(chosen.methods[method].sizes)
+    elif plan.groups:
+        params = grouped(spec, plan).params(point)
     else:
-        params = dict(plan.methods[method].sizes)
+        pair = _nearest_pair(chosen, plan.pairs, point.get(PAIR, 0))
+        params = {"r1": pair.r1, "r2": pair.r2, "r": _r_at(pair, point.get(R_POSITION, 1.0))}
     if space.method is not None:
         params[METHOD] = method
     for name in space.parameters():
@@ -80,6 +94,17 @@ def to_params(point: dict[str, Any], spec: StudySpec, plan: Plan) -> dict[str, A
             found = getattr(space, name)
             params[name] = _plain(name, found.nearest(value) if isinstance(found, FloatRange) else value)
     return params
+
+
+def grouped(spec: StudySpec, plan: Plan) -> Grouped:
+    """The space of the groups' structures."""
+    return Grouped(plan, spec.search_space.r_bounds())
+
+
+def _nearest_pair(plan: Plan, pairs: Sequence[tuple[int, int]], index: int) -> Pair:
+    """The admitted pair of that index among ``pairs``, or the nearest to it, of equally near ones the first."""
+    places = {pair: k for k, pair in enumerate(pairs)}
+    return min(plan.structures, key=lambda p: abs(places[p.r1, p.r2] - index))
 
 
 def has(method: str, name: str) -> bool:
@@ -94,12 +119,18 @@ def is_own(name: str) -> bool:
 
 def parameters_of(params: Mapping[str, Any], plan: Plan) -> int:
     """The adapter parameters of a proposed configuration."""
-    method = method_of(params)
+    method, plan = method_of(params), plan.at(params)
     if method != CDKA:
         return plan.methods[method].parameters
+    if plan.groups:
+        return sum(_unit(plan.groups[g], r1, r2) * r for g, (r1, r2, r) in by_group(params).items())
     pair = plan.pair(params["r1"], params["r2"])
     assert pair is not None, "the policy proposed a pair that the plan does not admit"
     return pair.unit_parameters * int(params["r"])
+
+
+def _unit(pairs: Sequence[Pair], r1: int, r2: int) -> int:
+    return next(p.unit_parameters for p in pairs if (p.r1, p.r2) == (r1, r2))
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -111,17 +142,15 @@ def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str
     """The point with these parameters of CDKA; ``None`` if the space does not contain it."""
     if method_of(params) != CDKA or CDKA not in spec.search_space.methods():
         return None
-    pair = plan.pair(params["r1"], params["r2"])
-    if pair is None or not pair.r_low <= params["r"] <= pair.r_high:
+    structure = _structure_point(params, spec, plan)
+    if structure is None:
         return None
     point: dict[str, Any] = {}
     for name, distribution in distributions(spec, plan).items():
         if name == METHOD:
             point[name] = CDKA
-        elif name == PAIR:
-            point[name] = plan.structures.index(pair)
-        elif name == R_POSITION:
-            point[name] = (params["r"] - pair.r_low + 0.5) / (pair.r_high - pair.r_low + 1)
+        elif name in structure:
+            point[name] = structure[name]
         else:
             if name not in params or not _holds(distribution, params[name]):
                 return None
@@ -130,6 +159,17 @@ def to_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str
         if name not in point and params.get(name) != (spec.search_space.values(name) or [])[0]:
             return None
     return point
+
+
+def _structure_point(params: Mapping[str, Any], spec: StudySpec, plan: Plan) -> dict[str, Any] | None:
+    """The coordinates of a configuration's structures; ``None`` if the space does not contain them."""
+    if plan.groups:
+        return grouped(spec, plan).point(params)
+    pair = plan.at(params).pair(params["r1"], params["r2"])
+    if pair is None or not pair.r_low <= params["r"] <= pair.r_high:
+        return None
+    place = (params["r"] - pair.r_low + 0.5) / (pair.r_high - pair.r_low + 1)
+    return {PAIR: plan.pairs.index((pair.r1, pair.r2)), R_POSITION: place}
 
 
 def _holds(distribution: BaseDistribution, value: Any) -> bool:
@@ -154,10 +194,15 @@ def is_finite(spec: StudySpec, methods: Sequence[str] = ()) -> bool:
 def grid_size(spec: StudySpec, plan: Plan, steps: int) -> int:
     """How many points :func:`grid` has."""
     methods = spec.search_space.methods()
-    size = len(methods) - (CDKA in methods)
-    if CDKA in methods:
-        size += sum(pair.r_high - pair.r_low + 1 for pair in plan.structures)
+    choices = _choices(spec, plan)
+    size = (len(methods) - (CDKA in methods)) * len(choices)
+    if CDKA in methods and plan.groups:
+        size += grouped(spec, plan).size(LARGEST_GRID)
+    elif CDKA in methods:
+        size += sum(pair.r_high - pair.r_low + 1 for choice in choices.values() for pair in choice.structures)
     for name in spec.search_space.parameters():
+        if name == TARGETS:
+            continue
         values = spec.search_space.values(name)
         size *= steps if values is None else len(values)
     return size
@@ -169,20 +214,45 @@ def grid(spec: StudySpec, plan: Plan, steps: int) -> list[dict[str, Any]]:
     Every r of every pair has a point of its own.
     """
     methods = spec.search_space.methods()
-    structures = [
-        {METHOD: CDKA, PAIR: k, R_POSITION: (j + 0.5) / (pair.r_high - pair.r_low + 1)}
-        for k, pair in enumerate(plan.structures)
-        for j in range(pair.r_high - pair.r_low + 1)
-    ]
-    others = [{METHOD: method, PAIR: 0, R_POSITION: 0.5} for method in methods if method != CDKA]
-    axes: list[list[dict[str, Any]]] = [[*(structures if CDKA in methods else []), *others]]
+    choices = _choices(spec, plan)
+    structures = _structure_grid(spec, plan, choices) if CDKA in methods else []
+    unset = {PAIR: 0, R_POSITION: 0.5}
+    if plan.groups:
+        unset |= dict.fromkeys(grouped(spec, plan).distributions, 0)
+    others = [{METHOD: m, TARGETS: choice, **unset} for m in methods if m != CDKA for choice in choices]
+    axes: list[list[dict[str, Any]]] = [[*structures, *others]]
     for name, found in spec.search_space.parameters().items():
+        if name == TARGETS:
+            continue
         values = found.grid(steps) if isinstance(found, FloatRange) else spec.search_space.values(name) or []
         axes.append([{name: value} for value in values])
     space = distributions(spec, plan)
     return [
         {name: value for part in parts for name, value in part.items() if name in space}
         for parts in itertools.product(*axes)
+    ]
+
+
+def _choices(spec: StudySpec, plan: Plan) -> dict[str, Plan]:
+    """The plan of each choice of target modules; the only one if they are not searched."""
+    targets = spec.search_space.target_modules
+    return {name: plan.at({TARGETS: name}) for name in ([""] if targets is None else targets.named)}
+
+
+def _structure_grid(spec: StudySpec, plan: Plan, choices: Mapping[str, Plan]) -> list[dict[str, Any]]:
+    if plan.groups:
+        return [{METHOD: CDKA, **point} for point in grouped(spec, plan).points(LARGEST_GRID)]
+    pairs = plan.pairs
+    return [
+        {
+            METHOD: CDKA,
+            TARGETS: name,
+            PAIR: pairs.index((pair.r1, pair.r2)),
+            R_POSITION: (j + 0.5) / (pair.r_high - pair.r_low + 1),
+        }
+        for name, choice in choices.items()
+        for pair in choice.structures
+        for j in range(pair.r_high - pair.r_low + 1)
     ]
 
 

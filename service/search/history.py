@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..domain.pareto import pareto_front
 from ..domain.records import Observation
 from ..domain.states import FailureKind, TrialState
+from ..domain.structure import SIZES, by_group
 from ..domain.study_spec import Direction, Objective
 
 Configuration = tuple[object, ...]
-# What decides how much memory a trial needs.
-_MEMORY = ("method", "r1", "r2", "r", "batch_size", "optimizer")
+# Besides the structure, what decides how much memory a trial needs.
+_MEMORY = ("method", "target_modules", "batch_size", "optimizer")
 
 
 def configuration(params: dict[str, object]) -> Configuration:
     """The parameters as a key: trials with the same key are replicates."""
     return tuple(sorted(params.items()))
+
+
+def _size(params: Mapping[str, Any]) -> Configuration:
+    """What decides how much memory a trial needs."""
+    return (*(params.get(name) for name in (*_MEMORY, *SIZES)), *sorted(by_group(params).items()))
 
 
 @dataclass
@@ -78,7 +85,7 @@ class History:
         if seen.failure is FailureKind.DIVERGED:
             _add(self._diverged, key, change)
         if seen.failure is FailureKind.OUT_OF_MEMORY:
-            _add(self._too_large, tuple(seen.params.get(name) for name in _MEMORY), change)
+            _add(self._too_large, _size(seen.params), change)
         if (value := self._value(seen)) is not None:
             entry = (value, seen.number)
             if change > 0:
@@ -108,8 +115,7 @@ class History:
 
     def is_barred(self, params: dict[str, object]) -> bool:
         """Whether these parameters are known not to work: they diverged, or one of their size ran out of memory."""
-        size = tuple(params.get(name) for name in _MEMORY)
-        return self._diverged[configuration(params)] > 0 or self._too_large[size] > 0
+        return self._diverged[configuration(params)] > 0 or self._too_large[_size(params)] > 0
 
     def observations(self) -> list[Observation]:
         """Every trial, by number."""

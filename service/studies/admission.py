@@ -43,8 +43,9 @@ def admit(spec: StudySpec, plan: Plan, model: MetaModel) -> tuple[StudySpec, Pla
             return spec, plan, [Fault(place, message)]
     optimizers = [spec.training.optimizer] if space.optimizer is None else space.values("optimizer") or []
     needs = [
-        _estimate(spec.for_trial({"batch_size": max(sizes), "optimizer": optimizer}), plan, model)
+        _estimate(spec.for_trial({"batch_size": max(sizes), "optimizer": optimizer}), one, model)
         for optimizer in optimizers
+        for one in plan.variants
     ]
     known = [n for n in needs if n is not None]
     need = max(known, key=lambda n: n.peak) if len(known) == len(needs) else None
@@ -92,8 +93,10 @@ def _gib(size: int) -> str:
 
 def _estimate(spec: StudySpec, plan: Plan, model: MetaModel) -> MemoryNeed | None:
     training = spec.training
-    # The structure with the most factor columns needs the most memory in a step.
-    widest = max(plan.structures, key=lambda pair: (pair.r1 * pair.r2 * pair.r_high, pair.r1))
+    # The structure with the most factor columns needs the most memory in a step. Of groups, each is counted as if all
+    # layers had its widest.
+    pairs = [pair for mine in plan.groups.values() for pair in mine] or plan.structures
+    widest = max(pairs, key=lambda pair: (pair.r1 * pair.r2 * pair.r_high, pair.r1))
     return _estimated(
         model,
         spec.task.architecture,

@@ -12,10 +12,11 @@ from ..domain.plan import Plan
 from ..domain.ranges import FloatRange
 from ..domain.records import Candidate, NewTrial, Observation, StoredPrediction, Study, Trial
 from ..domain.states import TrialPhase
+from ..domain.structure import told
 from ..domain.study_spec import Direction
 from ..search.coordinates import METHOD, has, is_own, method_of
 from .defaults import PUBLISHED_ADAPTER, PUBLISHED_ALPHA, typical
-from .structures import module_shapes
+from .structures import at_targets, count, grouped_alike, module_shapes
 
 Judged = TypeVar("Judged", Trial, Observation)
 
@@ -38,12 +39,15 @@ def candidates(
 ) -> list[Candidate]:
     """The candidates in display order: the best found, ``further`` ones, the best of other methods, then the rest.
 
-    Predictions and baselines share the winner's searched training, and its learning rate until that is tuned; those of
-    one method share the scale of the best of it. So they differ in structure. The guideline with its published alpha is
-    one more candidate.
+    Predictions and baselines share the winner's searched training and target modules, and its learning rate until that
+    is tuned; those of one method share the scale of the best of it. So they differ in structure. The guideline with its
+    published alpha is one more candidate.
     """
-    shapes = module_shapes(study.plan)
+    plan = study.plan.at(best.params)
+    shapes = module_shapes(plan)
     space = study.spec.search_space
+    if plan is not study.plan:
+        predictions = at_targets(predictions, study.plan, plan, space)
     what = "" if space.method is None else f", {_sizes_named(best.method, best.params)}"
     title = f"best found (trial {best.number}{what})"
     named: list[tuple[str, str, str, dict[str, Any], int]] = [
@@ -56,7 +60,7 @@ def candidates(
     for seen in others:
         method = method_of(seen.params)
         title = f"best {_TITLES[method]} found (trial {seen.number}, {_sizes_named(method, seen.params)})"
-        cost = cdka.count_method_parameters(method, shapes, seen.params)
+        cost = count(study.plan, method, seen.params)
         named.append((f"best_{method}", title, method, _without_method(seen.params), cost))
     # Scales mean something else in each method: each takes those of its own best trial, if it has one.
     own_best = {method_of(seen.params): seen.params for seen in others} | {best.method: best.params}
@@ -68,7 +72,7 @@ def candidates(
 
     for predictor, ranking in predictions.items():
         top = ranking[0]
-        params = {"r1": top.r1, "r2": top.r2, "r": top.r, **shared("cdka")}
+        params = grouped_alike(plan, {"r1": top.r1, "r2": top.r2, "r": top.r, **shared("cdka")})
         named.append((predictor, f"{predictor}'s choice", "cdka", params, top.parameters))
         if predictor == "guideline":
             fixed = study.spec.adapter.model_dump()
@@ -76,7 +80,7 @@ def candidates(
             published = {**params, **own, "alpha": PUBLISHED_ALPHA}
             title = f"guideline as published (alpha {PUBLISHED_ALPHA:g})"
             named.append(("guideline_published", title, "cdka", published, top.parameters))
-    named += [_baseline(baseline, shapes, study.plan, shared(baseline)) for baseline in study.spec.compare.baselines]
+    named += [_baseline(baseline, shapes, plan, shared(baseline)) for baseline in study.spec.compare.baselines]
     result: list[Candidate] = []
     for name, title, method, params, parameters in named:
         twin = next((c for c in result if (c.method, c.params) == (method, params)), None)
@@ -116,9 +120,10 @@ _TITLES = {
 
 def _sizes_named(method: str, params: Mapping[str, Any]) -> str:
     """A method with its sizes, such as ``LoRA rank 8``."""
-    sizes = {"cdka": ("r1", "r2", "r"), "krona": ("r1", "r2")}.get(method)
-    if sizes is not None:
-        return f"{_TITLES[method]} ({', '.join(str(params[name]) for name in sizes)})"
+    if method == "cdka":
+        return f"{_TITLES[method]} ({told(params)})"
+    if method == "krona":
+        return f"{_TITLES[method]} ({params['r1']}, {params['r2']})"
     factor = f", factor {params['factor']}" if "factor" in params else ""
     return f"{_TITLES[method]} rank {params['r']}{factor}"
 

@@ -28,7 +28,7 @@ from .base_models import MetaModel, read_model
 from .datasets import check_dataset
 from .start import start_faults
 from .strategies import grid_faults, pruner_faults, search_faults
-from .structures import rank, resolve
+from .structures import rank, resolve, resolve_choices
 
 Section = TypeVar("Section")
 
@@ -56,6 +56,10 @@ class _Draft:
     faults: list[Fault] = field(default_factory=list)
     model: MetaModel | None = None
     shapes: list[cdka.ModuleShape] = field(default_factory=list)
+    # Where target modules are searched, the layers of each choice; ``shapes`` has those of all.
+    choices: dict[str, list[cdka.ModuleShape]] = field(default_factory=dict)
+    # The group of each layer.
+    groups: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     plan: Plan | None = None
 
@@ -223,13 +227,55 @@ def _check_model(draft: _Draft) -> list[Fault]:
     training = draft.section("training", TrainingSpec)
     if training is not None and found.positions is not None:
         faults += _length_faults(training, draft.section("task", TaskSpec), model.path, found.positions, draft)
-    try:
-        shapes = cdka.module_shapes(
-            found.module, _targets(found, adapter.target_modules), draft.kind, heads=found.heads
-        )
-        draft.shapes, draft.notes = _used(found, draft.kind, shapes)
-    except (cdka.CdkaError, ValueError) as error:
-        faults.append(Fault("#/adapter/target_modules", str(error)))
+    return faults + _check_layers(draft, found, adapter)
+
+
+def _check_layers(draft: _Draft, model: MetaModel, adapter: AdapterSpec) -> list[Fault]:
+    """Find the layers that are adapted: by the target modules, by each choice of them, or by groups."""
+    space = draft.section("search_space", SearchSpace)
+    named: dict[str, tuple[str, str | list[str]]] = {"": ("#/adapter/target_modules", adapter.target_modules)}
+    if adapter.groups is not None:
+        named = {name: (f"#/adapter/groups/{name}", targets) for name, targets in adapter.groups.items()}
+    elif space is not None and space.target_modules is not None:
+        found = space.target_modules
+        keys = found.choices if isinstance(found.choices, dict) else range(len(found.choices))
+        place = "#/search_space/target_modules/choices"
+        pairs = zip(keys, found.named.items(), strict=False)
+        named = {name: (f"{place}/{key}", targets) for key, (name, targets) in pairs}
+    faults: list[Fault] = []
+    notes: list[str] = []
+    layers: dict[str, list[cdka.ModuleShape]] = {}
+    for name, (place, targets) in named.items():
+        try:
+            shapes = cdka.module_shapes(model.module, _targets(model, targets), draft.kind, heads=model.heads)
+            layers[name], said = _used(model, draft.kind, shapes)
+            notes += said
+        except (cdka.CdkaError, ValueError) as error:
+            faults.append(Fault(place, str(error)))
+    if faults:
+        return faults
+    every = {shape.name: shape for shapes in layers.values() for shape in shapes}
+    order = {name: k for k, (name, _) in enumerate(model.module.named_modules())}
+    draft.shapes = sorted(every.values(), key=lambda shape: order[shape.name])
+    draft.notes = tuple(dict.fromkeys(notes))
+    if adapter.groups is not None:
+        return _group(draft, layers)
+    draft.choices = {name: shapes for name, shapes in layers.items() if name}
+    return []
+
+
+def _group(draft: _Draft, layers: Mapping[str, Sequence[cdka.ModuleShape]]) -> list[Fault]:
+    """Give each layer its group."""
+    faults = []
+    for group, shapes in layers.items():
+        twice = [shape.name for shape in shapes if shape.name in draft.groups]
+        if twice:
+            message = (
+                f"{cdka.listed(twice)} belong to {draft.groups[twice[0]]}, too; name each layer in one group, by a "
+                "pattern if its name is not enough"
+            )
+            faults.append(Fault(f"#/adapter/groups/{group}", message))
+        draft.groups |= {shape.name: group for shape in shapes}
     return faults
 
 
@@ -305,7 +351,11 @@ def _check_budget(draft: _Draft) -> list[Fault]:
         return []
     if faults := _layer_faults(draft, draft.model):
         return faults
-    draft.plan, faults = resolve(draft.model, draft.shapes, budget, draft.section("search_space", SearchSpace))
+    space = draft.section("search_space", SearchSpace)
+    if draft.choices and space is not None:
+        draft.plan, faults = resolve_choices(draft.model, draft.choices, budget, space)
+    else:
+        draft.plan, faults = resolve(draft.model, draft.shapes, budget, space, draft.groups)
     if draft.plan is not None:
         draft.plan = draft.plan.model_copy(update={"notes": draft.notes})
     return faults

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-import cdka
-
 from ..domain import seeds
 from ..domain.records import NewTrial, Observation, Study, Trial
 from ..domain.states import TRIAL_ENDED, TrialPhase, TrialState
@@ -21,7 +19,7 @@ from ..search.history import Configuration, configuration
 from ..search.policy import Problem
 from ..search.shortlist import by_value, shortlist
 from .confirmation import best_trial
-from .structures import module_shapes
+from .structures import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +103,13 @@ def recheck_trials(
     # Whoever stopped a repetition does not get it back.
     there = {(configuration(t.params), t.seed) for t in repeated}
     missing = [(t, seed) for t in best for seed in wanted if (configuration(t.params), seed) not in there]
-    shapes = module_shapes(study.plan)
     return [
         NewTrial(
             number=first_number + k,
             phase=TrialPhase.RECHECK,
             method=method_of(t.params),
             params=t.params,
-            parameters=cdka.count_method_parameters(method_of(t.params), shapes, t.params),
+            parameters=count(study.plan, method_of(t.params), t.params),
             seed=seed,
         )
         for k, (t, seed) in enumerate(missing)

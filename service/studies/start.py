@@ -12,14 +12,15 @@ import cdka
 from ..domain.faults import schema_faults
 from ..domain.plan import Plan
 from ..domain.records import NewTrial, StoredPrediction
-from ..domain.search_space import OPTIONAL, SearchSpace
+from ..domain.search_space import OPTIONAL
 from ..domain.states import TrialPhase
+from ..domain.structure import by_group, of_groups
 from ..domain.study_spec import SearchedParameters, StartConfiguration, StudySpec
 from ..domain.training_spec import TrainingSpec
 from ..errors import Fault
-from ..search.coordinates import CDKA, METHOD, to_point
+from ..search.coordinates import CDKA, METHOD, TARGETS, to_point
 from .defaults import PUBLISHED_ALPHA, typical
-from .structures import module_shapes
+from .structures import count, grouped_alike, module_shapes, shapes_by_group
 
 # The name of the user's configurations among the candidates of a search.
 NAMED = "start"
@@ -42,7 +43,10 @@ def start_faults(spec: StudySpec, plan: Plan) -> list[Fault]:
         if CDKA not in spec.search_space.methods():
             faults.append(Fault(place, "these are configurations of CDKA, which search_space.method does not name"))
         elif isinstance(entry, StartConfiguration):
-            faults += optional_faults(spec, entry, place)
+            own = optional_faults(spec, entry, place) + group_faults(plan, entry.groups, place)
+            faults += own
+            if own:
+                continue
             faults += configuration_faults(plan, _params(entry, spec, plan), place)
         elif entry not in spec.compare.predictors:
             named = ", ".join(spec.compare.predictors) or "none"
@@ -64,9 +68,9 @@ def start_trials(
             found.append((NAMED, _params(entry, spec, plan)))
         elif entry in rankings:
             top = rankings[entry][0]
-            params = {"r1": top.r1, "r2": top.r2, "r": top.r, "alpha": PUBLISHED_ALPHA}
+            params = grouped_alike(plan, {"r1": top.r1, "r2": top.r2, "r": top.r, "alpha": PUBLISHED_ALPHA})
             rate = typical(spec.search_space, "learning_rate")
-            found.append((entry, {**params, "learning_rate": rate, **_optional(spec.search_space, {}), **named}))
+            found.append((entry, {**params, "learning_rate": rate, **_optional(spec, plan, {}), **named}))
     once = [(name, params) for k, (name, params) in enumerate(found) if params not in [p for _, p in found[:k]]]
     return [
         search_trial(spec, plan, params, first_number + k, candidate=name)
@@ -78,13 +82,14 @@ def search_trial(
     spec: StudySpec, plan: Plan, params: dict[str, Any], number: int, candidate: str | None = None
 ) -> NewTrial:
     """A search trial of a configuration that the sampler did not propose."""
+    params = grouped_alike(plan, params)
     return NewTrial(
         number=number,
         phase=TrialPhase.SEARCH,
         method="cdka",
         params=params,
         point=to_point(params, spec, plan),
-        parameters=cdka.count_parameters(module_shapes(plan), params["r1"], params["r2"], params["r"]),
+        parameters=count(plan, CDKA, params),
         seed=spec.search.seed,
         candidate=candidate,
     )
@@ -95,33 +100,62 @@ def configuration_faults(plan: Plan, params: Mapping[str, Any], place: str) -> l
 
     It may lie outside the search space: then the sampler does not learn from it.
     """
-    shapes = module_shapes(plan)
+    plan = plan.at(params)
+    parts = {f"{place}/": (module_shapes(plan), params.get("r1"), params.get("r2"))}
+    if groups := by_group(params):
+        shapes = shapes_by_group(plan)
+        parts = {f"{place}/groups/{g}/": (shapes[g], r1, r2) for g, (r1, r2, _) in groups.items()}
     faults = []
-    for name, sizes in (("r1", (params["r1"], 1)), ("r2", (1, params["r2"]))):
-        try:
-            cdka.require_divisible(shapes, *sizes)
-        except cdka.IndivisibleError as error:
-            faults.append(Fault(f"{place}/{name}", str(error)))
+    for where, (layers, r1, r2) in parts.items():
+        for name, sizes in (("r1", (r1, 1)), ("r2", (1, r2))):
+            try:
+                cdka.require_divisible(layers, *sizes)
+            except cdka.IndivisibleError as error:
+                faults.append(Fault(f"{where}{name}", str(error)))
     if faults:
         return faults
-    count = cdka.count_parameters(shapes, params["r1"], params["r2"], params["r"])
-    if count <= plan.max_parameters:
+    cost = count(plan, CDKA, params)
+    if cost <= plan.max_parameters:
         return []
-    most = plan.max_parameters // (count // params["r"])
+    over = f"{cost:,} parameters are over the budget of {plan.max_parameters:,}"
+    if groups:
+        return [Fault(f"{place}/groups", f"{over}; lower an r")]
+    most = plan.max_parameters // (cost // params["r"])
     right = f"r may be up to {most}" if most else "no r fits: choose other sizes"
-    return [Fault(f"{place}/r", f"{count:,} parameters are over the budget of {plan.max_parameters:,}; {right}")]
+    return [Fault(f"{place}/r", f"{over}; {right}")]
+
+
+def group_faults(plan: Plan, groups: Mapping[str, object] | None, place: str) -> list[Fault]:
+    """Why sizes by group are not those of the study's groups."""
+    if groups is None:
+        return []
+    if not plan.groups:
+        return [Fault(f"{place}/groups", "adapter.groups names no groups; write r1, r2 and r")]
+    named = ", ".join(plan.groups)
+    faults = [
+        Fault(f"{place}/groups/{g}", f"no such group; there are: {named}") for g in groups if g not in plan.groups
+    ]
+    missing = [g for g in plan.groups if g not in groups]
+    if missing:
+        faults.append(Fault(f"{place}/groups", f"sizes of {', '.join(missing)} are missing; there are: {named}"))
+    return faults
 
 
 def _params(entry: StartConfiguration, spec: StudySpec, plan: Plan) -> dict[str, Any]:
+    optional = _optional(spec, plan, entry.optional())
+    rate = entry.learning_rate or typical(spec.search_space, "learning_rate")
+    rest = {"alpha": entry.alpha or PUBLISHED_ALPHA, "learning_rate": rate, **optional, **_method(spec)}
+    if entry.groups is not None:
+        return {**of_groups({g: (s.r1, s.r2, s.r) for g, s in entry.groups.items()}), **rest}
+    assert entry.r1 is not None, "the entry's own check"
+    assert entry.r2 is not None, "the entry's own check"
     r = entry.r
     if r is None:
         try:
-            r = max(1, cdka.largest_r(module_shapes(plan), plan.max_parameters, entry.r1, entry.r2))
+            r = max(1, cdka.largest_r(module_shapes(plan.at(optional)), plan.max_parameters, entry.r1, entry.r2))
         except cdka.IndivisibleError:
             r = 1  # the sizes are rejected
-    rate = entry.learning_rate or typical(spec.search_space, "learning_rate")
-    params = {"r1": entry.r1, "r2": entry.r2, "r": r, "alpha": entry.alpha or PUBLISHED_ALPHA, "learning_rate": rate}
-    return params | _optional(spec.search_space, entry.optional()) | _method(spec)
+    return grouped_alike(plan, {"r1": entry.r1, "r2": entry.r2, "r": r, **rest})
 
 
 def _method(spec: StudySpec) -> dict[str, Any]:
@@ -129,9 +163,9 @@ def _method(spec: StudySpec) -> dict[str, Any]:
     return {} if spec.search_space.method is None else {METHOD: CDKA}
 
 
-def with_optional(spec: StudySpec, params: Mapping[str, Any], given: SearchedParameters) -> dict[str, Any]:
+def with_optional(spec: StudySpec, plan: Plan, params: Mapping[str, Any], given: SearchedParameters) -> dict[str, Any]:
     """A configuration with a value for each parameter that only this study's search space names."""
-    return {**params, **_optional(spec.search_space, given.optional()), **_method(spec)}
+    return grouped_alike(plan, {**params, **_optional(spec, plan, given.optional()), **_method(spec)})
 
 
 def optional_faults(spec: StudySpec, given: SearchedParameters, place: str) -> list[Fault]:
@@ -143,12 +177,16 @@ def optional_faults(spec: StudySpec, given: SearchedParameters, place: str) -> l
             fixed = getattr(getattr(spec, where), name)
             message = f"search_space does not name {name}: {where}.{name} is {fixed} in every trial; leave it out"
             faults.append(Fault(f"{place}/{name}", message))
+    targets = spec.search_space.target_modules
+    if targets is not None and given.target_modules not in (None, *targets.named):
+        message = f"there is no choice of that name; there are: {', '.join(targets.named)}"
+        faults.append(Fault(f"{place}/target_modules", message))
     return faults or _training_faults(spec, given, place)
 
 
 def _training_faults(spec: StudySpec, given: SearchedParameters, place: str) -> list[Fault]:
     """Why values do not go together with the rest of the study: it was admitted for the values of its space."""
-    space, values = spec.search_space, _optional(spec.search_space, given.optional())
+    space, values = spec.search_space, _optional(spec, None, given.optional())
     faults = []
     processes = spec.resources.shape.processes
     if given.batch_size is not None and given.batch_size % processes:
@@ -169,7 +207,12 @@ def _training_faults(spec: StudySpec, given: SearchedParameters, place: str) -> 
     return faults
 
 
-def _optional(space: SearchSpace, given: Mapping[str, Any]) -> dict[str, Any]:
-    """For each searched parameter that a study need not search: the given value, else a typical one."""
+def _optional(spec: StudySpec, plan: Plan | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """For each searched parameter that a study need not search: the given value, else a typical one.
+
+    Target modules are those on which the budget was counted.
+    """
+    space = spec.search_space
     searched = [name for name in OPTIONAL if getattr(space, name) is not None]
-    return {name: given.get(name, typical(space, name)) for name in searched}
+    own = {} if plan is None else {TARGETS: plan.reference}
+    return {name: given.get(name, own.get(name) or typical(space, name)) for name in searched}

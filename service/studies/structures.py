@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cdka
 
-from ..domain.plan import LayerShape, MethodSize, Plan
+from ..domain.plan import LayerShape, MethodSize, Plan, Target
 from ..domain.records import StoredPrediction
 from ..domain.search_space import Pair, SearchSpace
+from ..domain.structure import SIZES, by_group, of_groups, uniform
 from ..domain.study_spec import BudgetSpec
 from ..errors import Fault
+from ..search.grouped import Grouped
 from .base_models import MetaModel
 
 
 def resolve(
-    model: MetaModel, shapes: Sequence[cdka.ModuleShape], budget: BudgetSpec, space: SearchSpace | None
+    model: MetaModel,
+    shapes: Sequence[cdka.ModuleShape],
+    budget: BudgetSpec,
+    space: SearchSpace | None,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[Plan | None, list[Fault]]:
-    """The plan of a budget and a search space on adapted layers, or the faults that prevent it."""
+    """The plan of a budget and a search space on adapted layers, or the faults that prevent it.
+
+    ``groups`` names the group of each layer, where CDKA has a structure for each group.
+    """
     try:
         limit = _max_parameters(shapes, model.parameters, budget)
         cdka.feasible(shapes, limit)
@@ -36,20 +46,113 @@ def resolve(
             least, bounds = budget.min_fill, space.r_bounds()
         found = (_pair(shapes, limit, least, r1, r2, bounds) for r1, r2 in sizes)
         pairs = [pair for pair in found if pair is not None]
-        if not pairs:
+        if not pairs and not groups:
             return None, [_empty_space(shapes, limit, budget.min_fill, space)]
     sizes_of, faults = _method_sizes(shapes, limit, space)
     if faults:
         return None, faults
     plan = Plan(
         methods=sizes_of,
-        shapes=tuple(LayerShape(name=s.name, d_in=s.d_in, d_out=s.d_out) for s in shapes),
+        shapes=tuple(
+            LayerShape(name=s.name, d_in=s.d_in, d_out=s.d_out, group=(groups or {}).get(s.name)) for s in shapes
+        ),
         max_parameters=limit,
         min_fill=budget.min_fill,
         base_parameters=model.parameters,
         structures=tuple(sorted(pairs, key=lambda pair: pair.order)),
     )
+    if groups and space is not None and "cdka" in space.methods():
+        plan = plan.model_copy(update={"groups": _group_pairs(plan, space)})
+        if not all(plan.groups.values()) or Grouped(plan, space.r_bounds()).is_empty():
+            return None, [_no_combination(plan, space)]
     return plan, []
+
+
+def resolve_choices(
+    model: MetaModel,
+    choices: Mapping[str, Sequence[cdka.ModuleShape]],
+    budget: BudgetSpec,
+    space: SearchSpace,
+) -> tuple[Plan | None, list[Fault]]:
+    """The plan of a search over target modules: each choice at one budget.
+
+    The budget is counted on the choice with the most parameters; of equal ones, on the first by name.
+    """
+    reference = min(choices, key=lambda name: (-cdka.count_lora_parameters(choices[name], 1), name))
+    plan, faults = resolve(model, choices[reference], budget, space)
+    if plan is None:
+        return None, faults
+    same = BudgetSpec(max_parameters=plan.max_parameters, min_fill=budget.min_fill)
+    targets = {}
+    for name, shapes in choices.items():
+        if name == reference:
+            continue
+        found, own = resolve(model, shapes, same, space)
+        if found is None:
+            faults += [Fault(f"#/search_space/target_modules/choices/{name}", fault.detail) for fault in own]
+        else:
+            targets[name] = Target(shapes=found.shapes, structures=found.structures, methods=found.methods)
+    if faults:
+        return None, faults
+    return plan.model_copy(update={"targets": targets, "reference": reference}), []
+
+
+def _group_pairs(plan: Plan, space: SearchSpace) -> dict[str, tuple[Pair, ...]]:
+    """The pairs of each group of which one component fits, with the least of all other groups."""
+    shapes = shapes_by_group(plan)
+    low = (space.r_bounds() or (1, 1))[0]
+    sizes = [(r1, r2) for r1 in space.r1_sizes() for r2 in space.r2_sizes()]
+    units = {g: {pair: cdka.count_parameters(mine, *pair, 1) for pair in sizes} for g, mine in shapes.items()}
+    found = {}
+    for group, mine in units.items():
+        others = sum(low * min(other.values()) for name, other in units.items() if name != group)
+        left = plan.max_parameters - others
+        pairs = [
+            Pair(r1=r1, r2=r2, r_low=low, r_high=left // unit, unit_parameters=unit)
+            for (r1, r2), unit in mine.items()
+            if low * unit <= left
+        ]
+        found[group] = tuple(sorted(pairs, key=lambda pair: pair.order))
+    return found
+
+
+def _no_combination(plan: Plan, space: SearchSpace) -> Fault:
+    shapes = shapes_by_group(plan)
+    sizes = [(r1, r2) for r1 in space.r1_sizes() for r2 in space.r2_sizes()]
+    least = sum(min(cdka.count_parameters(mine, *pair, 1) for pair in sizes) for mine in shapes.values())
+    return Fault(
+        "#/search_space",
+        f"no structures of the groups {', '.join(shapes)} use at least {plan.min_fill:.0%} of the budget of "
+        f"{plan.max_parameters} parameters in this space, where one component for each costs at least {least}: "
+        "widen r1, r2 or r, or lower budget.min_fill",
+    )
+
+
+def shapes_by_group(plan: Plan) -> dict[str, list[cdka.ModuleShape]]:
+    """The adapted layers of each group."""
+    names = dict.fromkeys(s.group for s in plan.shapes if s.group is not None)
+    return {name: [cdka.ModuleShape(s.name, s.d_in, s.d_out) for s in plan.shapes if s.group == name] for name in names}
+
+
+def count(plan: Plan, method: str, params: Mapping[str, Any]) -> int:
+    """The adapter parameters of a configuration.
+
+    Raises:
+        cdka.IndivisibleError: its sizes do not divide a layer.
+    """
+    if groups := by_group(params):
+        shapes = shapes_by_group(plan)
+        return sum(cdka.count_parameters(shapes[name], *sizes) for name, sizes in groups.items())
+    return cdka.count_method_parameters(method, module_shapes(plan.at(params)), params)
+
+
+def grouped_alike(plan: Plan, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of CDKA in the form that the study's trials have: with groups, each has the given structure."""
+    structure = uniform(params)
+    if not plan.groups or structure is None or by_group(params):
+        return dict(params)
+    others = {name: value for name, value in params.items() if name not in SIZES}
+    return {**of_groups(dict.fromkeys(plan.groups, structure)), **others}
 
 
 def _method_sizes(
@@ -181,6 +284,36 @@ def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> di
         for name in predictors
         if name in cdka.FROM_BUDGET
     }
+
+
+def at_targets(
+    rankings: Mapping[str, Sequence[StoredPrediction]], whole: Plan, plan: Plan, space: SearchSpace
+) -> dict[str, list[StoredPrediction]]:
+    """The rankings for another choice of target modules than the one that they were made for.
+
+    Those that need only the budget are made again. A measured one keeps its order of pairs, with the r that fills the
+    budget there; a pair that does not fit is left out.
+    """
+    again = rank(plan, space, list(rankings))
+    shapes, found = module_shapes(plan), {}
+    for name, ranking in rankings.items():
+        if name in again:
+            found[name] = again[name]
+            continue
+        pairs: dict[tuple[int, int], StoredPrediction] = {}
+        for entry in ranking:
+            pairs.setdefault((entry.r1, entry.r2), entry)
+        kept = []
+        for (r1, r2), entry in pairs.items():
+            try:
+                r = cdka.largest_r(shapes, whole.max_parameters, r1, r2)
+            except cdka.IndivisibleError:
+                continue
+            if r:
+                kept.append(replace(entry, r=r, parameters=cdka.count_parameters(shapes, r1, r2, r)))
+        if kept:
+            found[name] = kept
+    return found
 
 
 def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configuration]:

@@ -15,11 +15,12 @@ from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import MetricPoint, Principal, Study, Trial
 from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
+from ..domain.structure import by_group
 from ..domain.study_spec import SearchedParameters
 from ..errors import Conflict, Fault, InvalidRequest
 from .clones import clone_faults, clone_trial
 from .progress import advance, search_trials
-from .start import configuration_faults, optional_faults, search_trial, with_optional
+from .start import configuration_faults, group_faults, optional_faults, search_trial, with_optional
 
 
 def list_trials(
@@ -82,10 +83,12 @@ def enqueue_trial(
     now = ctx.clock()
     with ctx.db.write() as session:
         study = _with_room(session, caller, study_id)
-        faults = optional_faults(study.spec, given, "#/params") + configuration_faults(study.plan, params, "#/params")
-        if faults:
+        faults = optional_faults(study.spec, given, "#/params")
+        faults += group_faults(study.plan, by_group(params) or None, "#/params")
+        if not faults:
+            params = with_optional(study.spec, study.plan, params, given)
+        if faults or (faults := faults + configuration_faults(study.plan, params, "#/params")):
             raise InvalidRequest("the configuration cannot run; nothing was enqueued", faults)
-        params = with_optional(study.spec, params, given)
         new = search_trial(study.spec, study.plan, params, Trials(session).next_number(study_id))
         (trial,) = Trials(session).add(study_id, [new], now)
         Audit(session).record(caller, now, "trial.enqueue", trial.id, study_id=study_id, params=params)

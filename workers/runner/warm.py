@@ -106,13 +106,14 @@ class Warm:
         assert self.model is not None
         assert self.prepared is not None
         study = trial.study
-        key = f"{self.data_key}\n{study.model_key}\n{study.adapter.target_modules}"
+        adapted = [layer.name for layer in trial.layers]
+        key = f"{self.data_key}\n{study.model_key}\n{adapted}"
         if self.activations_key == key:
             return self.activations
         self.activations_key, self.activations = key, None
         if study.training.gradient_checkpointing:
             return None
-        layers = find_frozen_layers(self.model.model, [layer.name for layer in trial.layers])
+        layers = find_frozen_layers(self.model.model, adapted)
         if layers is None:
             return None
         storage = Storage(settings.home / "cache", settings.activation_bytes)

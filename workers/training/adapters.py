@@ -10,7 +10,7 @@ from peft.config import PeftConfig
 from torch import nn
 
 import cdka
-from service.schemas.specs import AdapterSpec, LayerShape
+from service.schemas.specs import SIZES, AdapterSpec, LayerShape, by_group
 
 from ..failures import Rejected
 
@@ -41,9 +41,7 @@ def adapter_config(
         common["modules_to_save"] = sorted(outermost)
     if method in ("cdka", "krona"):
         return cdka.CdkaConfig(
-            r1=params["r1"],
-            r2=params["r2"],
-            r=params["r"],
+            **_structures(params, layers),
             alpha=params["alpha"],
             dropout=spec.dropout,
             init_weights=spec.init_weights,
@@ -70,6 +68,20 @@ def adapter_config(
             **common,
         )
     raise ValueError(f"unknown method {method!r}; available: {', '.join(cdka.METHODS)}")
+
+
+def _structures(params: dict[str, Any], layers: Sequence[LayerShape]) -> dict[str, Any]:
+    """The structure of all layers, or that of one group and patterns for the layers of the others."""
+    groups = by_group(params)
+    if not groups:
+        return {name: params[name] for name in SIZES}
+    first = next(iter(groups))
+    sizes = {layer.name: groups[layer.group] for layer in layers if layer.group is not None and layer.group != first}
+    patterns = {"r1_pattern": 0, "r2_pattern": 1, "rank_pattern": 2}
+    return {
+        **dict(zip(SIZES, groups[first], strict=True)),
+        **{argument: {name: found[k] for name, found in sizes.items()} for argument, k in patterns.items()},
+    }
 
 
 def require_layers(model: nn.Module, layers: Sequence[LayerShape], heads: Collection[str]) -> None:
@@ -102,7 +114,14 @@ def require_planned(model: nn.Module, method: str, params: dict[str, Any], layer
         Rejected: it has not.
     """
     shapes = [cdka.ModuleShape(layer.name, layer.d_in, layer.d_out) for layer in layers]
-    planned = cdka.count_method_parameters(method, shapes, params)
+    if groups := by_group(params):
+        group_of = {layer.name: layer.group for layer in layers}
+        planned = sum(
+            cdka.count_parameters([s for s in shapes if group_of[s.name] == group], *sizes)
+            for group, sizes in groups.items()
+        )
+    else:
+        planned = cdka.count_method_parameters(method, shapes, params)
     real = sum(
         p.numel() for name, p in model.named_parameters() if p.requires_grad and any(f in name for f in _FACTORS)
     )

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from service.domain.plan import Plan
 from service.domain.records import Observation, StoredPrediction, Study
 from service.domain.states import TrialState
 from service.domain.study_spec import StudySpec
@@ -17,7 +18,8 @@ from tests.conftest import make_study
 
 
 def study() -> Study:
-    return cast(Study, SimpleNamespace(spec=StudySpec.model_validate(make_study())))
+    plan = Plan(shapes=(), max_parameters=1, min_fill=0, base_parameters=1, structures=())
+    return cast(Study, SimpleNamespace(spec=StudySpec.model_validate(make_study()), plan=plan))
 
 
 def trials(slopes: dict[str, float], noise: float, count: int, seed: int) -> list[Observation]:
