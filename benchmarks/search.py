@@ -1,6 +1,7 @@
 """Replay searches on recorded trainings: the service's samplers and pruners against its peers'.
 
-    python -m benchmarks.search [--repetitions 200] [--runners 1 4 16] [--only NAME ...] [--out search.jsonl]
+    python -m benchmarks.search [--repetitions 200] [--runners 1 4 16] [--budgets 16 24] [--only NAME ...]
+        [--out search.jsonl]
 
 A simulated clock works through each search with 1, 4 or 16 runners until 16 or 24 trainings' worth of epochs are
 spent; a table under ``benchmarks/tables`` gives every evaluation and its seconds (:mod:`benchmarks.tables.replay`).
@@ -165,8 +166,9 @@ class Replay:
         means = {}
         for number in self.searcher.shortlist(top):
             repeated = [self.table.draw(self.settings[number], self.random).validation[-1] for _ in range(seeds)]
-            own = self.curves[number].validation[self.done[number] - 1]
-            means[number] = statistics.mean([own, *repeated])
+            whole = self.done[number] == self.table.epochs
+            own = [self.curves[number].validation[-1]] if whole else []
+            means[number] = statistics.mean([*own, *repeated])
         return self.settings[max(means, key=lambda n: means[n])] if means else None
 
 
@@ -184,13 +186,16 @@ def regret(table: Table, arm: Arm, runners: int, seed: int, budget: int) -> floa
 _TABLES: dict[str, Table] = {}
 
 
-def _work(job: tuple[str, str, int, int]) -> tuple[tuple[str, str, int, int], list[float]]:
-    name, arm, runners, repetition = job
+Job = tuple[str, str, int, int, tuple[int, ...]]
+
+
+def _work(job: Job) -> list[float]:
+    name, arm, runners, repetition, budgets = job
     warnings.simplefilter("ignore")
     if name not in _TABLES:
         _TABLES[name] = Table(name)
     seed = zlib.crc32(f"{name}:{runners}:{repetition}".encode()) % 2**31
-    return job, [regret(_TABLES[name], ARMS[arm], runners, seed, budget) for budget in BUDGETS]
+    return [regret(_TABLES[name], ARMS[arm], runners, seed, budget) for budget in budgets]
 
 
 def main() -> None:
@@ -198,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--runners", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="in trainings")
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES)
     parser.add_argument("--only", nargs="+", default=[n for n in ARMS if "Syne" not in n], choices=list(ARMS))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -206,15 +212,16 @@ def main() -> None:
     with ProcessPoolExecutor(options.processes) as pool:
         for arm, table, runners in itertools.product(options.only, options.tables, options.runners):
             began = time.perf_counter()
-            jobs = [(table, arm, runners, k) for k in range(options.repetitions)]
-            found = np.array([r for _, r in pool.map(_work, jobs, chunksize=max(1, len(jobs) // 20))]) * 100
+            budgets = tuple(options.budgets)
+            jobs: list[Job] = [(table, arm, runners, k, budgets) for k in range(options.repetitions)]
+            found = np.array(list(pool.map(_work, jobs, chunksize=max(1, len(jobs) // 20)))) * 100
             error = 1.96 * found.std(axis=0, ddof=1) / len(found) ** 0.5
             shown = "  ".join(f"{m:5.2f} +- {e:4.2f}" for m, e in zip(found.mean(axis=0), error, strict=True))
             print(f"{table:14} {runners:3} {arm:32} {shown}  {time.perf_counter() - began:6.1f} s", flush=True)
             if options.out is not None:
                 line = {"table": table, "arm": arm, "runners": runners, "repetitions": len(found)}
                 line |= {
-                    "budgets": BUDGETS,
+                    "budgets": budgets,
                     "mean": found.mean(axis=0).round(4).tolist(),
                     "error": error.round(4).tolist(),
                 }

@@ -1,4 +1,4 @@
-"""Make the table and the figure of :mod:`benchmarks.search` from its lines.
+"""Make the tables and the figure of :mod:`benchmarks.search` from its lines.
 
 python -m benchmarks.search_report benchmarks/search_results.jsonl docs/search-benchmark.svg
 """
@@ -25,11 +25,15 @@ def kind(arm: str) -> str:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    """The newest line of each arm, table and number of runners."""
+    """One line for each arm, table and number of runners, with the newest result for each budget."""
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for text in file.read_text().splitlines():
         line = json.loads(text)
-        found[line["arm"], line["table"], line["runners"]] = line
+        key = line["arm"], line["table"], line["runners"]
+        old = found.get(key, {"budgets": [], "mean": [], "error": []})
+        kept = [k for k, budget in enumerate(old["budgets"]) if budget not in line["budgets"]]
+        merged = {name: [*line[name], *(old[name][k] for k in kept)] for name in ("budgets", "mean", "error")}
+        found[key] = {**line, **merged}
     return list(found.values())
 
 
@@ -39,22 +43,46 @@ def at(line: dict[str, Any], budget: int) -> tuple[float, float]:
     return line["mean"][place], line["error"][place]
 
 
+def _cell(line: dict[str, Any] | None, budget: int) -> str:
+    return "–" if line is None or budget not in line["budgets"] else "{:.1f} ± {:.1f}".format(*at(line, budget))
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> str:
+    found = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return "\n".join(found + ["| " + " | ".join(row) + " |" for row in rows])
+
+
 def table(found: list[dict[str, Any]]) -> str:
-    """The regrets as Markdown."""
+    """The regrets with 4 runners as Markdown."""
     tables = sorted({line["table"] for line in found})
-    rows = ["| search | repetitions | " + " | ".join(f"{t}, {b}" for t in tables for b in (16, 24)) + " |"]
-    rows.append("|---" * (2 + 2 * len(tables)) + "|")
     mine = [line for line in found if line["runners"] == RUNNERS]
+    rows = []
     for arm in dict.fromkeys(line["arm"] for line in mine):
         by_table = {line["table"]: line for line in mine if line["arm"] == arm}
-        cells = [
-            "–" if name not in by_table else "{:.1f} ± {:.1f}".format(*at(by_table[name], budget))
-            for name in tables
-            for budget in (16, 24)
-        ]
         count = next(iter(by_table.values()))["repetitions"]
-        rows.append(f"| {arm} | {count} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows.append([arm, str(count), *(_cell(by_table.get(t), b) for t in tables for b in (16, 24))])
+    return _rows(["search", "repetitions", *(f"{t}, {b}" for t in tables for b in (16, 24))], rows)
+
+
+def by_runners(found: list[dict[str, Any]]) -> str:
+    """The regrets at 24 trainings with 1, 4 and 16 runners, of the arms that were run with all."""
+    tables = sorted({line["table"] for line in found})
+    by_key = {(line["arm"], line["table"], line["runners"]): line for line in found}
+    columns = [(name, runners) for name in tables for runners in (1, RUNNERS, 16)]
+    arms = dict.fromkeys(arm for arm, _, _ in by_key)
+    whole = [arm for arm in arms if all((arm, *column) in by_key for column in columns)]
+    rows = [[arm, *(_cell(by_key[arm, *column], BUDGET) for column in columns)] for arm in whole]
+    return _rows(["search", *(f"{name}, {runners}" for name, runners in columns)], rows)
+
+
+def by_budget(found: list[dict[str, Any]]) -> str:
+    """The regrets with 4 runners at every budget, of the arms that were run with more than two."""
+    tables = sorted({line["table"] for line in found})
+    mine = {(line["arm"], line["table"]): line for line in found if line["runners"] == RUNNERS}
+    budgets = sorted({budget for line in mine.values() for budget in line["budgets"]})
+    arms = dict.fromkeys(arm for (arm, _), line in mine.items() if len(line["budgets"]) > 2)
+    rows = [[arm, *(_cell(mine.get((arm, t)), b) for t in tables for b in budgets)] for arm in arms]
+    return _rows(["search", *(f"{t}, {b}" for t in tables for b in budgets)], rows)
 
 
 def figure(found: list[dict[str, Any]]) -> Figure:
@@ -82,13 +110,13 @@ def figure(found: list[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    """Print the table and write the figure."""
+    """Print the tables and write the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lines", type=Path)
     parser.add_argument("svg", type=Path)
     options = parser.parse_args()
     found = lines(options.lines)
-    print(table(found))
+    print(table(found), by_runners(found), by_budget(found), sep="\n\n")
     with matplotlib.rc_context({"svg.hashsalt": "cdka"}):
         figure(found).savefig(options.svg, metadata={"Date": None})
 

@@ -106,13 +106,21 @@ class Service:
         return Next.WAIT if verdict is Verdict.WAIT else Next.STOP
 
     def shortlist(self, count: int) -> list[int]:
-        """The trials that the recheck would repeat."""
-        return [t.number for t in shortlist(self.problem, self.history.observations(), count)]
+        """The trials that the recheck would repeat.
+
+        The service goes on until some trials have completed. A budget of epochs may end before that; then these are
+        the best of the longest.
+        """
+        found = [t.number for t in shortlist(self.problem, self.history.observations(), count)]
+        return found or self._longest()[:count]
 
     def chosen(self) -> int | None:
         """The completed trial with the best value; before any has completed, the best of the longest."""
+        return next(iter(self._longest()), None)
+
+    def _longest(self) -> list[int]:
         trials = [t for t in self.history.observations() if t.curve]
-        return max(trials, key=lambda t: (len(t.curve), t.curve[-1], -t.number)).number if trials else None
+        return [t.number for t in sorted(trials, key=lambda t: (-len(t.curve), -t.curve[-1], t.number))]
 
 
 def service(sampler: str, pruner: str, *, start: bool = True, **options: Any) -> Make:

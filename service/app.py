@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from . import __version__
-from .api import catalog, events, health, leases, studies, teams, tokens, trials, webhooks
+from .api import catalog, events, groups, health, leases, reports, studies, teams, tokens, trials, webhooks
 from .api.connections import SERVER_OPTIONS
 from .api.dependencies import identify
 from .api.errors import add_error_handlers
@@ -32,6 +32,7 @@ from .api.proxies import BehindProxy
 from .context.aside import Processes
 from .context.context import Clock, Context
 from .dashboard import charts_api, pages, shell, trial_page
+from .dashboard import groups as group_pages
 from .db.engine import Database
 from .domain.records import Role
 from .errors import ServiceError
@@ -84,11 +85,12 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
     app.state.metrics = metrics
     app.state.limits = RateLimits(ctx.settings.rate_limit)
     app.state.hub = EventHub(ctx)
-    for module in (studies, trials, events, leases, tokens, teams, webhooks, catalog, charts_api):
+    for module in (studies, groups, reports, trials, events, leases, tokens, teams, webhooks, catalog, charts_api):
         app.include_router(module.router, prefix=API)
     app.include_router(health.router)
     app.include_router(pages.router)
     app.include_router(trial_page.router)
+    app.include_router(group_pages.router)
     shell.mount_static(app)
     add_error_handlers(app)
     app.add_middleware(

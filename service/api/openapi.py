@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from ..domain.group_spec import schema_of
 from ..domain.study_spec import StudySpec
 from ..schemas.wire import Problem
 
@@ -28,6 +29,7 @@ _NAMES = {
     "study_comparison": "get_comparison",
     "front": "get_front",
     "study_front": "get_front",
+    "predictors_record": "get_predictors_record",
     "event_log": "list_events",
     "event_stream": "stream_events",
     "read_audit": "list_audit_entries",
@@ -45,6 +47,17 @@ EXAMPLES: dict[str, Any] = {
             "columns": {"text": "text", "label": "topic"},
         },
         "budget": {"lora_rank": 8},
+        "search": {"trials": 12},
+    },
+    "create_group": {
+        "name": "bbc-news by budget",
+        "model": {"path": "sentence-transformers/all-MiniLM-L6-v2"},
+        "task": {
+            "kind": "sequence_classification",
+            "dataset": {"path": "json", "data_files": {"train": "train.jsonl"}},
+            "columns": {"text": "text", "label": "topic"},
+        },
+        "budgets": [{"lora_rank": 2}, {"lora_rank": 8}, {"lora_rank": 32}],
         "search": {"trials": 12},
     },
     "update_study": {"name": "bbc-news, longer", "trials": 24},
@@ -97,6 +110,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             for inner, definition in found.pop("$defs", {}).items():
                 components.setdefault(inner, definition)
             components[name] = found
+        components["GroupSpec"] = schema_of(components["StudySpec"])
         for definition in components.values():
             _simplify(definition)
         for item in schema["paths"].values():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
-from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..domain.metrics import METRICS
@@ -17,7 +17,7 @@ from ..domain.states import StudyState
 from ..domain.study_spec import StudyChanges
 from ..errors import Changed, Fault, Forbidden, InvalidRequest
 from ..paths import resolve_inside
-from ..results import comparison, export, reading, reports
+from ..results import comparison, export, groups, reading
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
     BudgetOut,
@@ -47,14 +47,6 @@ class Order(StrEnum):
 
     NEWEST = "newest"
     OLDEST = "oldest"
-
-
-class ReportFormat(StrEnum):
-    """What a report is written as."""
-
-    HTML = "html"
-    MARKDOWN = "md"
-    JSON = "json"
 
 
 class ExportFormat(StrEnum):
@@ -208,13 +200,14 @@ def study_comparison(ctx: ContextDep, principal: Reader, study_id: Id) -> Compar
     return ComparisonOut.model_validate(comparison.compare(ctx, study_id, principal.scope))
 
 
-@router.get("/compare", responses=problems(404))
+@router.get("/compare", responses=problems(404, 409))
 def compare_studies(
     ctx: ContextDep,
     principal: Reader,
     study: Annotated[list[Annotated[str, Query(max_length=128)]], Query(min_length=1, max_length=20)],
 ) -> list[ComparisonOut]:
-    """Get the comparisons of several studies."""
+    """Get the comparisons of several studies, which must have one metric and one test split."""
+    groups.require_comparable(ctx, study, principal.scope)
     return [ComparisonOut.model_validate(comparison.compare(ctx, one, principal.scope)) for one in study]
 
 
@@ -258,33 +251,6 @@ def export_study(
     return StreamingResponse(
         export.as_json(ctx, study_id, principal.scope), media_type="application/json", headers=name
     )
-
-
-_REPORTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {
-            "text/html": {"schema": {"type": "string"}},
-            "text/markdown": {"schema": {"type": "string"}},
-            "application/json": {"schema": {"type": "object"}},
-        }
-    }
-}
-
-
-@router.get("/studies/{study_id}/report", responses=problems(404) | _REPORTS, response_class=Response)
-def study_report(
-    ctx: ContextDep,
-    principal: Reader,
-    study_id: Id,
-    form: Annotated[ReportFormat, Query(alias="format")] = ReportFormat.HTML,
-) -> Response:
-    """Get a report to hand on: one HTML file, Markdown, or JSON that ``cdka submit`` runs again."""
-    report = reports.report_of(ctx, study_id, principal.scope)
-    if form is ReportFormat.JSON:
-        return Response(reports.as_json(report), media_type="application/json")
-    if form is ReportFormat.MARKDOWN:
-        return Response(reports.as_markdown(report), media_type="text/markdown; charset=utf-8")
-    return HTMLResponse(reports.as_html(report))
 
 
 def remove_file(file: Path) -> None:

@@ -83,10 +83,13 @@ def submit(
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the study ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create a study from a file."""
+    """Create a study from a file; with budgets, models, tasks or search.repeats, several linked ones."""
     file = StudyFile(study)
     with faults_located(file):
         file.check()
+    if file.is_group:
+        _submit_group(file, watch=watch, as_json=as_json)
+        return
     with session.connect() as client:
         with faults_located(file):
             created = client.create_study(file.content)
@@ -100,6 +103,28 @@ def submit(
             if ended.state != "completed":
                 errors.print(f"the study is {ended.state}: {ended.reason}", markup=False)
                 raise typer.Exit(1)
+
+
+def _submit_group(file: StudyFile, *, watch: bool, as_json: bool) -> None:
+    with session.connect() as client:
+        with faults_located(file):
+            created = client.create_group(file.content)
+        if as_json:
+            print_json(created)
+        else:
+            print(created.id)
+        if not watch:
+            return
+        ended = []
+        for one in created.studies:
+            errors.print(one.name, markup=False)
+            ended.append(tables.watch(client, one.id, errors))
+        tables.print_group(client.group(created.id), console)
+        failed = [one for one in ended if one.state != "completed"]
+        for study_out in failed:
+            errors.print(f"{study_out.name} is {study_out.state}: {study_out.reason}", markup=False)
+        if failed:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from ..domain.faults import schema_faults
+from ..domain.group_spec import expand, is_group
 from ..domain.space_faults import space_faults
 from ..domain.study_spec import StudySpec
 from ..errors import Fault, InvalidStudy
@@ -70,17 +71,22 @@ class StudyFile:
             # Dates, NaN, and lists that contain themselves are YAML but cannot be sent.
             raise InvalidStudy(f"{path} holds a value that JSON has no form for: {error}") from error
 
+    @property
+    def is_group(self) -> bool:
+        """Whether the file describes several studies."""
+        return is_group(self.content)
+
     def check(self) -> None:
         """Validate the file without a server.
 
         Raises:
             InvalidStudy: with every fault that does not need the model, the data or the catalog.
         """
-        try:
-            spec = StudySpec.model_validate(self.content)
-            faults = space_faults(spec.search_space, spec.training, spec.adapter, spec.search)
-        except ValidationError as error:
-            faults = schema_faults(error)
+        if self.is_group:
+            _, members = expand(self.content)
+            faults = list(dict.fromkeys(m.located(fault) for m in members for fault in _faults(m.body)))
+        else:
+            faults = _faults(self.content)
         if faults:
             faults = [self._with_hint(fault) for fault in faults]
             raise InvalidStudy(f"the study has {len(faults)} fault{'s' * (len(faults) != 1)}", faults)
@@ -112,6 +118,14 @@ class StudyFile:
         line = self.line(fault.pointer)
         place = f"{self.path}:{line}" if line is not None else str(self.path)
         return f"{place}: {fault.pointer.removeprefix('#/').replace('/', '.') or 'study'}: {fault.detail}"
+
+
+def _faults(study: Any) -> list[Fault]:
+    try:
+        spec = StudySpec.model_validate(study)
+    except ValidationError as error:
+        return schema_faults(error)
+    return space_faults(spec.search_space, spec.training, spec.adapter, spec.search)
 
 
 def _member(node: Node | None, name: str) -> Node | None:

@@ -17,6 +17,7 @@ from ..domain.search_space import OPTIONAL
 from ..domain.structure import sizes_told
 from ..errors import Unavailable
 from ..schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
+from ..schemas.groups import GroupOut, RecordOut
 from ..schemas.studies import RankingOut, StrategyOut, StudyOut
 from ..schemas.trials import TrialOut
 
@@ -105,6 +106,47 @@ def comparison_table(comparison: ComparisonOut) -> Table:
     table.add_column("behind best", justify="right")
     for c in comparison.candidates:
         table.add_row(*_row(c))
+    return table
+
+
+_GROUP_VERDICTS = {
+    "better": "searching won",
+    "equal": "practically equal",
+    "worse": "the guideline won",
+    "undecided": "open",
+    "same": "found nothing better",
+    "too_few_seeds": "too few seeds",
+}
+
+
+def print_group(group: GroupOut, console: Console) -> None:
+    """Linked studies with what they say together."""
+    table = Table(title=f"{group.name}: {group.metric} on the test split", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("study", "budget", "best found", "guideline", "LoRA", "guideline behind", "verdict", "id"):
+        table.add_column(name, justify="left" if name in ("study", "verdict", "id") else "right")
+    for point in group.studies:
+        rows = {row.name: row.estimate for row in point.candidates}
+        means = [f"{found.mean:.4f}" if (found := rows.get(n)) else "–" for n in ("best", "guideline", "lora")]
+        verdict = _GROUP_VERDICTS.get(point.verdict or "", str(point.state))
+        table.add_row(point.label, f"{point.budget:,}", *means, _interval(point.gain), verdict, point.study_id)
+    console.print(table)
+    for sentence in group.sentences:
+        console.print(sentence, markup=False, highlight=False)
+
+
+def record_table(found: Sequence[RecordOut]) -> Table:
+    """The record of predictors."""
+    table = Table(title="Predictors against what searching found", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("predictor", "metric", "studies", "better", "same", "equal", "worse", "open", "behind best"):
+        table.add_column(name, justify="left" if name in ("predictor", "metric") else "right")
+    for one in found:
+        behind = "–"
+        if one.regret is not None:
+            behind = f"{one.regret.mean:+.3f}"
+            if one.regret.low is not None:
+                behind += f" [{one.regret.low:+.3f}, {one.regret.high:+.3f}]"
+        counts = (one.studies, one.better, one.same, one.equal, one.worse, one.undecided)
+        table.add_row(one.predictor, one.metric, *map(str, counts), behind)
     return table
 
 

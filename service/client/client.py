@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from ..errors import Conflict, ServiceError
 from ..schemas.comparison import ComparisonOut
+from ..schemas.groups import GroupCreated, GroupOut, RecordOut, RecordsOut
 from ..schemas.leases import (
     MOST_VALUES,
     DemandOut,
@@ -58,6 +59,23 @@ class Client(Connection):
         """
         return StudyCreated.model_validate(self._post("/studies", dict(study)))
 
+    def create_group(self, group: Mapping[str, Any]) -> GroupCreated:
+        """Create linked studies: a study with ``budgets``, ``models`` or ``tasks``, or with ``search.repeats``.
+
+        Raises:
+            InvalidStudy: with every fault; nothing was stored.
+            QuotaExceeded: the team's quota of open studies does not admit all of them.
+        """
+        return GroupCreated.model_validate(self._post("/groups", dict(group)))
+
+    def group(self, group_id: str) -> GroupOut:
+        """Get linked studies as one answer."""
+        return self._get(GroupOut, f"/groups/{group_id}")
+
+    def predictors_record(self) -> list[RecordOut]:
+        """Get how the team's predictors fared in all its confirmed studies."""
+        return self._get(RecordsOut, "/predictors/record").items
+
     def studies(
         self, *, state: Sequence[str] = (), name: str | None = None, order: str = "newest"
     ) -> Iterator[StudyOut]:
@@ -69,7 +87,7 @@ class Client(Connection):
         return self._get(StudyOut, f"/studies/{study_id}")
 
     def update_study(self, study_id: str, *, if_revision: int | None = None, **changes: Any) -> StudyOut:
-        """Change ``name``, ``priority``, ``trials``, ``concurrency``, ``retries`` or ``limits``.
+        """Change ``name``, ``priority``, ``trials``, ``concurrency``, ``retries``, ``limits`` or ``seeds``.
 
         Raises:
             Changed: the study is no longer at ``if_revision``.
@@ -133,6 +151,10 @@ class Client(Connection):
     def write_report(self, study_id: str, file: Path, form: str = "html") -> Path:
         """Write a study's report to a file: ``html``, ``md`` or ``json``."""
         return self._download(f"/studies/{study_id}/report", file, format=form)
+
+    def write_group_report(self, group_id: str, file: Path, form: str = "html") -> Path:
+        """Write a report of a group's studies to a file: ``html``, ``md`` or ``json``."""
+        return self._download(f"/groups/{group_id}/report", file, format=form)
 
     def predict(self, study: Mapping[str, Any]) -> PredictionsOut:
         """Get predictions for the model, task and budget of a study. Stores nothing."""

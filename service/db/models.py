@@ -122,6 +122,9 @@ class StudyRow(Base):
     model_key: Mapped[str] = mapped_column(Text)
     storage_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     gpu_seconds: Mapped[float] = mapped_column(default=0.0)
+    # Linked studies have the same id here; the rest of a study's place among them is in the object.
+    group_id: Mapped[str | None] = mapped_column(String(32), index=True)
+    grouping: Mapped[dict[str, Any] | None]
     deleted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]

@@ -13,6 +13,7 @@ from cachetools import LRUCache, cached
 from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from ..domain.group_spec import Grouping
 from ..domain.inputs import Inputs
 from ..domain.plan import Plan
 from ..domain.records import Candidate, Event, StoredPrediction, Study, StudyLoad
@@ -73,6 +74,7 @@ def study_record(row: StudyRow) -> Study:
         storage_bytes=row.storage_bytes,
         gpu_seconds=row.gpu_seconds,
         inputs=None if row.inputs is None else Inputs.model_validate(row.inputs),
+        group=None if row.grouping is None else Grouping.model_validate(row.grouping),
     )
 
 
@@ -112,6 +114,8 @@ class Studies:
             storage_bytes=0,
             gpu_seconds=0.0,
             created_at=study.created_at,
+            group_id=None if study.group is None else study.group.id,
+            grouping=None if study.group is None else study.group.model_dump(mode="json"),
             **_scheduled(study.spec),
         )
         self._session.add(row)
@@ -132,6 +136,33 @@ class Studies:
         if row is None:
             raise NotFound(f"there is no study {study_id}")
         return study_record(row)
+
+    def of_group(self, group_id: str, team_id: str | None = None) -> list[Study]:
+        """The studies of a group in its order; ``team_id`` restricts them to one team.
+
+        Raises:
+            NotFound: there are none.
+        """
+        query = select(StudyRow).where(StudyRow.group_id == group_id, StudyRow.deleted_at.is_(None), *_of(team_id))
+        found = [study_record(row) for row in self._session.scalars(query)]
+        if not found:
+            raise NotFound(f"there is no group {group_id}")
+        return sorted(found, key=lambda s: s.group.position if s.group is not None else 0)
+
+    def confirmed(self, team_id: str | None, limit: int) -> list[Study]:
+        """The newest completed studies with candidates, at most ``limit``; ``team_id`` restricts them to one team."""
+        query = (
+            select(StudyRow)
+            .where(
+                StudyRow.state == StudyState.COMPLETED,
+                StudyRow.phase == StudyPhase.CONFIRMATION,
+                StudyRow.deleted_at.is_(None),
+                *_of(team_id),
+            )
+            .order_by(StudyRow.id.desc())
+            .limit(limit)
+        )
+        return [study for study in map(study_record, self._session.scalars(query)) if study.candidates]
 
     def record_inputs(self, study: Study, inputs: Inputs, now: datetime) -> None:
         """Record what a study's trials are trained on."""

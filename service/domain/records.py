@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from .group_spec import Grouping
 from .inputs import Inputs
 from .plan import Plan
 from .shape import Shape
@@ -105,6 +106,8 @@ class Study:
     gpu_seconds: float = 0.0
     # Data and base model, known once a trial has made a step.
     inputs: Inputs | None = None
+    # Its place among linked studies.
+    group: Grouping | None = None
 
 
 # Numbers of a study's trials.

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from .compare_spec import Predictor
+from .group_spec import Repeats
 from .ranges import STRICT, Positive, Size
 from .search_space import OPTIONAL
 from .vocabulary import (
@@ -158,3 +159,6 @@ class SearchSpec(BaseModel):
         default=3, description="Where successive halving holds trials, the fewest that run to their end."
     )
     recheck: Recheck = RecheckSpec()
+    repeats: Repeats = Field(
+        default=1, description="Above 1, that many studies are made, each searched with another seed: a group."
+    )

@@ -229,6 +229,10 @@ class StudyChanges(BaseModel):
     concurrency: Concurrency | None = None
     retries: Retries | None = None
     limits: LimitsSpec | None = None
+    seeds: Annotated[int, Field(ge=3, le=100)] | None = Field(
+        default=None,
+        description="Seeds of each candidate in all, up to which a confirmation adds some while its question is open.",
+    )
 
     def given(self) -> dict[str, Any]:
         """The values that are to change, as they are recorded."""
@@ -238,4 +242,9 @@ class StudyChanges(BaseModel):
         """The spec with these changes."""
         search = {k: v for k in ("trials", "concurrency", "retries") if (v := getattr(self, k)) is not None}
         whole = {k: v for k in ("name", "priority", "limits") if (v := getattr(self, k)) is not None}
-        return spec.model_copy(update={**whole, "search": spec.search.model_copy(update=search)})
+        changed = spec.model_copy(update={**whole, "search": spec.search.model_copy(update=search)})
+        if self.seeds is None:
+            return changed
+        first = spec.compare.first_seeds
+        looks = SeedsSpec(first=max(3, min(first, self.seeds)), most=self.seeds)
+        return changed.model_copy(update={"compare": spec.compare.model_copy(update={"seeds": looks})})

@@ -12,8 +12,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ..domain.comparison import Comparison
+from ..domain.group_results import Group
+from ..domain.group_spec import Axis
 from ..domain.records import Study, Trial
 from ..domain.states import TrialPhase, TrialState
+from ..domain.statistics import Estimate
 from .worth import Worth
 
 _INK, _BLUE, _ORANGE, _GREY = "#1f2933", "#0b62a4", "#b45309", "#8a94a3"
@@ -93,6 +96,57 @@ def history(study: Study, worth: Worth, trials: Sequence[Trial]) -> str:
             axes.axhline(worth.guideline.value, color=_ORANGE, linewidth=1.2, linestyle="--", label="guideline's trial")
         axes.set_xlabel("trial")
         axes.set_ylabel(f"{_plain(metric)} (validation)")
+        axes.legend(frameon=False, loc="best")
+        return _svg(figure)
+
+
+def group(found: Group) -> str:
+    """The metric of best found, guideline and LoRA against the budget, or by study; empty before any is confirmed."""
+    names = {"best": ("best found", _BLUE), "guideline": ("guideline", _ORANGE), "lora": ("LoRA", _GREY)}
+    points = list(found.points)
+    by_budget = found.axis is Axis.BUDGETS
+    if by_budget:
+        points.sort(key=lambda p: p.study.plan.max_parameters)
+    lines: dict[str, list[tuple[float, Estimate]]] = {}
+    for place, point in enumerate(points):
+        for name in names:
+            row = point.row(name)
+            if row is not None and row.estimate is not None:
+                at = float(point.study.plan.max_parameters) if by_budget else float(place)
+                lines.setdefault(name, []).append((at, row.estimate))
+    if not lines:
+        return ""
+    with _drawing, matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+        axes = figure.subplots()
+        for k, (name, seen) in enumerate(lines.items()):
+            label, color = names[name]
+            # Side by side, so that intervals do not hide each other.
+            shift = 1 + 0.012 * (k - 1) if by_budget else 0.06 * (k - 1)
+            places = [at * shift if by_budget else at + shift for at, _ in seen]
+            ends = [
+                (e.mean - e.low, e.high - e.mean) if e.low is not None and e.high is not None else (0.0, 0.0)
+                for _, e in seen
+            ]
+            axes.errorbar(
+                places,
+                [e.mean for _, e in seen],
+                yerr=list(zip(*ends, strict=True)),
+                fmt="o-" if by_budget else "o",
+                color=color,
+                label=label,
+                markersize=4.5,
+                linewidth=1.4,
+                capsize=2,
+            )
+        if by_budget:
+            axes.set_xscale("log")
+            axes.set_xticks([float(p.study.plan.max_parameters) for p in points], [_short(p.label) for p in points])
+            axes.minorticks_off()
+            axes.set_xlabel("budget")
+        else:
+            axes.set_xticks(range(len(points)), [_short(p.label) for p in points])
+        axes.set_ylabel(f"{_plain(found.metric)} (test)")
         axes.legend(frameon=False, loc="best")
         return _svg(figure)
 

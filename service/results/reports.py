@@ -104,8 +104,13 @@ def current_effects(ctx: Context, study: Study) -> Effects:
 
 def as_json(report: Report) -> str:
     """The report as JSON. ``study`` is the study file, so that ``cdka submit`` runs it again."""
+    return json.dumps(as_object(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_object(report: Report) -> dict[str, Any]:
+    """What the JSON has."""
     study = report.study
-    body: dict[str, Any] = {
+    return {
         "report": SCHEMA,
         "made_at": report.made_at.astimezone(UTC).isoformat(),
         "id": study.id,
@@ -126,11 +131,13 @@ def as_json(report: Report) -> str:
         "created_at": study.created_at.astimezone(UTC).isoformat(),
         "finished_at": None if study.finished_at is None else study.finished_at.astimezone(UTC).isoformat(),
     }
-    return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def as_html(report: Report) -> str:
-    """The report as one HTML file without scripts and without references to others."""
+def as_html(report: Report, template: str = "report.html") -> str:
+    """The report as one HTML file without scripts and without references to others.
+
+    The template ``study.html`` gives only what stands between head and end.
+    """
     # Matplotlib takes a second to import; most processes never draw.
     from . import pictures
 
@@ -138,7 +145,7 @@ def as_html(report: Report) -> str:
         "candidates": Markup(pictures.candidates(report.comparison)),  # noqa: S704  # drawn here, text escaped
         "history": Markup(pictures.history(report.study, report.worth, report.trials)),  # noqa: S704
     }
-    return _render("report.html", report, images)
+    return _render(template, report, images)
 
 
 def as_markdown(report: Report) -> str:
@@ -148,7 +155,7 @@ def as_markdown(report: Report) -> str:
 
 def _render(name: str, report: Report, images: Mapping[str, Markup]) -> str:
     study_file = json.dumps(report.study.spec.model_dump(mode="json", exclude_defaults=True), indent=2)
-    text = _templates.get_template(name).render(
+    text = templates.get_template(name).render(
         report=report,
         study=report.study,
         comparison=report.comparison,
@@ -176,11 +183,11 @@ def _cell(text: str) -> str:
     return " ".join(escaped.split())
 
 
-_templates = Environment(
+templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=select_autoescape(["html"]),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.filters |= {"sizes": _sizes, "parameter": _parameter, "duration": duration, "cell": _cell}
+templates.filters |= {"sizes": _sizes, "parameter": _parameter, "duration": duration, "cell": _cell}

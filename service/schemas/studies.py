@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ..domain.group_spec import Grouping
 from ..domain.inputs import Inputs
 from ..domain.plan import LayerShape, MemoryNeed
 from ..domain.records import Ranking, RankingState, StoredPrediction, Study
@@ -79,6 +80,7 @@ class StudyOut(Wire):
     inputs: Inputs | None = Field(
         default=None, description="Data and base model of its trials; null until one has made a step."
     )
+    group: Grouping | None = Field(default=None, description="Its place among linked studies.")
 
     @classmethod
     def of(
@@ -113,6 +115,7 @@ class StudyOut(Wire):
             memory=plan.memory,
             notes=list(plan.notes),
             inputs=study.inputs,
+            group=study.group,
         )
 
 

@@ -190,6 +190,8 @@ def _check_search(draft: _Draft) -> list[Fault]:
     if search is None:
         return []
     objectives = draft.section("objectives", list) or []
+    if search.repeats != 1:
+        return [Fault("#/search/repeats", "this makes several studies: post it to /groups, as cdka submit does")]
     faults = search_faults(search, len(objectives), metrics_of(task) if task is not None else None)
     training, space = draft.section("training", TrainingSpec), draft.section("search_space", SearchSpace)
     if training is not None and space is not None and "epochs" in (settled := space.settled()):

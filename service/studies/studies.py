@@ -14,9 +14,10 @@ from ..db.audit import Audit
 from ..db.retries import retried
 from ..db.studies import Studies, with_text
 from ..db.trials import Trials
+from ..domain.group_spec import Grouping
 from ..domain.ids import new_id
 from ..domain.records import Principal, Study, TrialCounts
-from ..domain.states import STUDY_ENDED, StopReason, StudyPhase, StudyState, TrialState
+from ..domain.states import STUDY_ENDED, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.study_spec import StudyChanges
 from ..errors import Changed, Conflict, Fault, InvalidRequest
 from ..tenancy.quotas import require_room_for_study
@@ -35,12 +36,19 @@ def create_study(ctx: Context, caller: Principal, body: Any) -> tuple[Study, Pla
         QuotaExceeded: the team's quota of open studies is used up.
     """
     planned = ctx.aside(plan_study, body, ctx.settings.data_roots)
-    return _store(ctx, caller, planned), planned
+    (study,) = store(ctx, caller, [(planned, None)])
+    return study, planned
 
 
 @retried
-def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
+def store(ctx: Context, caller: Principal, planned: Sequence[tuple[Planned, Grouping | None]]) -> list[Study]:
+    """Record new studies, each with its place in a group if it has one: all of them or none."""
     now = ctx.clock()
+    with ctx.db.write() as session:
+        return [_store(session, caller, one, group, now) for one, group in planned]
+
+
+def _store(session: Session, caller: Principal, planned: Planned, group: Grouping | None, now: datetime) -> Study:
     measure = measurement(planned.spec, planned.plan)
     study = Study(
         id=new_id(now),
@@ -58,19 +66,19 @@ def _store(ctx: Context, caller: Principal, planned: Planned) -> Study:
         created_at=now,
         started_at=None,
         finished_at=None,
+        group=group,
     )
-    with ctx.db.write() as session:
-        require_room_for_study(session, caller.team_id)
-        studies = Studies(session)
-        study = studies.add(study)
-        studies.add_predictions(study.id, planned.predictions, planned.spec.compare.predictors)
-        first = start_trials(study.spec, study.plan, planned.predictions, 0, study.planned)
-        session.flush()
-        for new in ([] if measure is None else [measure], first):
-            for trial in Trials(session).add(study.id, new, now):
-                study = replace(study, version=trial.version)
-        Audit(session).record(caller, now, "study.create", study.id, name=study.name)
-        return study
+    require_room_for_study(session, caller.team_id)
+    studies = Studies(session)
+    study = studies.add(study)
+    studies.add_predictions(study.id, planned.predictions, planned.spec.compare.predictors)
+    first = start_trials(study.spec, study.plan, planned.predictions, 0, study.planned)
+    session.flush()
+    for new in ([] if measure is None else [measure], first):
+        for trial in Trials(session).add(study.id, new, now):
+            study = replace(study, version=trial.version)
+    Audit(session).record(caller, now, "study.create", study.id, name=study.name)
+    return study
 
 
 def get_study(ctx: Context, study_id: str, team_id: str | None) -> tuple[Study, TrialCounts]:
@@ -172,15 +180,16 @@ def resume_study(ctx: Context, caller: Principal, study_id: str) -> tuple[Study,
 def update_study(
     ctx: Context, caller: Principal, study_id: str, changes: StudyChanges, revision: int | None = None
 ) -> tuple[Study, TrialCounts]:
-    """Change name, number of trials, priority, concurrency, retries or limits. Does not affect running trials.
+    """Change name, number of trials, priority, concurrency, retries, limits or seeds. Does not affect running trials.
 
-    A completed study that gets more trials or a later limit resumes its search.
+    A completed study that gets more trials or a later limit resumes its search. With more seeds its confirmation goes
+    on, if the primary question is open: the study is then looked at again, so every interval is a little wider.
 
     Raises:
         NotFound: there is none in this team.
         Changed: the study is not at ``revision``.
-        InvalidRequest: fewer trials than there are already.
-        Conflict: the study has ended and cannot be extended.
+        InvalidRequest: fewer trials or seeds than there are already.
+        Conflict: the study has ended and cannot be extended, or further seeds have no question to decide.
     """
     now = ctx.clock()
     with ctx.db.write() as session:
@@ -195,11 +204,33 @@ def update_study(
             raise InvalidRequest("the study cannot be changed like this", [fault])
         if study.state in (StudyState.CANCELLED, StudyState.FAILED) and given.keys() - {"name"}:
             raise Conflict(f"a {study.state} study can only be renamed; that state is final")
+        if changes.seeds is not None:
+            _require_more_seeds(session, study, changes.seeds)
         study = studies.set_spec(study, changes.applied_to(study.spec), now, given)
         Audit(session).record(caller, now, "study.update", study_id, **given)
         if changes.trials is not None or changes.limits is not None:
             _go_on(session, study, there, now)
+        elif changes.seeds is not None and study.state is StudyState.COMPLETED and study.candidates:
+            advance(session, studies.set_state(study, StudyState.RUNNING, now), now)
+            if studies.get(study_id).state is StudyState.COMPLETED:
+                raise Conflict("the primary question is decided, or cannot be asked; more seeds would change nothing")
         return _with_counts(session, study_id, None)
+
+
+def _require_more_seeds(session: Session, study: Study, seeds: int) -> None:
+    """Check that a study's confirmation can go on to so many seeds.
+
+    Raises:
+        InvalidRequest: it has none, or as many already.
+    """
+    if not study.spec.compare.first_seeds:
+        fault = Fault("#/seeds", "the study has no confirmation (compare.seeds is 0); clone it with seeds")
+        raise InvalidRequest("the study cannot be changed like this", [fault])
+    confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
+    there = max(study.spec.compare.first_seeds, len({t.seed for t in confirmed if t.candidate is not None}))
+    if seeds <= there:
+        fault = Fault("#/seeds", f"each candidate has {there} seeds already; ask for more than that in all")
+        raise InvalidRequest("the study cannot be changed like this", [fault])
 
 
 def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:

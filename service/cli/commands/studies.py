@@ -94,9 +94,14 @@ def update(
     concurrency: Annotated[int | None, typer.Option(help="Trials that run at the same time.")] = None,
     retries: Annotated[int | None, typer.Option(help="Further attempts after an error.")] = None,
     limits: Annotated[str | None, typer.Option(help='As JSON, such as {"hours": 12}; replaces all limits.')] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Seeds of each candidate in all; added while the question of the confirmation is open."),
+    ] = None,
 ) -> None:
     """Change a study. It may be running."""
     changes: dict[str, Any] = {"name": name, "priority": priority, "concurrency": concurrency, "retries": retries}
+    changes["seeds"] = seeds
     if limits is not None:
         try:
             changes["limits"] = json.loads(limits)
@@ -209,6 +214,41 @@ def compare(study_ids: Annotated[list[str], typer.Argument(metavar="ID...")], as
         return
     for comparison in found:
         tables.print_comparison(comparison, session.console)
+
+
+@app.command()
+def group(
+    group_id: Annotated[str, typer.Argument(metavar="GROUP", help="The group's id.")],
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a report of all its studies: a file in .html, .md or .json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show linked studies as one answer: where searching pays."""
+    form = "" if report is None else report.suffix.removeprefix(".").lower()
+    if report is not None and form not in ("html", "md", "json"):
+        raise typer.BadParameter(f"{report} must end in .html, .md or .json", param_hint="--report")
+    with session.connect() as client:
+        found = client.group(group_id)
+        if report is not None:
+            client.write_group_report(group_id, report, form)
+    if as_json:
+        session.print_json(found)
+    else:
+        tables.print_group(found, session.console)
+
+
+@app.command()
+def record(as_json: AsJson = False) -> None:
+    """Show how the team's predictors fared in all its confirmed studies."""
+    with session.connect() as client:
+        found = client.predictors_record()
+    if as_json:
+        session.print_json(found)
+    elif found:
+        session.console.print(tables.record_table(found))
+    else:
+        print("No study has been confirmed yet.")
 
 
 @app.command()
