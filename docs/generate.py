@@ -210,12 +210,20 @@ def openapi() -> str:
             ctx.db.close()
 
 
+def report_schema() -> str:
+    """The JSON schema of a study's report."""
+    from service.results.reports import schema
+
+    return json.dumps(schema(), indent=1, sort_keys=True) + "\n"
+
+
 PAGES = {
     "study-file.md": study_file,
     "settings.md": settings,
     "errors.md": errors,
     "commands.md": commands,
     "openapi.json": openapi,
+    "report.schema.json": report_schema,
 }
 
 

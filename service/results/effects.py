@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
@@ -25,6 +25,7 @@ from ..domain.structure import SIZES, Structure
 from ..domain.study_spec import Direction
 from ..studies.differences import adjusted
 from .completed import completed_of_cdka
+from .importances import importances_of
 from .sentences import Told
 
 # Trials beyond the number of terms without which nothing is said.
@@ -78,6 +79,8 @@ class Effects:
     effects: list[Effect]
     agreements: list[Agreement]
     sentences: list[str]
+    # The share of each parameter in telling good trials from others, largest first (PED-ANOVA); they add up to 1.
+    importances: dict[str, float] = field(default_factory=dict)
 
 
 def effects_of(
@@ -93,7 +96,7 @@ def effects_of(
     else:
         order = sorted(found, key=lambda e: (not _is_clear(e), -abs(e.estimate or 0.0)))
         told = [e.sentence for e in order][:3]
-    return Effects(len(done), found, agreements, told)
+    return Effects(len(done), found, agreements, told, importances_of(study, done))
 
 
 def _is_clear(effect: Effect) -> bool:

@@ -12,14 +12,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from ..context.context import Context
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.comparison import Comparison
+from ..domain.inputs import Inputs
 from ..domain.records import Study, Trial
-from ..domain.states import TrialPhase, TrialState
+from ..domain.states import StudyState, TrialPhase, TrialState
 from ..domain.structure import SIZES, by_group, told
+from ..domain.study_spec import StudySpec
 from .comparison import compare, searched
 from .effects import Effects, effects_of
 from .sentences import Told, duration
@@ -68,6 +72,39 @@ class Report:
                 for name, value in sorted(packages.items()):
                     found.setdefault(f"runner: {name}", str(value))
         return found
+
+
+class ReportFile(TypedDict):
+    """A report as JSON. ``study`` is the study file, so that ``cdka submit`` runs it again.
+
+    ``report`` is the number of this schema. Times are RFC 3339 in UTC. Differences are in the metric's own unit, signed
+    so that positive favours the search.
+    """
+
+    report: int
+    made_at: str
+    id: str
+    name: str
+    state: StudyState
+    answer: str
+    study: StudySpec
+    budget: int
+    adapted_layers: int
+    comparison: Comparison
+    worth: Worth
+    effects: Effects
+    trials: dict[str, int]
+    seeds: dict[str, list[int]]
+    devices: dict[str, int]
+    versions: dict[str, str]
+    inputs: Inputs | None
+    created_at: str
+    finished_at: str | None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of :class:`ReportFile`."""
+    return TypeAdapter(ReportFile).json_schema(mode="serialization")
 
 
 def _counted(values: Any) -> dict[str, int]:
