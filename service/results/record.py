@@ -88,8 +88,8 @@ def _record(predictor: str, metric: str, results: Sequence[PredictorResult]) -> 
 def pooled(results: Sequence[PredictorResult]) -> Pooled | None:
     """Mean regret by a random-effects model: studies differ in truth, and each is measured with an error of its own.
 
-    The variance among studies is Paule and Mandel's, the interval Hartung and Knapp's as modified by Röver, Knapp and
-    Friede (BMC Medical Research Methodology 15, 2015), which holds for few studies. ``None`` without studies that have an interval.
+    The variance among studies is Paule and Mandel's, the interval Hartung and Knapp's, which holds for few studies
+    (Cochrane Handbook, chapter 10). ``None`` without studies that have an interval.
     """
     apart = [r for r in results if r.verdict_kind is not VerdictKind.SAME]
     usable = [
@@ -112,9 +112,7 @@ def pooled(results: Sequence[PredictorResult]) -> Pooled | None:
     # From few seeds a variance is itself uncertain, and weights that chase it make intervals too narrow.
     variances = (variances + _PRIOR * variances.mean()) / (1 + _PRIOR)
     found = combine_effects(means, np.maximum(variances, 1e-12), method_re="iterated", use_t=True, alpha=1 - CONFIDENCE)
-    # The wider of the model's interval and Hartung and Knapp's, which is too narrow where studies agree by chance.
-    _, plain, _, scaled = found.conf_int(alpha=1 - CONFIDENCE, use_t=True)
-    low, high = min(plain[0], scaled[0]), max(plain[1], scaled[1])
+    low, high = found.conf_int(alpha=1 - CONFIDENCE, use_t=True)[3]
     return Pooled(len(usable), float(found.mean_effect_re), float(low), float(high), float(max(0.0, found.tau2)) ** 0.5)
 
 
