@@ -46,11 +46,11 @@ class Arm:
     recheck: bool = False
 
 
-def _service(sampler: str, pruner: str, *, start: bool = True) -> Callable[[], Make]:
+def _service(sampler: str, pruner: str, *, start: bool = True, prior: bool = True) -> Callable[[], Make]:
     def load() -> Make:
         from .service_searcher import service
 
-        return service(sampler, pruner, start=start)
+        return service(sampler, pruner, start=start, prior=prior)
 
     return load
 
@@ -78,6 +78,7 @@ ARMS: dict[str, Arm] = {
     "random, recheck": Arm(_service("random", "none", start=False), recheck=True),
     "tpe, asha, recheck": Arm(_service("tpe", "asha"), recheck=True),
     "mfgp, asha, recheck": Arm(_service("mfgp", "asha"), recheck=True),
+    "mfgp, asha, recheck, no prior": Arm(_service("mfgp", "asha", prior=False), recheck=True),
     "mfgp, recheck": Arm(_service("mfgp", "none"), recheck=True),
     "gp, asha, recheck": Arm(_service("gp", "asha"), recheck=True),
     "qmc, asha, recheck": Arm(_service("qmc", "asha"), recheck=True),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from service.domain.plan import Plan
-from service.domain.records import Observation
+from service.domain.records import Observation, StoredPrediction
 from service.domain.search_space import Pair
 from service.domain.states import TrialState
 from service.domain.study_spec import StudySpec
@@ -16,18 +16,29 @@ from service.search.optuna_policy import OptunaPolicy
 from service.search.policy import Problem, Verdict
 from service.search.pruners import Halving
 from service.search.shortlist import shortlist
+from service.studies.structures import prior_of
 
 from .searchers import METRIC, Make, Next, Space
+from .tables.replay import rankings
 
 
 class Service:
     """The service's policy and stop rule, driven as its server drives them.
 
-    ``start``: whether the search begins with the predictors' choices.
+    ``start``: whether the search begins with the predictors' choices. ``prior``: whether their ratings guide it.
     """
 
     def __init__(
-        self, space: Space, seed: int, runners: int, *, sampler: str, pruner: str, start: bool, options: dict[str, Any]
+        self,
+        space: Space,
+        seed: int,
+        runners: int,
+        *,
+        sampler: str,
+        pruner: str,
+        start: bool,
+        prior: bool,
+        options: dict[str, Any],
     ) -> None:
         spec = {
             "name": "recorded",
@@ -49,6 +60,7 @@ class Service:
                 "trials": 1000,
                 "concurrency": runners,
                 "seed": seed,
+                "prior": "predictors" if prior else "none",
             },
         }
         pairs = [Pair(r1=a, r2=b, r_low=r, r_high=r, unit_parameters=1) for (a, b), r in space.structures.items()]
@@ -59,6 +71,15 @@ class Service:
             base_parameters=1,
             structures=tuple(sorted(pairs, key=lambda pair: pair.order)),
         )
+        predicted = {
+            name: [
+                StoredPrediction(a, b, space.structures[a, b], 1, 0.0, "")
+                for a, b in order
+                if (a, b) in space.structures
+            ]
+            for name, order in rankings().items()
+        }
+        plan = plan.model_copy(update={"prior": prior_of(plan, predicted)})
         self.problem = Problem("recorded", StudySpec.model_validate(spec), plan)
         self.policy = OptunaPolicy()
         self.history = History(self.problem.spec.all_objectives)
@@ -123,8 +144,8 @@ class Service:
         return [t.number for t in sorted(trials, key=lambda t: (-len(t.curve), -t.curve[-1], t.number))]
 
 
-def service(sampler: str, pruner: str, *, start: bool = True, **options: Any) -> Make:
+def service(sampler: str, pruner: str, *, start: bool = True, prior: bool = True, **options: Any) -> Make:
     """The service with these strategies."""
     return lambda space, seed, runners: Service(
-        space, seed, runners, sampler=sampler, pruner=pruner, start=start, options=options
+        space, seed, runners, sampler=sampler, pruner=pruner, start=start, prior=prior, options=options
     )

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +167,7 @@ class Table:
 
     def predicted(self) -> list[tuple[int, int]]:
         """The structures that guideline and alignment choose on MiniLM's linear layers at the table's budget."""
-        from cdka import ModuleShape, count_parameters, predict
-
-        block = [(384, 384)] * 4 + [(384, 1536), (1536, 384)]
-        shapes = [ModuleShape(f"layer{k}.{j}", *size) for k in range(6) for j, size in enumerate(block)]
-        budget = count_parameters(shapes, 2, 8, 4)
-        first = [predict(shapes, budget, name)[0].configuration for name in ("guideline", "alignment")]
-        return list(dict.fromkeys((c.r1, c.r2) for c in first))
+        return list(dict.fromkeys(order[0] for order in rankings().values()))
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -190,3 +184,17 @@ class Table:
         values = np.clip(self._known(wanted) + math.sqrt(2) * off, 0.0, self._highest)
         half = self.epochs
         return Curve(tuple(values[:half].tolist()), tuple(values[half:].tolist()), drawn.seconds)
+
+
+@cache
+def rankings() -> dict[str, list[tuple[int, int]]]:
+    """The structures by guideline and alignment, best first, on MiniLM's linear layers at the tables' budget."""
+    from cdka import ModuleShape, count_parameters, predict
+
+    block = [(384, 384)] * 4 + [(384, 1536), (1536, 384)]
+    shapes = [ModuleShape(f"layer{k}.{j}", *size) for k in range(6) for j, size in enumerate(block)]
+    budget = count_parameters(shapes, 2, 8, 4)
+    return {
+        name: list(dict.fromkeys(p.configuration.structure[:2] for p in predict(shapes, budget, name)))
+        for name in ("guideline", "alignment")
+    }

@@ -68,6 +68,9 @@ class Plan(BaseModel):
     min_fill: float
     base_parameters: int
     structures: tuple[Pair, ...] = Field(description="The admitted pairs, in the order of ``Pair.order``.")
+    prior: tuple[float, ...] = Field(
+        default=(), description="How the predictors rate each pair, from 0 to 1; empty if they say nothing of it."
+    )
     methods: dict[str, MethodSize] = Field(default={}, description="The other methods that the search may try.")
     notes: tuple[str, ...] = Field(default=(), description="Layers and weights that are not adapted, and why.")
     memory: MemoryNeed | None = Field(default=None, description="Null if the memory cannot be estimated.")

@@ -159,6 +159,10 @@ class SearchSpec(BaseModel):
         default=3, description="Where successive halving holds trials, the fewest that run to their end."
     )
     recheck: Recheck = RecheckSpec()
+    prior: Literal["predictors", "none"] = Field(
+        default="predictors",
+        description="Whether auto and mfgp favour what compare.predictors recommend, less with every trial.",
+    )
     repeats: Repeats = Field(
         default=1, description="Above 1, that many studies are made, each searched with another seed: a group."
     )

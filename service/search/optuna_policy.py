@@ -22,7 +22,7 @@ from .coordinates import LARGEST_GRID, distributions, grid, grid_size, is_finite
 from .history import History
 from .policy import Problem, Proposal, Verdict
 from .pruners import PRUNERS, Halving
-from .samplers import GRID, SAMPLERS
+from .samplers import GRID, SAMPLERS, Ask
 from .storage import HistoryStorage, frozen
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -91,7 +91,9 @@ class OptunaPolicy:
         assert kind.make is not None
         options = kind.options.model_validate(search.sampler_options if sampler is None else {})
         seed = derive_seed(search.seed, number, repeated)
-        chosen = kind.make(options, search.seed, seed, number + repeated * 1_000_003 * (repeated > 0), space)
+        place = number + repeated * 1_000_003 * (repeated > 0)
+        prior = problem.plan.prior if search.prior == "predictors" else ()
+        chosen = kind.make(options, Ask(search.seed, seed, place, space, prior))
         several = len(problem.spec.all_objectives) > 1
         found = history.selected(kind.history_limit)
         seen_trials = [self._frozen(problem.study_id, space, history, o, several) for o in found]

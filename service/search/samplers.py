@@ -77,8 +77,24 @@ class Nsga2Options(BaseModel):
 
 
 Space = Mapping[str, BaseDistribution]
-# Makes a sampler from its options, the study's seed, the ask's own seed, the trial's number and the space.
-Maker = Callable[[Any, int, int, int, Space], BaseSampler]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a sampler is made for: the study's seed, the ask's own, the trial's number, the space, and a prior.
+
+    ``prior`` rates each pair (r1, r2) from 0 to 1; it is empty if there is none.
+    """
+
+    study_seed: int
+    seed: int
+    number: int
+    space: Space
+    prior: Sequence[float] = ()
+
+
+# Makes a sampler from its options.
+Maker = Callable[[Any, Ask], BaseSampler]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,37 +136,37 @@ def _within(sampler: _WholeSpace, space: Space) -> BaseSampler:
     return sampler
 
 
-def _tpe(options: TpeOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+def _tpe(options: TpeOptions, ask: Ask) -> BaseSampler:
     sampler = _TpeSampler(
-        seed=seed,
+        seed=ask.seed,
         n_startup_trials=options.n_startup_trials,
         n_ei_candidates=options.n_ei_candidates,
         multivariate=True,
         constant_liar=True,
     )
-    return _within(sampler, space)
+    return _within(sampler, ask.space)
 
 
-def _random(options: NoOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
+def _random(options: NoOptions, ask: Ask) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=ask.seed)
 
 
-def _gp(options: GpOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+def _gp(options: GpOptions, ask: Ask) -> BaseSampler:
     sampler = _GpSampler(
-        seed=seed,
+        seed=ask.seed,
         n_startup_trials=options.n_startup_trials,
         deterministic_objective=options.deterministic_objective,
-        independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+        independent_sampler=optuna.samplers.RandomSampler(seed=ask.seed),
     )
-    return _within(sampler, space)
+    return _within(sampler, ask.space)
 
 
-def _nsga2(options: Nsga2Options, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return _within(_GeneticSampler(seed=seed, **options.model_dump()), space)
+def _nsga2(options: Nsga2Options, ask: Ask) -> BaseSampler:
+    return _within(_GeneticSampler(seed=ask.seed, **options.model_dump()), ask.space)
 
 
-def _qmc(options: QmcOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return _SequenceSampler(options.sequence, study_seed, number, space)
+def _qmc(options: QmcOptions, ask: Ask) -> BaseSampler:
+    return _SequenceSampler(options.sequence, ask.study_seed, ask.number, ask.space)
 
 
 class _SequenceSampler(optuna.samplers.QMCSampler):
@@ -226,12 +242,12 @@ class _CmaSampler(BaseSampler):
         return value_at(param_distribution, float(np.random.default_rng(self._seed).random()))
 
 
-def _mfgp(options: MfgpOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return MfgpSampler(options, study_seed, seed, number, space)
+def _mfgp(options: MfgpOptions, ask: Ask) -> BaseSampler:
+    return MfgpSampler(options, ask.study_seed, ask.seed, ask.number, ask.space, ask.prior)
 
 
-def _cmaes(options: CmaesOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
-    return _CmaSampler(options, study_seed, seed, space)
+def _cmaes(options: CmaesOptions, ask: Ask) -> BaseSampler:
+    return _CmaSampler(options, ask.study_seed, ask.seed, ask.space)
 
 
 class _AutoSampler(BaseSampler):
@@ -271,10 +287,9 @@ class _AutoSampler(BaseSampler):
         self._sampler(study).after_trial(study, trial, state, values)
 
 
-def _auto(options: TpeOptions, study_seed: int, seed: int, number: int, space: Space) -> BaseSampler:
+def _auto(options: TpeOptions, ask: Ask) -> BaseSampler:
     modelled = MfgpOptions(n_startup_trials=max(1, options.n_startup_trials))
-    first = _mfgp(modelled, study_seed, seed, number, space)
-    return _AutoSampler(first, _tpe(options, study_seed, seed, number, space))
+    return _AutoSampler(_mfgp(modelled, ask), _tpe(options, ask))
 
 
 # The policy itself walks the grid: all it needs from the history is what was tried.

@@ -28,7 +28,7 @@ from .base_models import MetaModel, read_model
 from .datasets import check_dataset
 from .start import start_faults
 from .strategies import grid_faults, pruner_faults, search_faults
-from .structures import rank, resolve, resolve_choices
+from .structures import prior_of, rank, resolve, resolve_choices
 
 Section = TypeVar("Section")
 
@@ -91,7 +91,8 @@ def plan_study(body: Any, roots: Sequence[Path]) -> Planned:
         unique = list(dict.fromkeys(draft.faults))
         raise InvalidStudy(f"the study has {len(unique)} fault{'s' * (len(unique) != 1)}; nothing was stored", unique)
     spec, plan = draft.spec, draft.plan
-    return Planned(spec, plan, rank(plan, spec.search_space, spec.compare.predictors))
+    rankings = rank(plan, spec.search_space, spec.compare.predictors)
+    return Planned(spec, plan.model_copy(update={"prior": prior_of(plan, rankings)}), rankings)
 
 
 def plan_prediction(

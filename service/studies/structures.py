@@ -316,6 +316,22 @@ def at_targets(
     return found
 
 
+def prior_of(plan: Plan, rankings: Mapping[str, Sequence[StoredPrediction]]) -> tuple[float, ...]:
+    """How the predictors rate each pair of a plan: the mean of their places, 1 for the first, in the plan's order.
+
+    Empty without a ranking, and where target modules are searched or groups have structures of their own.
+    """
+    if plan.targets or plan.groups or not rankings or not plan.structures:
+        return ()
+    pairs = [(p.r1, p.r2) for p in plan.structures]
+    ratings = []
+    for ranking in rankings.values():
+        order = [pair for pair in dict.fromkeys((e.r1, e.r2) for e in ranking) if pair in pairs]
+        order += [pair for pair in pairs if pair not in order]
+        ratings.append([1 - order.index(pair) / len(pairs) for pair in pairs])
+    return tuple(sum(mine) / len(ratings) for mine in zip(*ratings, strict=True))
+
+
 def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configuration]:
     """The structures that predictors rank: powers of two, and the sizes that the study names, within the budget."""
     shapes = module_shapes(plan)
