@@ -72,11 +72,7 @@ class Service:
             structures=tuple(sorted(pairs, key=lambda pair: pair.order)),
         )
         predicted = {
-            name: [
-                StoredPrediction(a, b, space.structures[a, b], 1, 0.0, "")
-                for a, b in order
-                if (a, b) in space.structures
-            ]
+            name: [StoredPrediction(*pair, r, 1, 0.0, "") for pair in order if (r := space.structures.get(pair))]
             for name, order in rankings().items()
         }
         plan = plan.model_copy(update={"prior": prior_of(plan, predicted)})
