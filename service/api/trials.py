@@ -50,7 +50,9 @@ def list_trials(
         phase,
         descending=order is TrialOrder.DESCENDING,
     )
-    items = [TrialOut.model_validate(t) for t in found]
+    running = any(t.state is TrialState.RUNNING for t in found)
+    progress = trials.progress_of(ctx, study_id) if running else {}
+    items = [TrialOut.of(t, progress) for t in found]
     return Page(items=items, next_cursor=None if next_cursor is None else str(next_cursor))
 
 
@@ -77,7 +79,9 @@ def enqueue_trial(
 @router.get("/trials/{trial_id}", responses=problems(404))
 def get_trial(ctx: ContextDep, principal: Reader, trial_id: Id) -> TrialOut:
     """Get a trial."""
-    return TrialOut.model_validate(trials.get_trial(ctx, trial_id, principal.scope))
+    trial = trials.get_trial(ctx, trial_id, principal.scope)
+    running = trial.state is TrialState.RUNNING
+    return TrialOut.of(trial, trials.progress_of(ctx, trial.study_id) if running else {})
 
 
 @router.post("/trials/{trial_id}/stop", responses=problems(404, 409))

@@ -97,12 +97,8 @@ def submit(
             print_json(created)
         else:
             print(created.id)
-        if watch:
-            ended = tables.watch(client, created.id, errors)
-            tables.print_comparison(client.comparison(created.id), console)
-            if ended.state != "completed":
-                errors.print(f"the study is {ended.state}: {ended.reason}", markup=False)
-                raise typer.Exit(1)
+    if watch:
+        studies.watch(created.id)
 
 
 def _submit_group(file: StudyFile, *, watch: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..client import Client
@@ -19,7 +19,7 @@ from ..errors import Unavailable
 from ..schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
 from ..schemas.groups import GroupOut, RecordOut
 from ..schemas.studies import RankingOut, StrategyOut, StudyOut
-from ..schemas.trials import TrialOut
+from ..schemas.trials import TrialOut, TrialProgressOut
 
 ENDED = ("completed", "cancelled", "failed")
 # Classes shown by name.
@@ -39,7 +39,7 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
     search = progress.add_task("search", total=None, best="")
     recheck = progress.add_task("recheck", total=None, best="", start=False, visible=False)
     confirmation = progress.add_task("confirmation", total=None, best="", start=False)
-    told = ""
+    told, running = "", dict[str, TaskID]()
     # Into a file, a line for every change; in a terminal, bars that move.
     with Live(progress, console=console, refresh_per_second=2) if console.is_terminal else nullcontext():
         while True:
@@ -55,6 +55,8 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
             said = f"best so far {best['mean']:.4f} {comparison.metric} (trial {best['number']})" if best else ""
             said = ", ".join(filter(None, (held, said)))
             progress.update(search, total=study.search.planned, completed=study.search.finished, best=said)
+            if console.is_terminal:
+                _show_running(client, study_id, progress, running)
             if study.recheck.planned:
                 progress.start_task(recheck)
                 done = study.recheck.finished
@@ -74,6 +76,19 @@ def watch(client: Client, study_id: str, console: Console, poll_seconds: float =
             if study.state in ENDED:
                 return study
             time.sleep(poll_seconds)
+
+
+def _show_running(client: Client, study_id: str, progress: Progress, shown: dict[str, TaskID]) -> None:
+    """A bar for each running trial."""
+    there = {t.id: t for t in client.trials(study_id, state=["running"]) if t.progress is not None}
+    for trial_id in [i for i in shown if i not in there]:
+        progress.remove_task(shown.pop(trial_id))
+    for trial_id, trial in there.items():
+        assert trial.progress is not None, "those without were left out"
+        if trial_id not in shown:
+            shown[trial_id] = progress.add_task(f"  trial {trial.number}", total=trial.progress.total_steps, best="")
+        at = trial.progress
+        progress.update(shown[trial_id], total=at.total_steps, completed=at.step, best=f"step, {_progress(at)}")
 
 
 def _progress_line(study: StudyOut, best: str) -> str:
@@ -249,6 +264,20 @@ def further_parameters(params: Iterable[Mapping[str, object]]) -> list[str]:
     return [name for name in OPTIONAL if name in there]
 
 
+def _progress(progress: TrialProgressOut) -> str:
+    """Such as ``40/120, 2 min left``."""
+    if progress.total_steps is None:
+        return f"for {_time(progress.seconds)}"
+    left = "" if progress.left is None else f", {_time(progress.left)} left"
+    return f"{progress.step}/{progress.total_steps}{left}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
     """Trials, a line each."""
     table = Table()
@@ -261,7 +290,7 @@ def trials_table(trials: Sequence[TrialOut], metric: str) -> Table:
         table.add_row(
             str(t.number),
             t.candidate or t.phase,
-            t.state,
+            t.state if t.progress is None else f"{t.state} {_progress(t.progress)}",
             t.method,
             sizes_told(t.method, t.params),
             _number(t.params.get("alpha")),

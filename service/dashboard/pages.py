@@ -12,12 +12,13 @@ from ..api.dependencies import SESSION_COOKIE, ContextDep
 from ..api.limits import RateLimits
 from ..api.openapi import document
 from ..api.proxies import prefix_of
+from ..context.context import Context
 from ..domain.states import STUDY_ENDED, TrialPhase, TrialState
 from ..errors import Forbidden, NotFound, ServiceError, TooMany, Unauthorized
 from ..leases import hosts
 from ..results import reading
 from ..schemas.studies import StudyOut
-from ..studies import studies
+from ..studies import studies, trials
 from ..tenancy import teams, tokens
 from .shell import principal_of, require_member, require_same_origin, templates, to_login
 from .study_view import StudyView, study_view
@@ -25,6 +26,7 @@ from .trial_table import SORTS, Query
 
 SHOWN_STUDIES = 50
 SHOWN_ENTRIES = 50
+SHOWN_RUNNING = 20
 # A runner of which nothing was heard for so long is shown as silent.
 SILENT_AFTER = reading.RUNNER_SEEN
 router = APIRouter(include_in_schema=False)
@@ -130,7 +132,9 @@ def study_page(request: Request, ctx: ContextDep, study_id: str) -> Response:
             request, "missing.html", {"principal": principal, "detail": error.detail}, status_code=404
         )
     return templates.TemplateResponse(
-        request, "study.html", {"principal": principal, "place": "studies", **_shown(view)}
+        request,
+        "study.html",
+        {"principal": principal, "place": "studies", **_shown(view), **_running(ctx, study_id)},
     )
 
 
@@ -145,6 +149,24 @@ def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = 
         return Response(status_code=204)
     view = study_view(ctx, principal, study_id, Query.of(dict(request.query_params)))
     return templates.TemplateResponse(request, "study_body.html", _shown(view))
+
+
+@router.get("/studies/{study_id}/running")
+def study_running(request: Request, ctx: ContextDep, study_id: str) -> Response:
+    """The trials of a study that run now."""
+    principal = principal_of(request, ctx)
+    if principal is None:
+        raise Unauthorized("log in again")
+    studies.get_study(ctx, study_id, principal.scope)
+    return templates.TemplateResponse(request, "study_running.html", _running(ctx, study_id))
+
+
+def _running(ctx: Context, study_id: str) -> dict[str, Any]:
+    """The running trials with how far they are, the first ones to end first."""
+    progress = trials.progress_of(ctx, study_id)
+    found, _ = trials.list_trials(ctx, study_id, None, SHOWN_RUNNING, None, [TrialState.RUNNING])
+    running = [(trial, progress[trial.id]) for trial in found if trial.id in progress]
+    return {"running": running, "more": max(0, len(progress) - len(running))}
 
 
 def _shown(view: StudyView) -> dict[str, Any]:

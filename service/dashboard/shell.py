@@ -24,6 +24,7 @@ from ..domain.records import Principal, Role
 from ..domain.statistics import Estimate
 from ..domain.structure import sizes_told
 from ..errors import Forbidden, Unauthorized
+from ..results.sentences import duration
 from ..tenancy import tokens
 
 HERE = Path(__file__).parent
@@ -91,7 +92,13 @@ def _when(value: datetime | None) -> str:
 
 
 templates.env.globals["structure"] = sizes_told
-templates.env.filters |= {"number": _number, "signed": _signed, "parameter": _parameter, "when": _when}
+templates.env.filters |= {
+    "number": _number,
+    "signed": _signed,
+    "parameter": _parameter,
+    "when": _when,
+    "duration": duration,
+}
 
 
 def principal_of(request: Request, ctx: Context) -> Principal | None:

@@ -67,6 +67,7 @@ def _record(row: LeaseRow) -> Lease:
         result=row.result,
         progress_at=row.progress_at,
         progress_step=row.progress_step,
+        total_steps=row.total_steps,
     )
 
 
@@ -148,11 +149,19 @@ class Leases:
         )
         return len(self._session.scalars(query).all())
 
-    def renew(self, lease_id: str, expires_at: datetime, progress: tuple[int, datetime] | None = None) -> None:
+    def renew(
+        self,
+        lease_id: str,
+        expires_at: datetime,
+        progress: tuple[int, datetime] | None = None,
+        total_steps: int | None = None,
+    ) -> None:
         """Renew the lease until ``expires_at``; ``progress`` is a new step and its time."""
         values: dict[str, Any] = {"state": LeaseState.HELD, "expires_at": expires_at, "ended_at": None}
         if progress is not None:
             values["progress_step"], values["progress_at"] = progress
+        if total_steps is not None:
+            values["total_steps"] = total_steps
         self._write(lease_id, **values)
 
     def end(self, lease_id: str, state: LeaseState, now: datetime, result: dict[str, Any] | None = None) -> None:

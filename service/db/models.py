@@ -221,6 +221,8 @@ class LeaseRow(Base):
     # When the trial last made progress; its runner may have been seen later.
     progress_at: Mapped[datetime | None]
     progress_step: Mapped[int] = mapped_column(default=-1)
+    # The last step of the trial's training, once the runner knows it.
+    total_steps: Mapped[int | None]
     __table_args__ = (UniqueConstraint("trial_id", "attempt"), Index(None, "state", "expires_at"))
 
 

@@ -226,6 +226,29 @@ class Lease:
     result: dict[str, Any] | None
     progress_at: datetime | None = None
     progress_step: int = -1
+    total_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialProgress:
+    """How far a running trial is: its step, how many there will be, and times in seconds; ``left`` is an estimate."""
+
+    step: int
+    total_steps: int | None
+    seconds: float
+    left: float | None
+    runner: str
+
+    @classmethod
+    def of(cls, lease: Lease, now: datetime) -> TrialProgress:
+        """From a held lease. An attempt that began at a checkpoint says nothing about its pace."""
+        seconds = max(0.0, (now - lease.acquired_at).total_seconds())
+        step, total = max(0, lease.progress_step), lease.total_steps
+        seen = max(0.0, ((lease.progress_at or now) - lease.acquired_at).total_seconds())
+        left = None
+        if total is not None and step > 0 and lease.attempt == 1:
+            left = max(0.0, seen * total / step - seconds)
+        return cls(step, total, seconds, left, lease.runner)
 
 
 @dataclass(frozen=True, slots=True)

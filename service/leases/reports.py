@@ -61,7 +61,7 @@ def report(
         NotFound: there was never such a lease in this team.
         LeaseLost: the lease is no longer held; nothing was changed.
     """
-    taken = _take(ctx, lease_id, team_id, reports, checkpoint)
+    taken = _take(ctx, lease_id, team_id, reports, checkpoint, total_steps)
     reason = taken.reason
     judged = taken.trial.phase is TrialPhase.SEARCH and taken.study.spec.search.pruner != "none"
     if reason is None and taken.new_evaluations and judged:
@@ -76,6 +76,7 @@ def _take(
     team_id: str | None,
     reports: Sequence[tuple[int, dict[str, float]]],
     checkpoint: str | None,
+    total_steps: int | None,
 ) -> _Taken:
     now = ctx.clock()
     with ctx.db.write() as session:
@@ -96,7 +97,7 @@ def _take(
             changes = {"checkpoint": checkpoint, "losses": 0}
         step = max((step for step, _ in reports), default=-1)
         progress = (max(step, lease.progress_step), now) if added or changes or step > lease.progress_step else None
-        Leases(session).renew(lease.id, expires_at, progress)
+        Leases(session).renew(lease.id, expires_at, progress, total_steps)
         hear_of_runner(session, lease, now, ctx.lease_time)
         reason = trial.stop_reason
         if reason is None and _is_over_time(study, lease, now):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from ..domain.group_results import Group, Point
 from ..domain.group_spec import Axis
 from ..domain.states import StudyState, VerdictKind
 from .comparison import EstimateOut
 from .studies import StudyCreated
 from .wire import Wire
+
+if TYPE_CHECKING:  # it imports scipy, and clients import this module
+    from ..domain.group_results import Group, Point
 
 
 class GroupCreated(Wire):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from ..domain.ranges import Positive, Size
+from ..domain.records import Trial, TrialProgress
 from ..domain.search_spec import GroupedSizes
 from ..domain.states import FailureKind, TrialPhase, TrialState
 from ..domain.structure import SIZES, of_groups
@@ -19,6 +21,16 @@ from .wire import Sent, Time, Wire
 class FailureOut(Wire):
     kind: FailureKind
     message: str
+
+
+class TrialProgressOut(Wire):
+    """How far a running trial is; times are in seconds, and ``left`` is an estimate from its pace so far."""
+
+    step: int
+    total_steps: int | None
+    seconds: float
+    left: float | None
+    runner: str
 
 
 class TrialOut(Wire):
@@ -44,6 +56,15 @@ class TrialOut(Wire):
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
+    progress: TrialProgressOut | None = Field(default=None, description="Of a running trial, as of its last heartbeat.")
+
+    @classmethod
+    def of(cls, trial: Trial, progress: Mapping[str, TrialProgress]) -> TrialOut:
+        """From the record, and the progress of running trials by id."""
+        found = cls.model_validate(trial)
+        if trial.state is TrialState.RUNNING and trial.id in progress:
+            found = found.model_copy(update={"progress": TrialProgressOut.model_validate(progress[trial.id])})
+        return found
 
 
 class MetricOut(Wire):

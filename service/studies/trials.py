@@ -9,11 +9,12 @@ from sqlalchemy.orm import Session
 
 from ..context.context import Context
 from ..db.audit import Audit
+from ..db.leases import Leases
 from ..db.metrics import Metrics
 from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
-from ..domain.records import MetricPoint, Principal, Study, Trial
+from ..domain.records import MetricPoint, Principal, Study, Trial, TrialProgress
 from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
 from ..domain.structure import by_group
 from ..domain.study_spec import SearchedParameters
@@ -54,6 +55,14 @@ def get_trial(ctx: Context, trial_id: str, team_id: str | None) -> Trial:
     """
     with ctx.db.read() as session:
         return Trials(session).get(trial_id, team_id)
+
+
+def progress_of(ctx: Context, study_id: str) -> dict[str, TrialProgress]:
+    """How far the running trials of a study are, by trial."""
+    with ctx.db.read() as session:
+        held = Leases(session).held_of([study_id])
+    now = ctx.clock()
+    return {lease.trial_id: TrialProgress.of(lease, now) for _, lease in held}
 
 
 def get_metrics(ctx: Context, trial_id: str, team_id: str | None) -> list[MetricPoint]:

@@ -50,6 +50,17 @@ def show(study_id: StudyId, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def watch(study_id: StudyId) -> None:
+    """Show a study's progress until it ends, then the comparison. Exits 1 if the study did not complete."""
+    with session.connect() as client:
+        ended = tables.watch(client, study_id, session.errors)
+        tables.print_comparison(client.comparison(study_id), session.console)
+    if ended.state != "completed":
+        session.errors.print(f"the study is {ended.state}: {ended.reason}", markup=False)
+        raise typer.Exit(1)
+
+
+@app.command()
 def pause(
     study_id: StudyId,
     now: Annotated[bool, typer.Option("--now", help="Stop running trials and queue them again.")] = False,

@@ -56,12 +56,22 @@ async function refreshStudy(container) {
   await drawCharts();
 }
 
+async function refreshRunning(container) {
+  const part = document.getElementById("running");
+  const answer = await fetch(`${root}studies/${container.dataset.study}/running`);
+  if (answer.status !== 200 || isInUse(part)) return;
+  const text = await answer.text();
+  if (part.shown !== text) part.innerHTML = text;
+  part.shown = text;
+}
+
 async function followStudy(container) {
   await drawCharts();
   while (container.querySelector("[data-live]")) {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     // A server that is away for a moment is asked again at the next turn.
     await refreshStudy(container).catch(() => {});
+    await refreshRunning(container).catch(() => {});
   }
 }
 
