@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 
 from ..errors import ServiceError, Unavailable
+from ..schemas.study_file import StudyFile
 from . import tables
 from .commands import database, operation, session, studies, trials
 from .commands.session import AsJson, console, errors, load_settings, print_json, require_extra
 from .processes import Server
-from .study_file import StudyFile
 
 app = typer.Typer(
     help="Search Kronecker adapters: launch, watch and compare studies.", no_args_is_help=True, add_completion=True

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, cast
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from pydantic import ValidationError
 
 from ..api.dependencies import SESSION_COOKIE, ContextDep
 from ..api.limits import RateLimits
 from ..api.openapi import document
 from ..api.proxies import prefix_of
 from ..context.context import Context
-from ..domain.states import STUDY_ENDED, TrialPhase, TrialState
+from ..domain.comparison import Comparison
+from ..domain.faults import schema_faults
+from ..domain.records import Principal
+from ..domain.states import STUDY_ENDED, StudyState, TrialPhase, TrialState
+from ..domain.study_spec import StudyChanges
 from ..errors import Forbidden, NotFound, ServiceError, TooMany, Unauthorized
 from ..leases import hosts
 from ..results import reading
+from ..results.comparison import compare
+from ..results.group_reports import WORDS
 from ..schemas.studies import StudyOut
 from ..studies import studies, trials
 from ..tenancy import teams, tokens
-from .shell import principal_of, require_member, require_same_origin, templates, to_login
+from .shell import may_write, principal_of, require_member, require_same_origin, templates, to_login
 from .study_view import StudyView, study_view
-from .trial_table import SORTS, Query
+from .trial_table import SORTS
+from .trial_table import Query as TableQuery
 
 SHOWN_STUDIES = 50
 SHOWN_ENTRIES = 50
@@ -95,13 +105,27 @@ def log_out(request: Request, ctx: ContextDep) -> Response:
 
 
 @router.get("/")
-def studies_page(request: Request, ctx: ContextDep, cursor: str | None = None) -> Response:
-    """List studies, newest first."""
+def studies_page(
+    request: Request,
+    ctx: ContextDep,
+    cursor: str | None = None,
+    name: Annotated[str | None, Query(max_length=200)] = None,
+    state: str | None = None,
+    order: str | None = None,
+) -> Response:
+    """List studies by age, filtered by a part of the name and by state."""
     principal = principal_of(request, ctx)
     if principal is None:
         return to_login()
-    found, next_cursor = studies.list_studies(ctx, principal.scope, SHOWN_STUDIES, cursor)
+    states = [StudyState(state)] if state in list(StudyState) else []
+    text = "".join(c for c in name or "" if c.isprintable()) or None
+    oldest = order == "oldest"
+    found, next_cursor = studies.list_studies(
+        ctx, principal.scope, SHOWN_STUDIES, cursor, name=text, states=states, ascending=oldest
+    )
     shown = [StudyOut.of(s, counts) for s, counts in found]
+    kept = {"name": text, "state": state if states else None, "order": "oldest" if oldest else None}
+    address = {k: v for k, v in {**kept, "cursor": next_cursor}.items() if v is not None}
     return templates.TemplateResponse(
         request,
         "studies.html",
@@ -109,10 +133,41 @@ def studies_page(request: Request, ctx: ContextDep, cursor: str | None = None) -
             "principal": principal,
             "place": "studies",
             "studies": shown,
+            "states": list(StudyState),
+            **kept,
+            "filtered": bool(text or states or cursor),
             "next_cursor": next_cursor,
+            "next_address": urlencode(address),
             "live": _any_live(shown),
+            "now": ctx.clock(),
+            "may_write": may_write(principal),
         },
     )
+
+
+@router.get("/headlines")
+def headlines(
+    request: Request, ctx: ContextDep, study: Annotated[list[str], Query(min_length=1, max_length=10)]
+) -> JSONResponse:
+    """The best value and the verdict of studies in the list, as they are told."""
+    principal = principal_of(request, ctx)
+    if principal is None:
+        raise Unauthorized("log in again")
+    found = {}
+    for one in study:
+        try:
+            found[one] = headline(compare(ctx, one, principal.scope))
+        except NotFound:
+            continue
+    return JSONResponse(found)
+
+
+def headline(comparison: Comparison) -> tuple[str, str]:
+    """Best value so far, and in a word how it stands against the guideline."""
+    best = comparison.best_trial
+    asked = next((c for c in comparison.candidates if c.name == comparison.primary), None)
+    kind = asked.verdict.kind if asked is not None and asked.verdict is not None else None
+    return "" if best is None else f"{best['mean']:.4f}", WORDS.get(kind, "") if kind is not None else ""
 
 
 def _any_live(shown: list[StudyOut]) -> bool:
@@ -125,17 +180,20 @@ def study_page(request: Request, ctx: ContextDep, study_id: str) -> Response:
     principal = principal_of(request, ctx)
     if principal is None:
         return to_login()
+    return _study(request, ctx, principal, study_id)
+
+
+def _study(
+    request: Request, ctx: Context, principal: Principal, study_id: str, said: str = "", status: int = 200
+) -> Response:
     try:
-        view = study_view(ctx, principal, study_id, Query.of(dict(request.query_params)))
+        view = study_view(ctx, principal, study_id, TableQuery.of(dict(request.query_params)))
     except NotFound as error:
         return templates.TemplateResponse(
             request, "missing.html", {"principal": principal, "detail": error.detail}, status_code=404
         )
-    return templates.TemplateResponse(
-        request,
-        "study.html",
-        {"principal": principal, "place": "studies", **_shown(view), **_running(ctx, study_id)},
-    )
+    shown = {"principal": principal, "place": "studies", "said": said, **_shown(view), **_running(ctx, study_id)}
+    return templates.TemplateResponse(request, "study.html", shown, status_code=status)
 
 
 @router.get("/studies/{study_id}/body")
@@ -147,7 +205,7 @@ def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = 
     study, _ = studies.get_study(ctx, study_id, principal.scope)
     if study.version == version:
         return Response(status_code=204)
-    view = study_view(ctx, principal, study_id, Query.of(dict(request.query_params)))
+    view = study_view(ctx, principal, study_id, TableQuery.of(dict(request.query_params)))
     return templates.TemplateResponse(request, "study_body.html", _shown(view))
 
 
@@ -177,8 +235,39 @@ class Verb(StrEnum):
     """The actions of a study's buttons."""
 
     PAUSE = "pause"
+    STOP = "stop"
     RESUME = "resume"
     CANCEL = "cancel"
+
+
+@router.post("/studies/{study_id}/change")
+def change(
+    request: Request,
+    ctx: ContextDep,
+    study_id: str,
+    name: Annotated[str, Form(max_length=200)] = "",
+    trials_wanted: Annotated[str, Form(max_length=10, alias="trials")] = "",
+    concurrency: Annotated[str, Form(max_length=10)] = "",
+    priority: Annotated[str, Form(max_length=10)] = "",
+    seeds: Annotated[str, Form(max_length=10)] = "",
+) -> Response:
+    """Change a study; what is left empty stays. What cannot be done is said on the page."""
+    require_same_origin(request)
+    principal = require_member(request, ctx, "change a study")
+    numbers = {"trials": trials_wanted, "concurrency": concurrency, "priority": priority, "seeds": seeds}
+    try:
+        given: dict[str, Any] = {key: int(text) for key, text in numbers.items() if text.strip()}
+    except ValueError:
+        wrong = next(key for key, text in numbers.items() if text.strip() and not text.strip().lstrip("-").isdigit())
+        return _study(request, ctx, principal, study_id, f"{wrong} must be a whole number; nothing was changed", 422)
+    if name.strip():
+        given["name"] = name.strip()
+    try:
+        changes = StudyChanges.model_validate(given)
+    except ValidationError as error:
+        said = "; ".join(f"{f.pointer.removeprefix('#/')}: {f.detail}" for f in schema_faults(error))
+        return _study(request, ctx, principal, study_id, f"{said}; nothing was changed", 422)
+    return _done(request, ctx, principal, study_id, lambda: studies.update_study(ctx, principal, study_id, changes))
 
 
 @router.post("/studies/{study_id}/{verb}")
@@ -186,16 +275,28 @@ def steer(request: Request, ctx: ContextDep, study_id: str, verb: Verb) -> Respo
     """Run a button's action and return to the page."""
     require_same_origin(request)
     principal = require_member(request, ctx, f"{verb} a study")
+    actions: dict[Verb, Callable[[], object]] = {
+        Verb.PAUSE: lambda: studies.pause_study(ctx, principal, study_id, drain=True),
+        Verb.STOP: lambda: studies.pause_study(ctx, principal, study_id, drain=False),
+        Verb.RESUME: lambda: studies.resume_study(ctx, principal, study_id),
+        Verb.CANCEL: lambda: studies.cancel_study(ctx, principal, study_id),
+    }
+    return _done(request, ctx, principal, study_id, actions[verb])
+
+
+def _done(
+    request: Request, ctx: Context, principal: Principal, study_id: str, action: Callable[[], object]
+) -> Response:
+    """Act, and return to the page; a refusal is said there."""
     try:
-        if verb is Verb.PAUSE:
-            studies.pause_study(ctx, principal, study_id, drain=True)
-        elif verb is Verb.RESUME:
-            studies.resume_study(ctx, principal, study_id)
-        else:
-            studies.cancel_study(ctx, principal, study_id)
+        action()
+    except NotFound:
+        raise
     except ServiceError as error:
-        if error.status != 409:
+        if error.status not in (409, 422):
             raise
+        details = "; ".join(f.detail for f in error.faults) or error.detail
+        return _study(request, ctx, principal, study_id, details, error.status)
     return RedirectResponse(f"/studies/{study_id}", status_code=303)
 
 

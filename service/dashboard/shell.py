@@ -43,7 +43,13 @@ PLOTLY_VERSION = _digest(PLOTLY)
 
 
 def _shared(request: Request) -> dict[str, Any]:
-    return {"prefix": prefix_of(request), "assets_version": ASSETS_VERSION, "plotly_version": PLOTLY_VERSION}
+    theme = request.cookies.get("theme")
+    return {
+        "prefix": prefix_of(request),
+        "assets_version": ASSETS_VERSION,
+        "plotly_version": PLOTLY_VERSION,
+        "theme": theme if theme in ("light", "dark") else None,
+    }
 
 
 templates = Jinja2Templates(HERE / "templates", context_processors=[_shared])
@@ -87,6 +93,17 @@ def _parameter(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _ago(seconds: float) -> str:
+    """An age in words."""
+    if seconds < 90:
+        return "just now"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min ago"
+    if seconds < 129_600:
+        return f"{seconds / 3600:.0f} h ago"
+    return f"{seconds / 86_400:.0f} days ago"
+
+
 def _when(value: datetime | None) -> str:
     return "–" if value is None else value.strftime("%Y-%m-%d %H:%M:%S UTC")
 
@@ -98,6 +115,7 @@ templates.env.filters |= {
     "parameter": _parameter,
     "when": _when,
     "duration": duration,
+    "ago": _ago,
 }
 
 
@@ -114,6 +132,11 @@ def principal_of(request: Request, ctx: Context) -> Principal | None:
     if principal.role.runs_trials:
         raise Forbidden("a worker's token cannot open the dashboard")
     return principal
+
+
+def may_write(principal: Principal) -> bool:
+    """Whether pages offer actions: to members who have logged in."""
+    return principal.role in (Role.ADMIN, Role.MEMBER) and bool(principal.token_id)
 
 
 def to_login() -> RedirectResponse:

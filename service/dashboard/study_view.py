@@ -43,6 +43,9 @@ class Answer:
     trial: Trial | None
     title: str
     config: str
+    # Where the question is open: how many seeds in all would settle it, and what they would take.
+    more_seeds: int | None = None
+    more_cost: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,17 @@ def _answer(ctx: Context, study: Study, comparison: Comparison) -> Answer | None
         trial,
         f"{title[0].upper()}{title[1:]}",
         "" if trial is None else config_text(study, trial.method, trial.params),
+        *_more(comparison),
     )
+
+
+def _more(comparison: Comparison) -> tuple[int | None, str]:
+    """The seeds that would settle an open primary question, as many as a study may have, and their cost."""
+    asked = next((c for c in comparison.candidates if c.name == comparison.primary), None)
+    if asked is None or asked.verdict is None or asked.verdict.seeds is None:
+        return None, ""
+    seconds = asked.verdict.seconds
+    return min(100, asked.verdict.seeds), "" if seconds is None else duration(seconds)
 
 
 def config_text(study: Study, method: str, params: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ..api.dependencies import ContextDep
 from ..context.context import Context
 from ..domain.faults import schema_faults
-from ..domain.records import Principal, Role, Study, Trial
+from ..domain.records import Principal, Study, Trial
 from ..domain.states import TrialState
 from ..errors import Fault, InvalidRequest, NotFound, ServiceError
 from ..leases import trial_logs
@@ -21,7 +21,7 @@ from ..results import comparison as comparing
 from ..results.sentences import duration
 from ..schemas.trials import Configuration
 from ..studies import studies, trials
-from .shell import principal_of, require_member, require_same_origin, templates, to_login
+from .shell import may_write, principal_of, require_member, require_same_origin, templates, to_login
 
 LOG_CHARACTERS = 20_000
 router = APIRouter(include_in_schema=False)
@@ -63,7 +63,7 @@ def _page(
             "trial": trial,
             "metric": study.spec.objective.metric,
             "best": None if best is None else _Best(best["params"]),
-            "may_write": principal.role in (Role.ADMIN, Role.MEMBER) and bool(principal.token_id),
+            "may_write": may_write(principal),
             "outcome": outcome(study, trial),
             "resources": _resources(trial),
             "log": log,

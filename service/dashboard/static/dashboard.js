@@ -83,7 +83,9 @@ async function followStudies(container) {
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const fresh = page.getElementById("studies");
     if (!fresh) return;
+    if (isInUse(container)) continue;
     container.innerHTML = fresh.innerHTML;
+    await fillHeadlines();
     container.toggleAttribute("data-refresh", fresh.hasAttribute("data-refresh"));
   }
 }
@@ -101,9 +103,86 @@ document.addEventListener("click", async (event) => {
   }
 });
 
+// The text of a new study is checked when one stops typing.
+function followText(form) {
+  const text = form.elements.text;
+  const shown = document.getElementById("checked");
+  let waiting = 0, asked = 0;
+  const check = async () => {
+    const mine = ++asked;
+    const answer = await fetch(`${root}new/check`, { method: "POST", body: new URLSearchParams({ text: text.value }) })
+      .catch(() => null);
+    if (answer?.ok && mine === asked) shown.innerHTML = await answer.text();
+  };
+  const later = () => { clearTimeout(waiting); waiting = setTimeout(check, 500); };
+  text.addEventListener("input", later);
+  text.addEventListener("dragover", (event) => event.preventDefault());
+  text.addEventListener("drop", async (event) => {
+    const [file] = event.dataTransfer.files;
+    if (!file) return;
+    event.preventDefault();
+    text.value = await file.text();
+    later();
+  });
+  shown.addEventListener("click", (event) => {
+    const line = Number(event.target.dataset.line);
+    if (!line) return;
+    const lines = text.value.split("\n");
+    const start = lines.slice(0, line - 1).join("\n").length + (line > 1);
+    text.focus();
+    text.setSelectionRange(start, start + lines[line - 1].length);
+  });
+  check();
+}
+
+// Best value and verdict of each study in the list, asked for once the list is shown.
+async function fillHeadlines() {
+  const rows = [...document.querySelectorAll("[data-headline]:not([data-filled])")];
+  for (let k = 0; k < rows.length; k += 10) {
+    const part = rows.slice(k, k + 10);
+    const query = new URLSearchParams(part.map((row) => ["study", row.dataset.headline]));
+    const answer = await fetch(`${root}headlines?${query}`).catch(() => null);
+    if (!answer?.ok) return;
+    const found = await answer.json();
+    for (const row of part) {
+      const [best, verdict] = found[row.dataset.headline] ?? ["", ""];
+      row.querySelector("[data-best]").textContent = best;
+      row.querySelector("[data-verdict]").textContent = verdict;
+      row.dataset.filled = "";
+    }
+  }
+}
+
+// A confirmation before what cannot be undone.
+document.addEventListener("submit", (event) => {
+  const words = event.target.dataset.confirm;
+  if (words && !confirm(words)) event.preventDefault();
+});
+
+// The cookie lets the server send the page in its theme, so that nothing flashes.
+function chooseTheme() {
+  const button = document.getElementById("theme");
+  if (!button) return;
+  const page = document.documentElement;
+  const tell = () => { button.textContent = `Theme: ${page.dataset.theme ?? "system"}`; };
+  tell();
+  button.addEventListener("click", async () => {
+    const next = { system: "light", light: "dark", dark: "" }[page.dataset.theme ?? "system"];
+    if (next) page.dataset.theme = next;
+    else delete page.dataset.theme;
+    document.cookie = `theme=${next};path=${root};max-age=${next ? 31536000 : 0};SameSite=Strict`;
+    tell();
+    for (const element of document.querySelectorAll("[data-chart]")) element.drawn = "";
+    await drawCharts();
+  });
+}
+
+chooseTheme();
 logInFromFragment();
+const written = document.getElementById("new");
+if (written) followText(written);
 const study = document.getElementById("study");
 const studies = document.getElementById("studies");
 if (study) followStudy(study);
-else if (studies) followStudies(studies);
+else if (studies) { fillHeadlines(); followStudies(studies); }
 else drawCharts();

@@ -19,8 +19,8 @@ from schemathesis.checks import CHECKS
 from schemathesis.config import SchemathesisConfig
 
 from service.api.limits import RateLimits
-from service.cli.study_file import StudyFile
 from service.errors import InvalidStudy
+from service.schemas.study_file import StudyFile
 from service.studies.plans import plan_study
 from tests.conftest import Api, make_study
 

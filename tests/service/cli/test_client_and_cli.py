@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from service import errors
-from service.cli.study_file import StudyFile
 from service.client import Client
 from service.schemas.specs import Shape
 from service.schemas.studies import StudyOut
+from service.schemas.study_file import StudyFile
 from tests.conftest import Api, make_study
 
 

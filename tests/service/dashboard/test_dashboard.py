@@ -35,7 +35,7 @@ def test_the_study_page_shows_state_trials_predictions_and_comparison(api: Api) 
     ):
         assert words in page
     assert page.count('<td class="figures right">0.5000</td>') >= 2
-    assert api.http.get("/").text.count(study["id"]) == 1
+    assert api.http.get("/").text.count(f'/studies/{study["id"]}"') == 1
 
 
 def test_the_live_part_is_sent_only_when_it_has_changed(api: Api) -> None:

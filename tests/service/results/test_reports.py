@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.cli.study_file import StudyFile
+from service.schemas.study_file import StudyFile
 from tests.conftest import Api
 
 FORMATS = ("html", "md", "json")

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.program import app
-from service.cli.study_file import StudyFile
 from service.domain.group_spec import expand, is_group
 from service.errors import InvalidStudy
+from service.schemas.study_file import StudyFile
 from tests.conftest import Api, make_study
 from tests.service.helpers import login, post, study_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -36,20 +37,16 @@ def _yaml() -> YAML:
 
 
 class StudyFile:
-    """A study as written in a file.
+    """A study, or a group of them, as written in a file, or as text under a name.
 
     Raises:
         InvalidStudy: the file cannot be read, is not YAML, or holds no mapping.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, text: str | None = None) -> None:
         self.path = path
-        try:
-            if path.stat().st_size > LARGEST_BYTES:
-                raise InvalidStudy(f"{path} is larger than {LARGEST_BYTES} bytes; a study is a page of text")
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidStudy(f"{path} cannot be read: {error}") from error
+        if text is None:
+            text = _read(path)
         try:
             self._root: Node | None = _yaml().compose(text)
             self.content: dict[str, Any] = _yaml().load(text)
@@ -118,6 +115,27 @@ class StudyFile:
         line = self.line(fault.pointer)
         place = f"{self.path}:{line}" if line is not None else str(self.path)
         return f"{place}: {fault.pointer.removeprefix('#/').replace('/', '.') or 'study'}: {fault.detail}"
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise InvalidStudy(f"{path} is larger than {LARGEST_BYTES} bytes; a study is a page of text")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidStudy(f"{path} cannot be read: {error}") from error
+
+
+def as_yaml(content: Any) -> str:
+    """A study as text of a study file."""
+    stream = io.StringIO()
+    dumper = YAML(typ="safe", pure=True)
+    dumper.default_flow_style = None
+    dumper.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # the order in which it is written
+    dumper.allow_unicode = True
+    dumper.width = 110
+    dumper.dump(content, stream)
+    return stream.getvalue()
 
 
 def _faults(study: Any) -> list[Fault]:
