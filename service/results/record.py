@@ -60,7 +60,8 @@ def record_of(ctx: Context, team_id: str | None) -> list[Record]:
     for study in studies:
         for result in compare(ctx, study.id, None).predictors:
             found.setdefault((result.predictor, study.spec.objective.metric), []).append(result)
-    return [_record(name, metric, results) for (name, metric), results in sorted(found.items())]
+    records = [_record(name, metric, results) for (name, metric), results in sorted(found.items())]
+    return [one for one in records if one.studies]
 
 
 _JUDGED = (VerdictKind.BETTER, VerdictKind.EQUAL, VerdictKind.WORSE, VerdictKind.UNDECIDED, VerdictKind.SAME)

@@ -63,7 +63,8 @@ def structure_map(
 ) -> StructureMap:
     """The map, as a pure function of records."""
     metric = study.spec.objective.metric
-    done = with_structure(completed_of_cdka(study, searched))
+    whole = completed_of_cdka(study, searched)
+    done = with_structure(whole)
     counts = Counter((t.params["r1"], t.params["r2"]) for t in done)
     sampled = done[:: -(-len(done) // _MOST) or 1]
     values, adjusted = _adjusted(sampled, metric)
@@ -78,7 +79,7 @@ def structure_map(
     for one in found:
         rows.setdefault(one.r1, []).append(_cell(one, counts, means, levels, marks))
     shown = {(one.r1, one.r2) for one in found}
-    elsewhere = sum(n for pair, n in counts.items() if pair not in shown)
+    elsewhere = len(whole) - len(done) + sum(n for pair, n in counts.items() if pair not in shown)
     return StructureMap(list(rows.values()), adjusted, elsewhere)
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import axe_playwright_python
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
@@ -14,6 +15,8 @@ import cdka
 from service.cli.demo import MODEL_NAME
 
 from .conftest import SLICE, System
+
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 
 
 @pytest.mark.ray
@@ -51,6 +54,30 @@ def test_a_study_from_rest_to_browser(system: System, tmp_path: Path) -> None:
     _look_in_the_browser(system, study.id, tmp_path, words)
 
 
+def _check_access(page: Any, place: str) -> None:
+    """What axe-core finds wrong for readers with a keyboard or a screen reader."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    assert [(v["id"], [n["target"] for n in v["nodes"]]) for v in found] == [], place
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= page.viewport_size["width"], f"{place} is {width} pixels wide"
+
+
+def _check_pages(browser: Any, system: System, study_id: str, trial_id: str) -> None:
+    """Every page of ours, light and dark, wide and narrow."""
+    address = system.server.settings.server_url
+    for theme, width in (("light", 1440), ("dark", 390)):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+        page.goto(system.server.login_url())
+        page.wait_for_url(f"{address}/")
+        own = (f"/studies/{study_id}", f"/trials/{trial_id}", f"/new?source={study_id}")
+        for place in ("/", *own, "/predictors", "/operation", "/studies/none"):
+            page.goto(address + place)
+            page.wait_for_load_state("networkidle")
+            _check_access(page, f"{place} ({theme}, {width})")
+        page.close()
+
+
 def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: str) -> None:
     from playwright.sync_api import sync_playwright
 
@@ -62,6 +89,7 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: s
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: problems.append(str(e)))
+        page.on("dialog", lambda dialog: dialog.accept())
         outside: list[str] = []
         page.on(
             "request", lambda r: None if r.url.startswith(system.server.settings.server_url) else outside.append(r.url)
@@ -83,6 +111,8 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: s
         _check_a_narrow_window(page)
         _check_a_trial(page)
         _check_live(page, system)
+        _check_a_new_study(page, system)
+        _check_pages(browser, system, study_id, next(iter(system.client.trials(study_id))).id)
         page.goto(f"{system.server.settings.server_url}/operation")
         assert page.locator("#runners tbody tr").count() >= 1
         assert "study.create" in page.inner_text("#audit")
@@ -121,12 +151,27 @@ def _check_a_trial(page: Any) -> None:
     page.wait_for_selector("#trials")
 
 
+def _check_a_new_study(page: Any, system: System) -> None:
+    """A study is written beside what it will be; faults lead to their line."""
+    page.goto(f"{system.server.settings.server_url}/new")
+    page.fill("#text", "name: x\ntraining: {epochs: 0}\n")
+    page.wait_for_selector("#checked .faults")
+    page.locator("#checked [data-line='2']").first.click()
+    marked = page.evaluate("(t => t.value.slice(t.selectionStart, t.selectionEnd))(document.getElementById('text'))")
+    assert marked == "training: {epochs: 0}"
+    study = next(iter(system.client.studies(name="bbc-news")))
+    page.goto(f"{system.server.settings.server_url}/new?source={study.id}")
+    page.wait_for_selector("#checked table", timeout=60_000)
+    assert "parameters on" in page.inner_text("#checked")
+
+
 def _check_live(page: Any, system: System) -> None:
     """An open study page shows changes of the study."""
     study = system.create(search={"trials": 1})
     page.goto(f"{system.server.settings.server_url}/studies/{study.id}")
     system.running_trial(study.id)
     page.wait_for_selector(".summary .state.running", timeout=20_000)
+    page.wait_for_selector("#running progress", timeout=20_000)
     page.get_by_role("button", name="Cancel study").click()
     page.wait_for_selector(".summary .state.cancelled", timeout=20_000)
     assert system.client.study(study.id).state == "cancelled"

@@ -110,9 +110,12 @@ function followText(form) {
   let waiting = 0, asked = 0;
   const check = async () => {
     const mine = ++asked;
+    shown.setAttribute("aria-busy", "true");
     const answer = await fetch(`${root}new/check`, { method: "POST", body: new URLSearchParams({ text: text.value }) })
       .catch(() => null);
-    if (answer?.ok && mine === asked) shown.innerHTML = await answer.text();
+    if (mine !== asked) return;
+    shown.removeAttribute("aria-busy");
+    if (answer?.ok) shown.innerHTML = await answer.text();
   };
   const later = () => { clearTimeout(waiting); waiting = setTimeout(check, 500); };
   text.addEventListener("input", later);
