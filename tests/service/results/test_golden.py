@@ -88,7 +88,7 @@ def assert_same(made: Any, known: Any, place: str) -> None:
 def test_a_report_is_as_it_was(api: Api, name: str) -> None:
     made = run(api, CASES[name])
     for form, text in made.items():
-        file = GOLDEN / f"{name}.{form}"
+        file = GOLDEN / f"{name}.{'markdown' if form == 'md' else form}"
         if os.environ.get("CDKA_WRITE_GOLDEN"):
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
