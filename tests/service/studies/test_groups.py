@@ -46,12 +46,12 @@ def cost(layers: list[dict[str, Any]], params: dict[str, Any]) -> int:
     return sum(cdka.count_parameters(shapes_of(layers, g), *s) for g, s in sizes.items())
 
 
-@pytest.mark.parametrize("sampler", ["auto", "tpe", "random", "cmaes", "nsga2", "qmc"])
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "cmaes"])
 def test_each_group_has_a_structure_and_all_share_the_budget(api: Api, sampler: str) -> None:
-    study = grouped(api, search={"sampler": sampler, "trials": 16})
+    study = grouped(api, search={"sampler": sampler, "trials": 10})
     limit = study["budget"]["max_parameters"]
     trials, shares = [], set()
-    for k in range(16):
+    for k in range(10):
         lease = api.lease("runner")
         assert lease is not None
         trial = lease["trial"]

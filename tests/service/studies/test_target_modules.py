@@ -32,16 +32,16 @@ def faults_of(api: Api, **changes: Any) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("sampler", ["auto", "tpe", "random", "cmaes", "nsga2", "qmc"])
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "cmaes"])
 def test_every_choice_is_tried_within_one_budget_on_its_own_layers(api: Api, sampler: str) -> None:
     study = searched(
         api,
-        search={"sampler": sampler, "trials": 16},
+        search={"sampler": sampler, "trials": 10},
         space={"method": {"choices": ["cdka", "lora"]}},
     )
     limit = study["budget"]["max_parameters"]
     seen: dict[str, set[int]] = {}
-    for _ in range(16):
+    for _ in range(10):
         lease = api.lease("runner")
         assert lease is not None
         trial = lease["trial"]
