@@ -46,7 +46,7 @@ class Arm:
     recheck: bool = False
 
 
-def _service(sampler: str, pruner: str, *, start: bool = True, prior: bool = True) -> Callable[[], Make]:
+def _service(sampler: str, pruner: str, *, start: bool = True, prior: bool = False) -> Callable[[], Make]:
     def load() -> Make:
         from .service_searcher import service
 
@@ -78,7 +78,7 @@ ARMS: dict[str, Arm] = {
     "random, recheck": Arm(_service("random", "none", start=False), recheck=True),
     "tpe, asha, recheck": Arm(_service("tpe", "asha"), recheck=True),
     "mfgp, asha, recheck": Arm(_service("mfgp", "asha"), recheck=True),
-    "mfgp, asha, recheck, no prior": Arm(_service("mfgp", "asha", prior=False), recheck=True),
+    "mfgp, asha, recheck, prior": Arm(_service("mfgp", "asha", prior=True), recheck=True),
     "mfgp, recheck": Arm(_service("mfgp", "none"), recheck=True),
     "gp, asha, recheck": Arm(_service("gp", "asha"), recheck=True),
     "qmc, asha, recheck": Arm(_service("qmc", "asha"), recheck=True),

@@ -30,9 +30,10 @@ def lines(file: Path) -> list[dict[str, Any]]:
     for text in file.read_text().splitlines():
         line = json.loads(text)
         key = line["arm"], line["table"], line["runners"]
-        old = found.get(key, {"budgets": [], "mean": [], "error": []})
+        line["counts"] = [line["repetitions"]] * len(line["budgets"])
+        old = found.get(key, {"budgets": [], "mean": [], "error": [], "counts": []})
         kept = [k for k, budget in enumerate(old["budgets"]) if budget not in line["budgets"]]
-        merged = {name: [*line[name], *(old[name][k] for k in kept)] for name in ("budgets", "mean", "error")}
+        merged = {name: [*line[name], *(old[name][k] for k in kept)] for name in ("budgets", "mean", "error", "counts")}
         found[key] = {**line, **merged}
     return list(found.values())
 
@@ -59,7 +60,9 @@ def table(found: list[dict[str, Any]]) -> str:
     rows = []
     for arm in dict.fromkeys(line["arm"] for line in mine):
         by_table = {line["table"]: line for line in mine if line["arm"] == arm}
-        count = next(iter(by_table.values()))["repetitions"]
+        first = next(iter(by_table.values()))
+        counts = dict(zip(first["budgets"], first.get("counts", []), strict=False))
+        count = counts.get(16, first["repetitions"])
         rows.append([arm, str(count), *(_cell(by_table.get(t), b) for t in tables for b in (16, 24))])
     return _rows(["search", "repetitions", *(f"{t}, {b}" for t in tables for b in (16, 24))], rows)
 

@@ -140,7 +140,7 @@ class Service:
         return [t.number for t in sorted(trials, key=lambda t: (-len(t.curve), -t.curve[-1], t.number))]
 
 
-def service(sampler: str, pruner: str, *, start: bool = True, prior: bool = True, **options: Any) -> Make:
+def service(sampler: str, pruner: str, *, start: bool = True, prior: bool = False, **options: Any) -> Make:
     """The service with these strategies."""
     return lambda space, seed, runners: Service(
         space, seed, runners, sampler=sampler, pruner=pruner, start=start, prior=prior, options=options

@@ -13,8 +13,8 @@ from .errors import BudgetError, CdkaError
 
 # Adapters on one layer of d_in inputs and d_out outputs:
 # LoRA and rsLoRA have rank * (d_in + d_out) parameters, DoRA (arXiv 2402.09353) d_out more, MiSS (arXiv 2409.15371)
-# r * d_out; LoKr's (arXiv 2309.14859) are counted as PEFT lays it out.
-METHODS = ("cdka", "krona", "lora", "rslora", "dora", "miss", "lokr")
+# r * d_out; LoKr's (arXiv 2309.14859) are counted as PEFT lays it out. "full" trains the layers' own weights.
+METHODS = ("cdka", "krona", "lora", "rslora", "dora", "miss", "lokr", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def count_method_parameters(method: str, shapes: Sequence[ModuleShape], sizes: M
         method: one of :data:`METHODS`.
         shapes: the adapted linear layers.
         sizes: ``r1``, ``r2``, ``r`` for cdka and krona; ``r`` for lora, rslora, dora and miss; ``r`` and ``factor``
-            for lokr.
+            for lokr; none for full.
 
     Raises:
         CdkaError: the method is unknown, or a size does not fit a layer.
@@ -47,6 +47,8 @@ def count_method_parameters(method: str, shapes: Sequence[ModuleShape], sizes: M
         return sizes["r"] * sum(s.d_out for s in shapes)
     if method == "lokr":
         return sum(_lokr_parameters(s, sizes["r"], sizes["factor"]) for s in shapes)
+    if method == "full":
+        return sum(s.d_in * s.d_out for s in shapes)
     raise CdkaError(f"unknown method {method!r}; available: {', '.join(METHODS)}")
 
 
@@ -54,7 +56,7 @@ def size_in_budget(method: str, shapes: Sequence[ModuleShape], max_parameters: i
     """The largest adapter of a method that costs at most ``max_parameters``.
 
     Of LoKr's, with factors that are powers of two, the one that uses most of the budget. ``cdka``
-    has many that fill a budget: see :func:`feasible`.
+    has many that fill a budget: see :func:`feasible`. ``full`` has one size, whatever the budget.
 
     Raises:
         BudgetError: not even the smallest fits; names its cost.
@@ -66,6 +68,8 @@ def size_in_budget(method: str, shapes: Sequence[ModuleShape], max_parameters: i
         one = feasible(shapes, max_parameters, r=1)
         pick = max(one, key=lambda c: (c.parameters, -abs(c.r2 - c.r1), -c.r1))
         return MethodSize({"r1": pick.r1, "r2": pick.r2, "r": 1}, pick.parameters)
+    if method == "full":
+        return MethodSize({}, count_method_parameters(method, shapes, {}))
     if method == "cdka":
         raise CdkaError("a budget does not determine cdka's sizes; see feasible")
     tried = [

@@ -153,6 +153,9 @@ def _more(comparison: Comparison) -> tuple[int | None, str]:
 def config_text(study: Study, method: str, params: dict[str, Any]) -> str:
     """Python that makes the adapter's configuration."""
     spec = study.spec.settled.for_trial(params).adapter
+    if method == "full":
+        rate = f"{params['learning_rate']:.3g}"
+        return f"# Train these layers of the model itself: {spec.target_modules!r}\n# learning rate {rate}"
     alpha = f"{params['alpha']:g}" if "alpha" in params else ""
     values = _sizes_given(spec, params)
     package, kind = "peft", {"miss": "MissConfig", "lokr": "LoKrConfig"}.get(method, "LoraConfig")

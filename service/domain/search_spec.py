@@ -160,7 +160,7 @@ class SearchSpec(BaseModel):
     )
     recheck: Recheck = RecheckSpec()
     prior: Literal["predictors", "none"] = Field(
-        default="predictors",
+        default="none",
         description="Whether auto and mfgp favour what compare.predictors recommend, less with every trial.",
     )
     repeats: Repeats = Field(

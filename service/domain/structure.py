@@ -35,6 +35,8 @@ def uniform(params: Mapping[str, Any]) -> Structure | None:
 
 def sizes_told(method: str, params: Mapping[str, Any]) -> str:
     """A method's sizes: structures of CDKA, KronA and LoRA, which is (1, 1, r); else its r, and LoKr's factor."""
+    if method == "full":
+        return "–"
     if method in ("miss", "lokr"):
         return ", ".join(f"{name} {params[name]}" for name in ("r", "factor") if name in params)
     return told(params)

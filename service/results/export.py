@@ -184,7 +184,7 @@ def _visible_space(study: Study) -> dict[str, optuna.distributions.BaseDistribut
         # Methods besides CDKA have one structure.
         parts = {f"{name}.": list(pairs) for name, pairs in study.plan.groups.items()} | ({"": []} if methods else {})
     for part, pairs in parts.items():
-        most = max([pair.r_high for pair in pairs] + [sizes["r"] for sizes in methods if not part])
+        most = max([pair.r_high for pair in pairs] + [sizes.get("r", 1) for sizes in methods if not part])
         visible |= {
             f"{part}r1": optuna.distributions.CategoricalDistribution(space.r1_sizes()),
             f"{part}r2": optuna.distributions.CategoricalDistribution(space.r2_sizes()),

@@ -36,6 +36,7 @@ CDKA = "cdka"
 _HAVING: Mapping[str, frozenset[str]] = {
     "alpha": frozenset({CDKA, "krona", "lora", "rslora", "dora", "lokr"}),
     "lora_plus_ratio": frozenset({CDKA, "krona", "lora", "rslora", "dora"}),
+    "dropout": frozenset({CDKA, "krona", "lora", "rslora", "dora", "miss", "lokr"}),
     "init_weights": frozenset({CDKA, "krona"}),
     "scaling": frozenset({CDKA, "krona"}),
 }

@@ -16,6 +16,7 @@ from ..domain.study_spec import StudySpec
 from ..domain.training_spec import ResourcesSpec
 from ..errors import Fault
 from .base_models import MetaModel
+from .structures import count
 
 _log = logging.getLogger(__name__)
 # What an estimate leaves out: fragmentation and work space as a share, a device's context and libraries as a constant.
@@ -47,7 +48,7 @@ def admit(spec: StudySpec, plan: Plan, model: MetaModel) -> tuple[StudySpec, Pla
         for optimizer in optimizers
         for one in plan.variants
     ]
-    known = [n for n in needs if n is not None]
+    known = [_with_full(n, spec, plan) for n in needs if n is not None]
     need = max(known, key=lambda n: n.peak) if len(known) == len(needs) else None
     plan = plan.model_copy(update={"memory": need})
     if need is None:
@@ -64,6 +65,15 @@ def admit(spec: StudySpec, plan: Plan, model: MetaModel) -> tuple[StudySpec, Pla
         fitted = resources.model_copy(update={"gpus": share})
         return spec.model_copy(update={"resources": fitted}), plan, []
     return spec, plan, _faults(resources, need, wanted)
+
+
+def _with_full(need: MemoryNeed, spec: StudySpec, plan: Plan) -> MemoryNeed:
+    """The need where the adapted layers themselves are trained, too: a copy in 32 bits, gradients, moments of Adam."""
+    asked = [*spec.search_space.methods(), *(spec.compare.baselines if spec.compare.first_seeds else [])]
+    if "full" not in asked:
+        return need
+    layers = max(count(one, "full", {}) for one in plan.variants)
+    return need.model_copy(update={"training": max(need.training, 16 * layers)})
 
 
 def _faults(resources: ResourcesSpec, need: MemoryNeed, wanted: float) -> list[Fault]:

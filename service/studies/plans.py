@@ -378,7 +378,11 @@ def _layer_faults(draft: _Draft, model: MetaModel) -> list[Fault]:
     if compare is not None and compare.first_seeds:
         asked += [(m, f"#/compare/baselines/{k}") for k, m in enumerate(compare.baselines)]
     faults = []
+    training = draft.section("training", TrainingSpec)
     for method, place in asked:
+        if method == "full" and training is not None and training.quantization != "none":
+            message = f"weights of a base in {training.quantization} cannot be trained; leave full out, or quantization"
+            faults.append(Fault(place, message))
         if without := cdka.unsupported_layers(model.module, names, method):
             faults.append(Fault(place, f"{method} takes linear layers only; these are others: {cdka.listed(without)}"))
     return faults

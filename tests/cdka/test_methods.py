@@ -13,9 +13,9 @@ from torch import nn
 
 import cdka
 from service.schemas.specs import AdapterSpec, LayerShape
-from workers.training.adapters import adapter_config, require_planned
+from workers.training.adapters import adapter_config, freeze_biases, require_planned
 
-OTHERS = [m for m in cdka.METHODS if m != "cdka"]
+OTHERS = [m for m in cdka.METHODS if m not in ("cdka", "full")]
 
 
 class Net(nn.Module):
@@ -55,6 +55,26 @@ def test_a_count_is_that_of_the_real_adapter_and_within_the_budget(method: str, 
     torch.testing.assert_close(model.eval()(x), base, atol=1e-5, rtol=1e-5, msg="training starts at the base model")
     model.train()(x).square().sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_full_fine_tuning_trains_copies_of_the_layers_without_their_biases() -> None:
+    net = Net()
+    shapes = shapes_of(net)[:2]
+    size = cdka.size_in_budget("full", shapes, 100)
+    assert (size.sizes, size.parameters) == ({}, 64 * 24 + 24 * 96)
+    layers = [LayerShape(name=s.name, d_in=s.d_in, d_out=s.d_out) for s in shapes]
+    model: Any = get_peft_model(net, adapter_config("full", {}, layers, AdapterSpec(), None))  # type: ignore[arg-type]
+    freeze_biases(model, layers)
+    require_planned(model, "full", {}, layers)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == size.parameters
+    x = torch.randn(5, 64)
+    before = model(x).detach()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.allclose(model(x), before)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(x), before, msg="the base keeps its weights")
 
 
 @settings(max_examples=60, deadline=None)

@@ -32,7 +32,7 @@ from service.settings import Settings
 from ..failures import before_first_step, classify, failed, poisons_process
 from ..inputs.base_models import BaseWeightsChanged
 from ..tasks import find_task
-from ..training.adapters import adapter_config, require_layers, require_planned
+from ..training.adapters import adapter_config, freeze_biases, require_layers, require_planned
 from ..training.follow import Checkpoints
 from ..training.measurement import measure
 from ..training.start_from import load_weights
@@ -237,6 +237,8 @@ class Runner:
         config = adapter_config(trial.method, trial.params, trial.layers, trial.study.adapter, task.task_type, heads)
         activations = self._warm.activations_of(trial, self.settings, lambda: self._stop_reason(reporter) is None)
         model = warm.lend(config, trial.seed)
+        if trial.method == "full":
+            freeze_biases(model, trial.layers)
         require_planned(model, trial.method, trial.params, trial.layers)
         if trial.start_from is not None and trial.checkpoint is None:
             self._start_from(model, trial)

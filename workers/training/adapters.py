@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from peft import LoKrConfig, LoraConfig, MissConfig, TaskType
+from peft import LoKrConfig, LoraConfig, MissConfig, PeftModel, TaskType
 from peft.config import PeftConfig
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 import cdka
@@ -27,6 +28,7 @@ def adapter_config(
 ) -> PeftConfig:
     """The adapter of a trial on the planned ``layers``; ``heads`` are trained in full beside it.
 
+    ``full`` trains copies of the layers themselves, as PEFT trains heads; the base keeps its own.
     ``cdka`` and ``krona`` have (r1, r2, r), ``lokr`` has r and a factor, the others r. ``lora`` and ``dora`` scale by
     alpha/r, ``rslora`` by alpha/sqrt(r), ``miss`` not at all. ``spec`` has the dropout of all (for ``lokr``, of ranks),
     and says how factors of ``cdka`` and ``krona`` start and scale.
@@ -37,6 +39,12 @@ def adapter_config(
     common: dict[str, Any] = {"target_modules": [layer.name for layer in layers], "task_type": task_type}
     # PEFT would wrap a module within a wrapped one.
     outermost = {h for h in heads if not cdka.is_in_heads(h, set(heads) - {h})}
+    if method == "full":
+        names = [layer.name for layer in layers]
+        # PEFT wants some tuner; this one gets no layer.
+        return LoraConfig(
+            target_modules=DUMMY_TARGET_MODULES, modules_to_save=[*names, *sorted(outermost)], task_type=task_type
+        )
     if outermost:
         common["modules_to_save"] = sorted(outermost)
     if method in ("cdka", "krona"):
@@ -107,6 +115,15 @@ def require_layers(model: nn.Module, layers: Sequence[LayerShape], heads: Collec
             )
 
 
+def freeze_biases(model: PeftModel, layers: Sequence[LayerShape]) -> None:
+    """Where layers themselves are trained, keep their biases: adapters do not change them either."""
+    base = model.get_base_model()
+    for layer in layers:
+        for name, parameter in base.get_submodule(layer.name).named_parameters():
+            if name.endswith("bias"):
+                parameter.requires_grad_(False)  # torch's own name for it is positional
+
+
 def require_planned(model: nn.Module, method: str, params: dict[str, Any], layers: Sequence[LayerShape]) -> None:
     """Check that an adapter has as many parameters as were planned.
 
@@ -122,8 +139,7 @@ def require_planned(model: nn.Module, method: str, params: dict[str, Any], layer
         )
     else:
         planned = cdka.count_method_parameters(method, shapes, params)
-    real = sum(
-        p.numel() for name, p in model.named_parameters() if p.requires_grad and any(f in name for f in _FACTORS)
-    )
+    factors = _FACTORS if method != "full" else tuple(f".{layer.name}.modules_to_save." for layer in layers)
+    real = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and any(f in name for f in factors))
     if real != planned:
         raise Rejected(f"the adapter has {real} parameters; the study planned {planned}")

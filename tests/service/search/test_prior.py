@@ -18,7 +18,7 @@ from tests.service.helpers import post, study_of
 
 def rated(best: int, **search: Any) -> Problem:
     """A problem in which one pair is rated far above all others."""
-    made = problem(sampler="mfgp", **search)
+    made = problem(sampler="mfgp", **{"prior": "predictors", **search})
     count = len(made.plan.structures)
     ratings = tuple(1.0 if k == best else 0.01 for k in range(count))
     return replace(made, plan=made.plan.model_copy(update={"prior": ratings}))
@@ -82,7 +82,7 @@ def test_a_study_keeps_the_ratings_of_its_predictors(api: Api) -> None:
     none = post(api, "/studies", json=make_study(compare={"predictors": [], "seeds": 0})).json()
     with api.ctx.db.read() as session:
         assert Studies(session).get(none["id"]).plan.prior == ()
-    assert study_of(api, study)["spec"]["search"]["prior"] == "predictors"
+    assert study_of(api, study)["spec"]["search"]["prior"] == "none", "it is for who asks for it"
 
 
 def test_a_prior_that_is_none_of_the_two_is_refused(api: Api) -> None:

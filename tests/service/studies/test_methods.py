@@ -11,7 +11,7 @@ from transformers import GPT2Config
 
 import cdka
 from tests.conftest import Api, make_study
-from tests.service.helpers import trials_of
+from tests.service.helpers import login, trials_of
 
 METHODS = ["cdka", "lora", "rslora", "dora", "lokr", "krona", "miss"]
 
@@ -173,7 +173,7 @@ def test_all_further_baselines_are_confirmed_at_the_budget(api: Api) -> None:
     [
         ({"choices": ["cdka", "adalora"]}, "#/search_space/method/choices/1", "'lora'"),
         ({"choices": []}, "#/search_space/method/choices", "at least 1"),
-        ("full", "#/search_space/method", "'cdka'"),
+        ("adapter", "#/search_space/method", "'cdka'"),
         (7, "#/search_space/method", "'cdka'"),
     ],
 )
@@ -193,3 +193,55 @@ def test_a_method_that_the_budget_does_not_admit_is_refused_with_its_cost(api: A
     (fault,) = response.json()["errors"]
     assert fault["pointer"] == "#/search_space/method/choices/1"
     assert "dora needs at least" in fault["detail"]
+
+
+def test_full_fine_tuning_is_compared_where_it_is_asked_for_at_rates_of_its_own(api: Api) -> None:
+    compare = {"seeds": 2, "tuning_trials": 2, "baselines": ["lora", "full"], "predictors": []}
+    study = api.create(search={"trials": 2}, compare=compare)
+    api.run_all(lambda t: 0.5)
+    rows = {c["name"]: c for c in api.call("GET", f"/studies/{study['id']}/comparison").json()["candidates"]}
+    full = rows["full"]
+    assert full["title"] == "full fine-tuning of the adapted layers"
+    assert full["parameters"] == sum(s["d_in"] * s["d_out"] for s in layers_of(api))
+    assert any("over the budget" in flag for flag in full["flags"])
+    assert set(full["params"]) == {"learning_rate"}
+    tuned = trials_of(api, study, phase="tuning", limit=100)
+    rates = {m: sorted(t["params"]["learning_rate"] for t in tuned if t["candidate"] == m) for m in ("lora", "full")}
+    assert rates["full"] == pytest.approx([rate / 10 for rate in rates["lora"]])
+
+
+def test_full_fine_tuning_is_a_method_of_the_search(api: Api, tmp_path: Path) -> None:
+    study = searched(
+        api,
+        {"choices": ["cdka", "full"]},
+        search={"sampler": "random", "trials": 8},
+        space={"dropout": {"low": 0, "high": 0.2}},
+        compare={"seeds": 2, "learning_rate": "shared", "baselines": ["lora"], "predictors": ["guideline"]},
+    )
+    api.run_all(lambda t: 0.5 + 0.1 * (t["method"] == "full"))
+    done = trials_of(api, study, phase="search", limit=100)
+    assert {t["method"] for t in done} == {"cdka", "full"}
+    assert all(set(t["params"]) == {"method", "learning_rate"} for t in done if t["method"] == "full")
+    found = api.call("GET", f"/studies/{study['id']}/comparison").json()
+    assert found["candidates"][0]["method"] == "full"
+    assert found["candidates"][0]["title"].endswith("full fine-tuning of the adapted layers)")
+    assert api.call("GET", f"/studies/{study['id']}/report", params={"format": "html"}).status_code == 200
+    assert api.call("GET", f"/studies/{study['id']}/export", params={"format": "optuna"}).status_code == 200
+    login(api)
+    assert "Train these layers of the model itself" in api.http.get(f"/studies/{study['id']}").text
+
+
+def test_full_fine_tuning_of_a_quantised_base_is_refused(api: Api) -> None:
+    body = make_study(
+        training={"quantization": "4bit", "precision": "bf16"},
+        resources={"gpus": 1},
+        compare={"seeds": 1, "learning_rate": "shared", "baselines": ["full"]},
+    )
+    faults = {f["pointer"]: f["detail"] for f in api.call("POST", "/studies", json=body).json()["errors"]}
+    assert "cannot be trained" in faults["#/compare/baselines/0"]
+
+
+def test_the_memory_of_full_fine_tuning_is_counted(api: Api) -> None:
+    with_full = api.create(compare={"seeds": 1, "learning_rate": "shared", "baselines": ["full"]})
+    layers = sum(s["d_in"] * s["d_out"] for s in layers_of(api))
+    assert with_full["memory"]["training"] >= 16 * layers

@@ -147,15 +147,15 @@ def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner
 
 def test_every_method_trains_on_one_warm_model(api: Api, runner: Runner) -> None:
     """The same trial before and after the others gives the same weights: no method leaves a trace in the base model."""
-    methods = ["cdka", "lora", "rslora", "dora", "miss", "lokr", "krona"]
+    methods = ["cdka", "lora", "rslora", "dora", "miss", "lokr", "krona", "full"]
     one = {"r1": 2, "r2": 4, "r": 4, "alpha": 16, "learning_rate": 0.001}
     study = api.create(
-        search={"trials": 9, "replicates": 2, "sampler": "grid"},
+        search={"trials": 10, "replicates": 2, "sampler": "grid"},
         search_space={**one, "method": {"choices": methods}, "dropout": 0.1},
         budget={"min_fill": 0},
         training={"epochs": 1},
     )
-    for count in (8, 1):
+    for count in (9, 1):
         params = {**one, "dropout": 0.1}
         assert api.call("POST", f"/studies/{study['id']}/trials", json={"params": params}).status_code == 201
         for _ in range(count):
@@ -166,7 +166,7 @@ def test_every_method_trains_on_one_warm_model(api: Api, runner: Runner) -> None
     kinds = {
         t["method"]: json.loads((Path(t["artifact"]) / "adapter_config.json").read_text())["peft_type"] for t in done
     }
-    expected = {"dora": "LORA", "rslora": "LORA", "krona": "CDKA"}
+    expected = {"dora": "LORA", "rslora": "LORA", "full": "LORA", "krona": "CDKA"}
     assert kinds == {m: expected.get(m, m.upper()) for m in methods}
     same = [_weights(t["artifact"]) for t in done if t["method"] == "cdka" and t["seed"] == done[0]["seed"]]
     assert len(same) >= 2
