@@ -12,6 +12,9 @@ down_revision = '0006'
 branch_labels = None
 depends_on = None
 
+_studies = sa.table('studies', sa.column('id', sa.String), sa.column('spec', sa.JSON))
+_KEYS = (('search', 'prior'), ('search', 'repeats'), ('adapter', 'groups'), ('search_space', 'target_modules'))
+
 
 def upgrade() -> None:
     with op.batch_alter_table('studies') as batch:
@@ -23,6 +26,17 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # The release before reads no key that it does not know.
+    connection = op.get_bind()
+    for study_id, spec in connection.execute(sa.select(_studies.c.id, _studies.c.spec)).all():
+        changed = {name: dict(spec.get(name) or {}) for name in ('search', 'adapter', 'search_space')}
+        for section, key in _KEYS:
+            changed[section].pop(key, None)
+        for entry in changed['search'].get('start') or []:
+            if isinstance(entry, dict):
+                entry.pop('groups', None)
+                entry.pop('target_modules', None)
+        connection.execute(sa.update(_studies).where(_studies.c.id == study_id).values(spec={**spec, **changed}))
     op.drop_index(op.f('ix_studies_group_id'), 'studies')
     with op.batch_alter_table('leases') as batch:
         batch.drop_column('total_steps')

@@ -15,7 +15,7 @@ from ..domain.group_spec import Member, expand
 from ..domain.records import Principal
 from ..domain.shape import GIB
 from ..errors import Fault, InvalidStudy, NotFound, ServiceError
-from ..schemas.study_file import LARGEST_BYTES, StudyFile, as_yaml
+from ..schemas.study_file import LONGEST_TEXT, StudyFile, as_yaml
 from ..studies import groups, studies
 from ..studies.plans import Planned, plan_study
 from ..studies.workload import workload_of
@@ -71,7 +71,7 @@ def _page(request: Request, principal: Principal, text: str, checked: Checked, s
     return templates.TemplateResponse(request, "new.html", shown, status_code=status)
 
 
-Text = Annotated[str, Form(max_length=LARGEST_BYTES)]
+Text = Annotated[str, Form(max_length=4 * LONGEST_TEXT)]
 
 
 @router.post("/new/check")
@@ -131,7 +131,7 @@ def _told(planned: list[Planned], count: int) -> Checked:
     facts: list[tuple[str, str]] = []
     if count > 1:
         facts.append(("Studies", f"{count}; what follows is the first one's"))
-    structures = len(plan.structures)
+    structures = 0 if plan.groups else len(plan.pairs)
     searched = f"{structures} structures" if structures else f"groups {', '.join(plan.groups)}"
     facts += [
         ("Budget", f"{plan.max_parameters:,} parameters on {len(plan.shapes)} layers"),

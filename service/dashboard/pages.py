@@ -26,6 +26,7 @@ from ..leases import hosts
 from ..results import reading
 from ..results.comparison import compare
 from ..results.group_reports import WORDS
+from ..results.groups import GUIDELINE
 from ..schemas.studies import StudyOut
 from ..studies import studies, trials
 from ..tenancy import teams, tokens
@@ -165,7 +166,7 @@ def headlines(
 def headline(comparison: Comparison) -> tuple[str, str]:
     """Best value so far, and in a word how it stands against the guideline."""
     best = comparison.best_trial
-    asked = next((c for c in comparison.candidates if c.name == comparison.primary), None)
+    asked = next((c for c in comparison.candidates if c.name == GUIDELINE), None)
     kind = asked.verdict.kind if asked is not None and asked.verdict is not None else None
     return "" if best is None else f"{best['mean']:.4f}", WORDS.get(kind, "") if kind is not None else ""
 
@@ -255,11 +256,15 @@ def change(
     require_same_origin(request)
     principal = require_member(request, ctx, "change a study")
     numbers = {"trials": trials_wanted, "concurrency": concurrency, "priority": priority, "seeds": seeds}
-    try:
-        given: dict[str, Any] = {key: int(text) for key, text in numbers.items() if text.strip()}
-    except ValueError:
-        wrong = next(key for key, text in numbers.items() if text.strip() and not text.strip().lstrip("-").isdigit())
-        return _study(request, ctx, principal, study_id, f"{wrong} must be a whole number; nothing was changed", 422)
+    given: dict[str, Any] = {}
+    for key, text in numbers.items():
+        if not text.strip():
+            continue
+        try:
+            given[key] = int(text)
+        except ValueError:
+            said = f"{key} must be a whole number; nothing was changed"
+            return _study(request, ctx, principal, study_id, said, 422)
     if name.strip():
         given["name"] = name.strip()
     try:

@@ -109,7 +109,8 @@ def _pace(ctx: Context, study: Study) -> float | None:
 
 
 def _map(ctx: Context, study: Study) -> StructureMap | None:
-    if "cdka" not in study.spec.search_space.methods():
+    # Groups have a pair each, so one map would say little.
+    if "cdka" not in study.spec.search_space.methods() or study.plan.groups:
         return None
     with ctx.db.read() as session:
         predictions = Studies(session).predictions(study.id)

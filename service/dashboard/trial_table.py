@@ -10,6 +10,7 @@ from ..context.context import Context
 from ..db.trials import Trials
 from ..domain.records import Study, Trial, TrialCounts
 from ..domain.states import TrialPhase, TrialState
+from ..domain.structure import pairs_in
 from ..domain.study_spec import Direction
 from ..results.comparison import searched
 
@@ -124,8 +125,7 @@ def trial_table(ctx: Context, study: Study, counts: TrialCounts, query: Query) -
         for t in searched(ctx, study.id)
         if query.phase in (None, TrialPhase.SEARCH)
         and query.state in (None, t.state)
-        and query.r1 in (None, t.params.get("r1"))
-        and query.r2 in (None, t.params.get("r2"))
+        and any(query.r1 in (None, r1) and query.r2 in (None, r2) for r1, r2 in pairs_in(t.params))
     ]
     if query.sort == "best":
         fitting = [t for t in fitting if metric in t.metrics]

@@ -36,6 +36,7 @@ class Grouping(BaseModel):
     axis: Axis
     label: str
     position: int
+    of: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from .search_space import OPTIONAL, SearchSpace
 from .study_spec import AdapterSpec, SearchSpec
 from .training_spec import TrainingSpec
 
+# Keys that studies of earlier releases do not have.
+_LATER = {"groups"}
+
 
 def space_faults(
     space: SearchSpace, training: TrainingSpec | None, adapter: AdapterSpec | None, search: SearchSpec | None
@@ -21,7 +24,7 @@ def space_faults(
         if section is None:
             continue
         # A study that was read from the server has every key, with its default; it can be posted again.
-        every = section.model_fields_set == set(type(section).model_fields)
+        every = set(type(section).model_fields) - section.model_fields_set <= _LATER
         if every and getattr(section, name) == type(section).model_fields[name].default:
             continue
         if getattr(space, name) is not None and name in section.model_fields_set:

@@ -42,6 +42,11 @@ def sizes_told(method: str, params: Mapping[str, Any]) -> str:
     return told(params)
 
 
+def pairs_in(params: Mapping[str, Any]) -> set[tuple[int | None, int | None]]:
+    """Each (r1, r2) in the parameters; of a method without sizes, ``(None, None)``."""
+    return {(r1, r2) for r1, r2, _ in by_group(params).values()} or {(params.get("r1"), params.get("r2"))}
+
+
 def told(params: Mapping[str, Any]) -> str:
     """The structure as it is shown: ``2, 8, 4``, or ``attention 2, 8, 4; mlp 4, 4, 6``."""
     if groups := by_group(params):

@@ -105,7 +105,8 @@ def _is_clear(effect: Effect) -> bool:
 
 def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
     sizes = [f"{g}.{name}" for name in SIZES for g in study.plan.groups] or list(SIZES)
-    if study.spec.search_space.r == "fill":
+    # Where groups share a budget, or target modules differ, r says more than r1 and r2 do.
+    if study.spec.search_space.r == "fill" and not study.plan.groups and not study.plan.targets:
         sizes = [name for name in sizes if _size(name) != "r"]
     names = [n for n in (*sizes, "alpha", "learning_rate") if len({t.params[n] for t in done}) > 1]
     if not names:
@@ -119,6 +120,8 @@ def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
         columns.append(values - values.mean())
         if name == "learning_rate" and len(set(values)) > 2:
             columns.append((values - values.mean()) ** 2)
+    chosen = sorted({str(t.params.get("target_modules")) for t in done})
+    columns += [np.array([float(str(t.params.get("target_modules")) == name) for t in done]) for name in chosen[1:]]
     design = np.column_stack(columns)
     few = "Nothing can be said about {} from {} completed trials."
     if len(done) < design.shape[1] + _FEWEST_SPARE or np.linalg.matrix_rank(design) < design.shape[1]:

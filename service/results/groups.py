@@ -14,9 +14,11 @@ from ..domain.states import TrialPhase, VerdictKind
 from ..domain.statistics import Estimate, estimate
 from ..domain.verdicts import judge, margin_of
 from ..errors import Conflict
-from ..studies.differences import adjusted, primary, regret
+from ..studies.differences import adjusted, regret
 from .comparison import compare, confidence_of
 from .sentences import Told
+
+GUIDELINE = "guideline"
 
 
 def get_group(ctx: Context, group_id: str, team_id: str | None) -> Group:
@@ -27,7 +29,8 @@ def get_group(ctx: Context, group_id: str, team_id: str | None) -> Group:
     """
     with ctx.db.read() as session:
         studies = Studies(session).of_group(group_id, team_id)
-    points = [_point(ctx, study, len(studies)) for study in studies]
+    # As many as were created: that one is deleted makes the others' intervals no narrower.
+    points = [_point(ctx, s, s.group.of if s.group is not None else len(studies)) for s in studies]
     place = studies[0].group
     assert place is not None, "it has a group"
     reason = incomparable(studies)
@@ -51,7 +54,7 @@ def get_group(ctx: Context, group_id: str, team_id: str | None) -> Group:
 def _point(ctx: Context, study: Study, count: int) -> Point:
     comparison = compare(ctx, study.id, None)
     label = study.group.label if study.group is not None else study.name
-    asked = next((c for c in study.candidates if c.name == primary(study)), None)
+    asked = next((c for c in study.candidates if c.name == GUIDELINE), None)
     if asked is None:
         return Point(study, label, comparison, None, None)
     with ctx.db.read() as session:
@@ -129,6 +132,8 @@ def require_comparable(ctx: Context, study_ids: Sequence[str], team_id: str | No
 
 def _sentences(place: Grouping, points: Sequence[Point], gain: Estimate | None, reason: str | None) -> list[str]:
     told = Told.of(points[0].study)
+    if not all(GUIDELINE in p.study.spec.compare.predictors and p.study.spec.compare.first_seeds for p in points):
+        return ["Nothing is said about searching: not every study confirms the guideline (compare.predictors, seeds)."]
     open_ = [p for p in points if p.kind in (None, VerdictKind.TOO_FEW_SEEDS)]
     judged = [p for p in points if p not in open_]
     found = []
@@ -136,8 +141,7 @@ def _sentences(place: Grouping, points: Sequence[Point], gain: Estimate | None, 
         found += _of_repeats(told, gain, len(points))
     elif judged:
         found += _of_budgets(told, judged) if place.axis is Axis.BUDGETS else _of_kinds(told, judged)
-        if len(points) > 1:
-            found.append(f"The intervals hold for all {len(points)} studies together (Bonferroni).")
+        found.append(f"The intervals hold for all {place.of} studies together (Bonferroni).")
     if open_:
         found.append(f"{len(open_)} of {len(points)} studies have no verdict yet: {', '.join(p.label for p in open_)}.")
     if reason is not None:

@@ -34,7 +34,8 @@ def importances_of(study: Study, done: Sequence[Observation]) -> dict[str, float
         if isinstance(found, FloatRange):
             seen = [float(t.params[name]) for t in done]
             low, high = min(found.low, *seen), max(found.high, *seen)
-            asked[name] = FloatDistribution(low, high, log=found.log)
+            # Somebody may have enqueued a 0.
+            asked[name] = FloatDistribution(low, high, log=found.log and low > 0)
         else:
             asked[name] = CategoricalDistribution(sorted(values, key=str))
     if not asked:

@@ -11,7 +11,7 @@ from ..db.studies import Studies
 from ..domain.comparison import PredictorResult
 from ..domain.metrics import IN_POINTS
 from ..domain.states import VerdictKind
-from ..domain.statistics import CONFIDENCE, FEWEST_SEEDS
+from ..domain.statistics import CONFIDENCE, FEWEST_SEEDS, Estimate
 from .comparison import compare
 
 # Older studies are left out, so that the record is made in seconds.
@@ -93,11 +93,7 @@ def pooled(results: Sequence[PredictorResult]) -> Pooled | None:
     (Cochrane Handbook, chapter 10). ``None`` without studies that have an interval.
     """
     apart = [r for r in results if r.verdict_kind is not VerdictKind.SAME]
-    usable = [
-        (r.regret.mean, _variance(r.regret.low, r.regret.high, r.regret.seeds, r.regret.confidence))
-        for r in apart
-        if r.regret is not None and r.regret.low is not None and r.regret.high is not None
-    ]
+    usable = [(r.regret.mean, _variance(r.regret)) for r in apart if r.regret is not None and r.regret.low is not None]
     # Where the search found nothing better, nothing was measured; its regret is 0 with the usual error.
     usual = median([variance for _, variance in usable]) if usable else 0.0
     usable += [(0.0, usual)] * (len(results) - len(apart))
@@ -117,8 +113,14 @@ def pooled(results: Sequence[PredictorResult]) -> Pooled | None:
     return Pooled(len(usable), float(found.mean_effect_re), float(low), float(high), float(max(0.0, found.tau2)) ** 0.5)
 
 
-def _variance(low: float, high: float, seeds: int, confidence: float) -> float:
-    """The squared standard error behind an interval of Student's t."""
+def _variance(regret: Estimate) -> float:
+    """The squared standard error behind an interval: that of the seeds, and that of the test examples."""
     from scipy import stats
 
-    return float(((high - low) / 2 / stats.t.ppf(0.5 + confidence / 2, seeds - 1)) ** 2)
+    assert regret.low is not None, "asked of intervals only"
+    assert regret.high is not None, "asked of intervals only"
+    seeds = (regret.spread or 0.0) ** 2 / regret.seeds
+    quantile = float(stats.t.ppf(0.5 + regret.confidence / 2, regret.seeds - 1))
+    normal = float(stats.norm.ppf(0.5 + regret.confidence / 2))
+    examples = max(0.0, ((regret.high - regret.low) / 2) ** 2 - quantile**2 * seeds) / normal**2
+    return seeds + examples

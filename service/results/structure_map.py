@@ -113,7 +113,9 @@ def _adjusted(done: Sequence[Observation], metric: str) -> tuple[list[float], bo
     alpha = np.log2([t.params["alpha"] for t in done])
     pairs = sorted({(t.params["r1"], t.params["r2"]) for t in done})
     groups = np.array([[(t.params["r1"], t.params["r2"]) == p for p in pairs] for t in done], dtype=float)
-    training = np.column_stack([rate - rate.mean(), (rate - rate.mean()) ** 2, alpha - alpha.mean()])
+    modules = [str(t.params.get("target_modules")) for t in done]
+    others = [np.array([float(m == name) for m in modules]) for name in sorted(set(modules))[1:]]
+    training = np.column_stack([rate - rate.mean(), (rate - rate.mean()) ** 2, alpha - alpha.mean(), *others])
     training = training[:, np.ptp(training, axis=0) > 0]
     if len(done) < len(pairs) + training.shape[1] + 3:
         return values.tolist(), False

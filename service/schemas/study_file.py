@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.tokens import AliasToken, AnchorToken
 
 from ..domain.faults import schema_faults
 from ..domain.group_spec import expand, is_group
@@ -20,6 +21,7 @@ from ..domain.study_spec import StudySpec
 from ..errors import Fault, InvalidStudy
 
 LARGEST_BYTES = 1_000_000
+LONGEST_TEXT = 40_000
 
 
 class _Constructor(SafeConstructor):
@@ -37,7 +39,7 @@ def _yaml() -> YAML:
 
 
 class StudyFile:
-    """A study, or a group of them, as written in a file, or as text under a name.
+    """A study, or a group of them, as written in a file, or as text under a name. Text is from others: no aliases.
 
     Raises:
         InvalidStudy: the file cannot be read, is not YAML, or holds no mapping.
@@ -47,6 +49,8 @@ class StudyFile:
         self.path = path
         if text is None:
             text = _read(path)
+        else:
+            _require_plain(text)
         try:
             self._root: Node | None = _yaml().compose(text)
             self.content: dict[str, Any] = _yaml().load(text)
@@ -115,6 +119,23 @@ class StudyFile:
         line = self.line(fault.pointer)
         place = f"{self.path}:{line}" if line is not None else str(self.path)
         return f"{place}: {fault.pointer.removeprefix('#/').replace('/', '.') or 'study'}: {fault.detail}"
+
+
+def _require_plain(text: str) -> None:
+    """Check that a text is no longer than a study may be, and repeats nothing by name: that can grow without bound.
+
+    Raises:
+        InvalidStudy: it is, or does.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise InvalidStudy(f"the text has more than {LONGEST_TEXT:,} characters; a study is a page of text")
+    try:
+        named = [t for t in _yaml().scan(text) if isinstance(t, AliasToken | AnchorToken)]
+    except (YAMLError, RecursionError, ValueError):
+        return  # what is wrong is said with its line
+    if named:
+        line = named[0].start_mark.line + 1
+        raise InvalidStudy(f"anchors (&) and aliases (*) are not taken here, at line {line}; write the value again")
 
 
 def _read(path: Path) -> str:

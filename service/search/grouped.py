@@ -21,7 +21,7 @@ from ..domain.structure import by_group, of_groups
 # Numbers of components that are tried for one group, by the number of groups; of more, every k-th.
 _MOST = {1: 10_000, 2: 1000, 3: 60, 4: 24}
 # Searching for the nearest combination ends after so many.
-_MOST_COMBINATIONS = 60_000
+_MOST_COMBINATIONS = 20_000
 
 Counts = tuple[int, ...]
 
@@ -39,6 +39,9 @@ def allocations(units: Counts, limit: int, least: int, low: int, high: int | Non
         most = (left - low * sum(units[k + 1 :])) // units[k]
         most = most if high is None else min(high, most)
         if most < low:
+            return
+        # What the rest can use at most must reach the least.
+        if high is not None and limit - left + high * sum(units[k:]) < least:
             return
         if k + 1 < len(units):
             step = -(-(most - low + 1) // _MOST[len(units)])
@@ -88,7 +91,8 @@ class Grouped:
 
     def is_empty(self) -> bool:
         """Whether the budget admits no combination."""
-        return not any(self.allocations(indices) for indices in self._combinations())
+        some = itertools.islice(self._combinations(), _MOST_COMBINATIONS)
+        return not any(self.allocations(indices) for indices in some)
 
     def nearest(self, indices: Counts) -> Counts:
         """The admitted combination that is nearest in steps, and of equally near ones the first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from threading import Lock
 
 from cachetools import LRUCache, cached
@@ -11,6 +12,7 @@ from cachetools import LRUCache, cached
 import cdka
 
 from ..domain.plan import MemoryNeed, Plan
+from ..domain.search_space import Pair
 from ..domain.shape import GIB
 from ..domain.study_spec import StudySpec
 from ..domain.training_spec import ResourcesSpec
@@ -102,16 +104,37 @@ def _gib(size: int) -> str:
 
 
 def _estimate(spec: StudySpec, plan: Plan, model: MetaModel) -> MemoryNeed | None:
+    layers = tuple(shape.name for shape in plan.shapes)
+    if not plan.groups:
+        return _of_structure(spec, model, _widest(plan.structures), layers)
+    # One group at a time can have the whole budget; what that adds to the smallest structure on all layers is counted.
+    one = Pair(r1=1, r2=1, r_low=1, r_high=1, unit_parameters=count(plan, "lora", {"r": 1}))
+    plain = _of_structure(spec, model, one, layers)
+    wide, small = [], []
+    for name, pairs in plan.groups.items():
+        mine = tuple(shape.name for shape in plan.shapes if shape.group == name)
+        wide.append(_of_structure(spec, model, _widest(pairs), mine))
+        small.append(_of_structure(spec, model, one, mine))
+    known = [(w, s) for w, s in zip(wide, small, strict=True) if w is not None and s is not None]
+    if plain is None or len(known) < len(wide):
+        return None
+    more = max(w.activations - s.activations for w, s in known)
+    training = max(plain.training, *(w.training for w, _ in known))
+    return plain.model_copy(update={"training": training, "activations": plain.activations + max(0, more)})
+
+
+def _widest(pairs: Sequence[Pair]) -> Pair:
+    """The structure with the most factor columns, which needs the most memory in a step."""
+    return max(pairs, key=lambda pair: (pair.r1 * pair.r2 * pair.r_high, pair.r1))
+
+
+def _of_structure(spec: StudySpec, model: MetaModel, pair: Pair, layers: tuple[str, ...]) -> MemoryNeed | None:
     training = spec.training
-    # The structure with the most factor columns needs the most memory in a step. Of groups, each is counted as if all
-    # layers had its widest.
-    pairs = [pair for mine in plan.groups.values() for pair in mine] or plan.structures
-    widest = max(pairs, key=lambda pair: (pair.r1 * pair.r2 * pair.r_high, pair.r1))
     return _estimated(
         model,
         spec.task.architecture,
-        cdka.Configuration(widest.r1, widest.r2, widest.r_high, widest.unit_parameters * widest.r_high),
-        tuple(shape.name for shape in plan.shapes),
+        cdka.Configuration(pair.r1, pair.r2, pair.r_high, pair.unit_parameters * pair.r_high),
+        layers,
         cdka.TrainingStep(
             batch_size=training.batch_size // spec.resources.shape.processes,
             length=training.max_length,

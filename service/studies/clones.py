@@ -48,17 +48,17 @@ def clone_faults(study: Study, source: Trial, given: Mapping[str, Any], *, warm:
         faults += optional_faults(study.spec, SearchedParameters.model_validate(further), "#/params")
         faults += group_faults(study.plan, given.get(GROUPS), "#/params")
     if not faults and source.method == CDKA:
-        faults += configuration_faults(study.plan, _changed(source, given), "#/params")
-    return faults + (_warm_faults(source, given) if warm else [])
+        faults += configuration_faults(study.plan, _changed(study, source, given), "#/params")
+    return faults + (_warm_faults(study, source, given) if warm else [])
 
 
-def _warm_faults(source: Trial, given: Mapping[str, Any]) -> list[Fault]:
+def _warm_faults(study: Study, source: Trial, given: Mapping[str, Any]) -> list[Fault]:
     """Why a training cannot start from a trial's adapter."""
     if source.artifact is None:
         message = f"trial {source.number} is {source.state} and has left no adapter; leave warm out, or name another"
         return [Fault("#/warm", message)]
     faults = []
-    changed = _changed(source, given)
+    changed = _changed(study, source, given)
     if by_group(changed) != by_group(source.params):
         message = f"the adapter of trial {source.number} has {told(source.params)}; leave groups out to start from it"
         faults.append(Fault("#/params/groups", message))
@@ -77,16 +77,19 @@ def _warm_faults(source: Trial, given: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
-def _changed(source: Trial, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's parameters with the given values."""
+def _changed(study: Study, source: Trial, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's parameters with the given values; on other target modules, with the sizes of its method there."""
     changed = {**source.params, **{name: value for name, value in given.items() if name != GROUPS}}
+    if changed.get(TARGETS) != source.params.get(TARGETS):
+        there = study.plan.at(changed).methods.get(source.method)
+        changed |= {} if there is None else there.sizes
     groups = given.get(GROUPS) or {}
     return changed | of_groups({g: (s["r1"], s["r2"], s["r"]) for g, s in groups.items()})
 
 
 def clone_trial(study: Study, source: Trial, given: Mapping[str, Any], number: int, *, warm: bool) -> NewTrial:
     """The clone, as a search trial."""
-    params = _changed(source, given)
+    params = _changed(study, source, given)
     if study.spec.search_space.method is not None:
         params[METHOD] = source.method
     return NewTrial(

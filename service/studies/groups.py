@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..context.context import Context
+from ..domain.faults import schema_faults
 from ..domain.group_spec import Grouping, expand
 from ..domain.ids import new_id
 from ..domain.records import Principal, Study
+from ..domain.vocabulary import Name
 from ..errors import Fault, InvalidStudy
 from .plans import Planned, plan_study
 from .studies import store
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def create_group(ctx: Context, caller: Principal, body: Any) -> tuple[Grouping, list[tuple[Study, Planned]]]:
@@ -23,6 +29,11 @@ def create_group(ctx: Context, caller: Principal, body: Any) -> tuple[Grouping, 
         QuotaExceeded: the team's quota of open studies does not admit all of them.
     """
     axis, members = expand(body)
+    try:
+        name = _NAME.validate_python(body.get("name"))
+    except ValidationError as error:
+        wrong = [Fault("#/name", fault.detail) for fault in schema_faults(error)]
+        raise InvalidStudy("the group has 1 fault; nothing was stored", wrong) from error
     planned: list[Planned] = []
     faults: list[Fault] = []
     for member in members:
@@ -33,9 +44,10 @@ def create_group(ctx: Context, caller: Principal, body: Any) -> tuple[Grouping, 
     if faults:
         unique = list(dict.fromkeys(faults))
         raise InvalidStudy(f"the group has {len(unique)} fault{'s' * (len(unique) != 1)}; nothing was stored", unique)
-    group_id, name = new_id(ctx.clock()), str(body["name"])
+    group_id = new_id(ctx.clock())
     places = [
-        Grouping(id=group_id, name=name, axis=axis, label=member.label, position=k) for k, member in enumerate(members)
+        Grouping(id=group_id, name=name, axis=axis, label=member.label, position=k, of=len(members))
+        for k, member in enumerate(members)
     ]
     stored = store(ctx, caller, list(zip(planned, places, strict=True)))
     return places[0], list(zip(stored, planned, strict=True))

@@ -138,21 +138,27 @@ def _add_seeds(session: Session, study: Study, confirmed: Sequence[Trial], now: 
     planned, trials = looks(study.spec.compare.seeds), Trials(session)
     reached = len({t.seed for t in confirmed})
     after = [n for n in planned if n > reached]
-    asked = next((c for c in study.candidates if c.name == primary(study)), None)
-    if not after or asked is None or asked.runs_as == study.candidates[0].name:
-        return False
-    scores = trials.scores(study.id)
-    best = [t.metrics[study.spec.objective.metric] for t in finished(study, study.candidates[0], confirmed).values()]
-    difference = regret(study, asked, confirmed, scores, confidence_at(study.spec.compare.seeds, reached))
-    if difference is None or not best:
-        return False  # one of both failed with every seed
-    margin = margin_of(study.spec, sum(best) / len(best))
-    if judge(difference, margin) not in (VerdictKind.UNDECIDED, VerdictKind.TOO_FEW_SEEDS):
+    if not after or not is_open(session, study, confirmed):
         return False
     number = trials.next_number(study.id)
     tuned = _tuned(trials, study)
     trials.add(study.id, confirmation_trials(study, study.candidates, tuned, number, reached, after[0]), now)
     return True
+
+
+def is_open(session: Session, study: Study, confirmed: Sequence[Trial]) -> bool:
+    """Whether the primary question is asked and undecided, at the confidence of the look that was reached."""
+    asked = next((c for c in study.candidates if c.name == primary(study)), None)
+    if asked is None or asked.runs_as == study.candidates[0].name:
+        return False
+    reached = len({t.seed for t in confirmed})
+    scores = Trials(session).scores(study.id)
+    best = [t.metrics[study.spec.objective.metric] for t in finished(study, study.candidates[0], confirmed).values()]
+    difference = regret(study, asked, confirmed, scores, confidence_at(study.spec.compare.seeds, reached))
+    if difference is None or not best:
+        return False  # one of both failed with every seed
+    margin = margin_of(study.spec, sum(best) / len(best))
+    return judge(difference, margin) in (VerdictKind.UNDECIDED, VerdictKind.TOO_FEW_SEEDS)
 
 
 def _tuned(trials: Trials, study: Study) -> dict[str, dict[str, Any]]:

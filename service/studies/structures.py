@@ -240,7 +240,7 @@ class Admission:
 
 
 def admissions(plan: Plan, space: SearchSpace) -> list[Admission]:
-    """Every pair of the space, by r1 and then r2."""
+    """Every pair of the space, by r1 and then r2; where target modules are searched, as the first that admits it."""
     shapes = module_shapes(plan)
     found = []
     for r1 in space.r1_sizes():
@@ -252,7 +252,7 @@ def admissions(plan: Plan, space: SearchSpace) -> list[Admission]:
                 continue
             r = plan.max_parameters // unit
             share = r * unit / plan.max_parameters
-            pair = plan.pair(r1, r2)
+            pair = next((p for p in (one.pair(r1, r2) for one in plan.variants) if p is not None), None)
             if pair is not None:
                 found.append(Admission(r1, r2, pair.r_high, pair.r_high * unit / plan.max_parameters, None))
             elif not r:

@@ -23,7 +23,7 @@ from ..errors import Changed, Conflict, Fault, InvalidRequest
 from ..tenancy.quotas import require_room_for_study
 from .plans import Planned, plan_study
 from .predictions import measurement
-from .progress import advance, search_trials
+from .progress import advance, is_open, search_trials
 from .removal import purge
 from .start import start_trials
 
@@ -210,10 +210,9 @@ def update_study(
         Audit(session).record(caller, now, "study.update", study_id, **given)
         if changes.trials is not None or changes.limits is not None:
             _go_on(session, study, there, now)
-        elif changes.seeds is not None and study.state is StudyState.COMPLETED and study.candidates:
+            study = studies.get(study_id)
+        if changes.seeds is not None and study.state is StudyState.COMPLETED and study.candidates:
             advance(session, studies.set_state(study, StudyState.RUNNING, now), now)
-            if studies.get(study_id).state is StudyState.COMPLETED:
-                raise Conflict("the primary question is decided, or cannot be asked; more seeds would change nothing")
         return _with_counts(session, study_id, None)
 
 
@@ -222,6 +221,7 @@ def _require_more_seeds(session: Session, study: Study, seeds: int) -> None:
 
     Raises:
         InvalidRequest: it has none, or as many already.
+        Conflict: they have nothing to decide.
     """
     if not study.spec.compare.first_seeds:
         fault = Fault("#/seeds", "the study has no confirmation (compare.seeds is 0); clone it with seeds")
@@ -231,6 +231,10 @@ def _require_more_seeds(session: Session, study: Study, seeds: int) -> None:
     if seeds <= there:
         fault = Fault("#/seeds", f"each candidate has {there} seeds already; ask for more than that in all")
         raise InvalidRequest("the study cannot be changed like this", [fault])
+    current = [t for t in confirmed if t.candidate is not None]
+    # At the confidence of the looks that were planned: a decision stays one.
+    if study.state is StudyState.COMPLETED and not is_open(session, study, current):
+        raise Conflict("the primary question is decided, or cannot be asked; more seeds would change nothing")
 
 
 def _go_on(session: Session, study: Study, there: int, now: datetime) -> None:

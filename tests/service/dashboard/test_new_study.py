@@ -170,3 +170,20 @@ def test_the_theme_is_part_of_the_page(api: Api) -> None:
     assert 'data-theme="dark"' in api.http.get("/").text
     api.http.cookies.set("theme", "<x>")
     assert "data-theme" not in api.http.get("/").text
+
+
+def test_text_that_grows_without_bound_is_refused(api: Api) -> None:
+    login(api)
+    bomb = "a: &a [x, x]\n" + "".join(f"b{k}: &b{k} [*a, *a]\n" for k in range(3))
+    assert "aliases" in check(api, bomb)
+    assert "characters" in check(api, "name: " + "x" * 50_000)
+    assert "aliases" not in check(api, "name: 'a & b *c'")
+
+
+@pytest.mark.parametrize("number", ["--5", "²", "1.5", "1e3"])
+def test_what_is_no_whole_number_is_said(api: Api, number: str) -> None:
+    study = api.create()
+    login(api)
+    answer = api.http.post(f"/studies/{study['id']}/change", data={"trials": number})
+    assert answer.status_code == 422
+    assert "whole number" in answer.text

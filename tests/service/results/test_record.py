@@ -35,6 +35,22 @@ def test_the_interval_covers_the_truth(studies: int, spread: float) -> None:
     assert 0.92 <= covered / 500 <= 0.98
 
 
+def test_the_draw_of_test_examples_is_no_variance_among_studies() -> None:
+    order = np.random.default_rng(2)
+    spreads = []
+    for _ in range(40):
+        results = []
+        for _ in range(15):
+            hard = order.normal(0.01, 0.4, 200)
+            scores = [list(hard + order.normal(0, 0.01, 200)) for _ in range(3)]
+            results.append(result(estimate([float(np.mean(s)) for s in scores], scores)))
+        found = pooled(results)
+        assert found is not None
+        assert found.spread is not None
+        spreads.append(found.spread)
+    assert float(np.median(spreads)) < 0.012, "the examples' own error is 0.028"
+
+
 def test_too_few_studies_have_a_mean_alone() -> None:
     assert pooled([]) is None
     assert pooled([result(None)]) is None

@@ -255,3 +255,23 @@ def test_an_extended_study_does_not_mix_two_winners(api: Api) -> None:
     assert found["best_trial"]["value"] == 0.99
     assert found["selection"] is None
     report(api, study)
+
+
+def test_a_value_outside_of_a_logarithmic_range_breaks_no_report(api: Api) -> None:
+    study = api.create(
+        search={"trials": 22, "sampler": "random"},
+        search_space={"dropout": {"low": 0.01, "high": 0.3, "log": True}},
+    )
+    params = {"r1": 1, "r2": 4, "r": 2, "alpha": 8, "learning_rate": 0.001, "dropout": 0}
+    assert api.call("POST", f"/studies/{study['id']}/trials", json={"params": params}).status_code == 201
+    api.run_all(lambda t: 0.5 + t["number"] / 100)
+    for form in FORMATS:
+        assert report(api, study, form)
+
+
+def test_a_study_of_an_earlier_release_is_posted_again(api: Api) -> None:
+    """It has every key of its release, with its default, beside what it searches."""
+    study = api.create(search_space={"dropout": {"low": 0, "high": 0.3}})
+    body = api.call("GET", f"/studies/{study['id']}").json()["spec"]
+    del body["adapter"]["groups"]
+    assert api.call("POST", "/studies", json=body).status_code == 201

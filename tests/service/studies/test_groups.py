@@ -271,3 +271,29 @@ def test_a_combination_over_the_budget_becomes_the_nearest_within() -> None:
     params = space.params({"structure.a": 1, "structure.b": 1, "share.a": 0.5})
     assert (params["a.r2"], params["b.r2"]) in {(1, 2), (2, 1)}
     assert space.parameters(params) <= 100
+
+
+def test_a_small_group_does_not_make_the_memory_of_all_layers_large(api: Api) -> None:
+    """Only one group at a time can have the whole budget."""
+    groups = {"pooler": ["pooler.dense"], "rest": ["query", "key", "value", "attention.output.dense"]}
+    plain = post(api, "/studies", json=make_study(budget={"min_fill": 0})).json()
+    apart = grouped(api, groups, budget={"min_fill": 0})
+    assert apart["memory"]["activations"] < 3 * plain["memory"]["activations"]
+
+
+def test_a_budget_that_no_counts_can_fill_is_refused_at_once() -> None:
+    units = (3, 4, 5, 6)
+    assert allocations(units, 1_000_000, 900_000, 1, 24) == ()
+    space = made(1_000_000, {name: [3, 4, 5] for name in "abcd"})
+    space._high = 24
+    assert space.is_empty()
+
+
+def test_a_trial_is_found_by_the_pair_of_any_group(api: Api) -> None:
+    study = grouped(api, search={"trials": 4, "sampler": "random"})
+    api.run_all(lambda t: 0.5)
+    params = trials_of(api, study)[0]["params"]
+    login(api)
+    query = {"r1": params["mlp.r1"], "r2": params["mlp.r2"]}
+    assert "No trial fits" not in api.http.get(f"/studies/{study['id']}", params=query).text
+    assert "No trial fits" in api.http.get(f"/studies/{study['id']}", params={"r1": 63, "r2": 63}).text

@@ -22,7 +22,7 @@ COMPARE = {"seeds": 3, "learning_rate": "shared", "baselines": ["lora"], "predic
 
 
 def body_of(**changes: Any) -> dict[str, Any]:
-    body = make_study(search={"trials": 3, "sampler": "random"}, compare=COMPARE, **changes)
+    body = make_study(**{"search": {"trials": 3, "sampler": "random"}, "compare": COMPARE, **changes})
     section = next((s for s in ("budget", "model", "task") if f"{s}s" in body), None)
     if section is not None:
         del body[section]
@@ -174,6 +174,37 @@ def test_one_study_does_not_take_repeats(api: Api) -> None:
     assert "/groups" in fault["detail"]
 
 
+@pytest.mark.parametrize("name", ["a" * 201, "a" * 140 + "\ud800", "", 7, None])
+def test_a_groups_whole_name_is_checked(api: Api, name: Any) -> None:
+    body = {**body_of(budgets=BUDGETS), "name": name}
+    content = json.dumps(body)
+    headers = {"Content-Type": "application/json"}
+    response = api.call("POST", "/groups", content=content, headers=headers)
+    assert response.status_code == 422, response.text
+    assert api.call("GET", "/studies").json()["items"] == []
+
+
+def test_without_the_guideline_nothing_is_said_of_it(api: Api) -> None:
+    made = grouped(api, budgets=BUDGETS, compare={**COMPARE, "predictors": ["alignment"]})
+    run_all(api, by_budget(0.02))
+    found = api.call("GET", f"/groups/{made['id']}").json()
+    assert found["pays_from"] is None
+    assert found["sentences"] == [
+        "Nothing is said about searching: not every study confirms the guideline (compare.predictors, seeds)."
+    ]
+    login(api)
+    ids = [s["id"] for s in made["studies"]]
+    assert {verdict for _, verdict in api.http.get("/headlines", params={"study": ids}).json().values()} == {""}
+
+
+def test_deleting_a_study_narrows_no_interval(api: Api) -> None:
+    made = grouped(api, budgets=BUDGETS)
+    run_all(api, by_budget(0.02))
+    assert api.call("DELETE", f"/studies/{made['studies'][0]['id']}").status_code == 204
+    found = api.call("GET", f"/groups/{made['id']}").json()
+    assert [s["gain"]["confidence"] for s in found["studies"]] == pytest.approx([1 - 0.05 / 3] * 2)
+
+
 def test_a_group_that_is_gone_is_not_found(api: Api) -> None:
     made = grouped(api, budgets=BUDGETS)
     for study in made["studies"]:
@@ -277,9 +308,36 @@ def test_more_seeds_settle_an_open_question(api: Api) -> None:
     best = next(c for c in after["candidates"] if c["name"] == "best")
     assert 3 < best["finished"] <= 12
     assert after["predictors"][0]["verdict_kind"] == "better"
+    # Decided at the confidence of its own looks; one with wider intervals must not ask again.
     decided = api.call("PATCH", f"/studies/{study['id']}", json={"seeds": 30})
     assert decided.status_code == 409
     assert study_of(api, study)["state"] == "completed"
+
+
+def test_what_five_seeds_decided_is_not_asked_again(api: Api) -> None:
+    study = api.create(search={"trials": 2, "sampler": "random"}, compare={**COMPARE, "seeds": 4})
+    run_all(api, lambda t: 0.5 + (t["candidate"] == "best") * (0.02 + t["seed"] % 3 / 100))
+    before = api.call("GET", f"/studies/{study['id']}/comparison").json()
+    assert before["predictors"][0]["verdict_kind"] == "better"
+    for body in ({"seeds": 12}, {"seeds": 12, "limits": {"hours": 5}}):
+        assert api.call("PATCH", f"/studies/{study['id']}", json=body).status_code == 409
+    assert study_of(api, study)["state"] == "completed"
+
+
+def test_seeds_and_limits_are_changed_together(api: Api) -> None:
+    study = api.create(search={"trials": 2, "sampler": "random"}, compare=COMPARE)
+    order: dict[int, int] = {}
+
+    def value(trial: dict[str, Any]) -> float:
+        best = trial["candidate"] == "best"
+        order.setdefault(trial["seed"], len(order))
+        return 0.5 + 0.02 * best + 0.03 * best * (order[trial["seed"]] % 3 == 0)
+
+    run_all(api, value)
+    changed = api.call("PATCH", f"/studies/{study['id']}", json={"seeds": 9, "limits": {"hours": 5}})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["state"] == "running"
+    assert changed.json()["confirmation"]["queued"] > 0
 
 
 def test_a_study_without_confirmation_takes_no_seeds(api: Api) -> None:

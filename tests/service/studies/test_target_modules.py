@@ -9,6 +9,8 @@ import optuna
 import pytest
 
 import cdka
+from service.db.studies import Studies
+from service.studies.structures import admissions
 from tests.conftest import Api, make_study
 from tests.service.helpers import post, study_of, trials_of
 
@@ -201,3 +203,31 @@ def test_a_study_as_the_server_shows_it_can_be_posted_again(api: Api) -> None:
     again = post(api, "/studies", json=spec)
     assert again.status_code == 201, again.text
     assert again.json()["spec"] == spec
+
+
+@pytest.mark.parametrize("method", ["lora", "krona"])
+def test_a_clone_on_other_modules_has_its_methods_sizes_there(api: Api, method: str) -> None:
+    study = searched(api, search={"trials": 30, "sampler": "random"}, space={"method": {"choices": ["cdka", method]}})
+    limit = study["budget"]["max_parameters"]
+    source = None
+    while source is None:
+        lease = api.lease("runner")
+        assert lease is not None
+        api.finish(lease)
+        params = lease["trial"]["params"]
+        if lease["trial"]["method"] == method and params["target_modules"] == "attention":
+            source = lease["trial"]
+    for name in CHOICES:
+        body = {"from": source["id"], "params": {"target_modules": name}}
+        made = post(api, f"/studies/{study['id']}/trials", json=body)
+        assert made.status_code == 201, made.text
+        assert limit / 2 <= made.json()["parameters"] <= limit
+
+
+def test_a_pair_that_one_choice_admits_is_not_hatched(api: Api) -> None:
+    study = searched(api, {"all": "all-linear", "few": ["query"]}, budget={"min_fill": 0.85})
+    with api.ctx.db.read() as session:
+        stored = Studies(session).get(study["id"])
+    hatched = {(one.r1, one.r2) for one in admissions(stored.plan, stored.spec.search_space) if one.reason}
+    assert hatched.isdisjoint(stored.plan.pairs)
+    assert len(stored.plan.pairs) > len(stored.plan.structures)
