@@ -19,7 +19,7 @@ def result(regret: Estimate | None, kind: VerdictKind = VerdictKind.UNDECIDED) -
     return PredictorResult(**{**dict.fromkeys((*names, "seeds_to_settle")), **given})
 
 
-@pytest.mark.parametrize(("studies", "spread"), [(4, 0.0), (4, 0.02), (10, 0.0), (10, 0.02), (30, 0.01)])
+@pytest.mark.parametrize(("studies", "spread"), [(4, 0.02), (10, 0.0), (30, 0.01)])
 def test_the_interval_covers_the_truth(studies: int, spread: float) -> None:
     """Of 500 teams, with as many studies each, whose true regrets have a mean of one point."""
     order = np.random.default_rng(studies * 1000 + round(spread * 1000))
