@@ -14,7 +14,7 @@ ARGS ?=
 # Where `make audit` asks: pypi or osv.
 SERVICE ?= osv
 
-.PHONY: docs setup demo serve check-tools test test-slow test-slow-system test-slow-others test-peft test-compose lint lock audit bench bench-full clean
+.PHONY: docs screenshots setup demo serve check-tools test test-slow test-slow-system test-slow-others test-peft test-compose lint lock audit bench bench-full clean
 
 # Every file by its hash, but for torch, whose builds differ by index. Bytecode is written when a module is first imported:
 # most never are.
@@ -85,6 +85,10 @@ audit: $(VENV)/.dev
 # The reference pages, from the code.
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+
+# The documentation's pictures of the dashboard, from the demo's study.
+screenshots: $(VENV)/.dev
+	$(BIN)/python docs/screenshots.py
 
 # The whole stack on a Docker engine; installs and starts Debian's where none runs.
 test-compose: $(VENV)/.dev
