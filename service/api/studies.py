@@ -17,7 +17,7 @@ from ..domain.states import StudyState
 from ..domain.study_spec import StudyChanges
 from ..errors import Changed, Fault, Forbidden, InvalidRequest
 from ..paths import resolve_inside
-from ..results import comparison, export, groups, reading
+from ..results import comparison, export, groups, optuna_export, reading
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
     BudgetOut,
@@ -238,7 +238,7 @@ def export_study(
 ) -> Response:
     """Export a study as CSV (trials), JSON (everything), or an SQLite file for ``optuna.load_study``."""
     if form is ExportFormat.OPTUNA:
-        file = export.as_optuna(ctx, study_id, principal.scope)
+        file = optuna_export.as_optuna(ctx, study_id, principal.scope)
         return FileResponse(
             file,
             media_type="application/vnd.sqlite3",

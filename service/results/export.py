@@ -1,26 +1,19 @@
-"""A study as a file: CSV, JSON, or a database that Optuna opens."""
+"""A study as a file: CSV or JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import optuna
 
 from ..context.context import Context
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.records import Study, Trial
-from ..domain.states import TrialPhase, TrialState
-from ..domain.study_spec import Direction
-from ..search.coordinates import distributions
 from .comparison import compare
 
 PAGE = 1000
@@ -29,16 +22,9 @@ COLUMNS = (
     *("failure_kind", "failure_message", "artifact", "created_at", "started_at", "finished_at"),
 )
 
-_STATES = {
-    TrialState.COMPLETED: optuna.trial.TrialState.COMPLETE,
-    TrialState.PRUNED: optuna.trial.TrialState.PRUNED,
-    TrialState.QUEUED: optuna.trial.TrialState.WAITING,
-    TrialState.WAITING: optuna.trial.TrialState.RUNNING,  # held at a rung, it may be continued
-    TrialState.RUNNING: optuna.trial.TrialState.RUNNING,
-}
 
-
-def _trials(ctx: Context, study_id: str) -> Iterator[Trial]:
+def trials_of(ctx: Context, study_id: str) -> Iterator[Trial]:
+    """Every trial by number, a page at a time."""
     after = None
     while True:
         with ctx.db.read() as session:
@@ -49,7 +35,12 @@ def _trials(ctx: Context, study_id: str) -> Iterator[Trial]:
         after = page[-1].number
 
 
-def _study(ctx: Context, study_id: str, team_id: str | None) -> Study:
+def study_of(ctx: Context, study_id: str, team_id: str | None) -> Study:
+    """The study.
+
+    Raises:
+        NotFound: there is none in this team.
+    """
     with ctx.db.read() as session:
         return Studies(session).get(study_id, team_id)
 
@@ -63,9 +54,9 @@ def as_csv(ctx: Context, study_id: str, team_id: str | None) -> Iterator[str]:
     Raises:
         NotFound: there is no such study in this team.
     """
-    _study(ctx, study_id, team_id)
+    study_of(ctx, study_id, team_id)
     names: dict[str, None] = {}
-    for trial in _trials(ctx, study_id):
+    for trial in trials_of(ctx, study_id):
         names.update(dict.fromkeys(_measured(trial)))
     return _csv(ctx, study_id, [*COLUMNS, *sorted(names)])
 
@@ -84,7 +75,7 @@ def _csv(ctx: Context, study_id: str, columns: list[str]) -> Iterator[str]:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, restval="")
     writer.writeheader()
-    for k, trial in enumerate(_trials(ctx, study_id)):
+    for k, trial in enumerate(trials_of(ctx, study_id)):
         row = {**_flat(trial), **_measured(trial)}
         writer.writerow({name: _cell(row.get(name)) for name in columns})
         if k % PAGE == PAGE - 1:
@@ -117,7 +108,7 @@ def as_json(ctx: Context, study_id: str, team_id: str | None) -> Iterator[str]:
     Raises:
         NotFound: there is no such study in this team.
     """
-    study = _study(ctx, study_id, team_id)
+    study = study_of(ctx, study_id, team_id)
     comparison = compare(ctx, study_id, team_id)
     with ctx.db.read() as session:
         predictions = Studies(session).predictions(study_id)
@@ -137,98 +128,10 @@ def _json(ctx: Context, study: Study, comparison: dict[str, Any], predictions: d
         "comparison": comparison,
     }
     yield json.dumps(head, default=str)[:-1] + ', "trials": ['
-    for k, trial in enumerate(_trials(ctx, study.id)):
+    for k, trial in enumerate(trials_of(ctx, study.id)):
         yield (", " if k else "") + json.dumps(asdict(trial), default=_plain)
     yield "]}"
 
 
 def _plain(value: Any) -> str:
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
-
-
-def as_optuna(ctx: Context, study_id: str, team_id: str | None) -> Path:
-    """The search trials as an SQLite file for ``optuna.load_study(study_name=..., storage="sqlite:///FILE")``.
-
-    The study's name in it is the study's id; parameters are those of the search space as users see them.
-    The caller removes the file.
-
-    Raises:
-        NotFound: there is no such study in this team.
-    """
-    study = _study(ctx, study_id, team_id)
-    handle = tempfile.NamedTemporaryFile(prefix="cdka-optuna-", suffix=".db", delete=False)  # noqa: SIM115
-    handle.close()
-    storage = optuna.storages.RDBStorage(f"sqlite:///{handle.name}")
-    objectives = study.spec.all_objectives
-    made = optuna.create_study(
-        storage=storage,
-        study_name=study.id,
-        directions=["maximize" if o.direction is Direction.MAXIMIZE else "minimize" for o in objectives],
-    )
-    made.set_metric_names([o.metric for o in objectives])
-    made.set_user_attr("name", study.name)
-    made.set_user_attr("spec", study.spec.model_dump(mode="json"))
-    space = _visible_space(study)
-    made.add_trials([_as_optuna(study, t, space) for t in _trials(ctx, study_id) if t.phase is TrialPhase.SEARCH])
-    storage.engine.dispose()
-    return Path(handle.name)
-
-
-def _visible_space(study: Study) -> dict[str, optuna.distributions.BaseDistribution]:
-    space = study.spec.search_space
-    choices = study.plan.variants
-    methods = [m.sizes for choice in choices for m in choice.methods.values()]
-    visible: dict[str, optuna.distributions.BaseDistribution] = {}
-    parts = {"": [pair for choice in choices for pair in choice.structures]}
-    if study.plan.groups:
-        # Methods besides CDKA have one structure.
-        parts = {f"{name}.": list(pairs) for name, pairs in study.plan.groups.items()} | ({"": []} if methods else {})
-    for part, pairs in parts.items():
-        most = max([pair.r_high for pair in pairs] + [sizes.get("r", 1) for sizes in methods if not part])
-        visible |= {
-            f"{part}r1": optuna.distributions.CategoricalDistribution(space.r1_sizes()),
-            f"{part}r2": optuna.distributions.CategoricalDistribution(space.r2_sizes()),
-            f"{part}r": optuna.distributions.IntDistribution(1, most),
-        }
-    if space.method is not None:
-        visible["method"] = optuna.distributions.CategoricalDistribution(space.methods())
-        factors = list(dict.fromkeys(sizes["factor"] for sizes in methods if "factor" in sizes))
-        if factors:
-            visible["factor"] = optuna.distributions.CategoricalDistribution(factors)
-    sampled = distributions(study.spec, study.plan)
-    visible |= {name: sampled[name] for name in space.parameters() if name in sampled}
-    return visible
-
-
-def _as_optuna(
-    study: Study, trial: Trial, space: dict[str, optuna.distributions.BaseDistribution]
-) -> optuna.trial.FrozenTrial:
-    several = len(study.spec.all_objectives) > 1
-    found = [trial.metrics.get(o.metric) for o in study.spec.all_objectives]
-    state = _STATES.get(trial.state, optuna.trial.TrialState.FAIL)
-    if state is optuna.trial.TrialState.COMPLETE and any(v is None for v in found):
-        state = optuna.trial.TrialState.FAIL
-    values = [float(v) for v in found if v is not None] if state is optuna.trial.TrialState.COMPLETE else None
-    if state is optuna.trial.TrialState.PRUNED and trial.curve and not several:
-        values = [trial.curve[-1]]
-    params = {
-        name: trial.params[name]
-        for name, distribution in space.items()
-        if name in trial.params and _holds(distribution, trial.params[name])
-    }
-    return optuna.trial.create_trial(
-        state=state,
-        values=values,
-        params=params,
-        distributions={name: space[name] for name in params},
-        intermediate_values=dict(enumerate(trial.curve, start=1)),
-        user_attrs={"trial_id": trial.id, "number": trial.number, "parameters": trial.parameters, **trial.metrics},
-    )
-
-
-def _holds(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
-    """Whether a value lies in the space; an enqueued one may not."""
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except ValueError:
-        return False

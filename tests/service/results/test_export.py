@@ -55,6 +55,39 @@ def test_exports_hold_every_trial(api: Api, tmp_path: Path) -> None:
     loaded._storage._backend.engine.dispose()  # type: ignore[attr-defined]
 
 
+def test_an_optuna_export_is_what_optuna_itself_writes(api: Api, tmp_path: Path) -> None:
+    search = {"trials": 6, "pruner": "asha", "pruner_options": {"promotion": False}, "concurrency": 1}
+    study = api.create(search=search, search_space={"method": {"choices": ["cdka", "lora"]}})
+    for value in (0.9, 0.1, 0.8):
+        lease = api.lease()
+        assert lease is not None
+        stop = api.report(lease, value).json()["directive"] == "stop"
+        api.finish(lease, "pruned" if stop else "completed", value)
+    lease = api.lease()
+    assert lease is not None
+    api.finish(lease, "infeasible", None, failure={"kind": "diverged", "message": "x"})
+    api.lease()
+    file = tmp_path / "study.db"
+    file.write_bytes(exported(api, study, "optuna").content)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+    loaded = optuna.load_study(study_name=study["id"], storage=storage)
+    again = optuna.create_study(storage="sqlite://", direction="maximize")
+    again.add_trials(loaded.trials)
+    assert len(loaded.trials) >= 5
+    for mine, theirs in zip(loaded.trials, again.trials, strict=True):
+        for name in ("number", "state", "params", "distributions", "user_attrs", "intermediate_values"):
+            assert getattr(mine, name) == getattr(theirs, name), name
+        assert mine.values == theirs.values
+    assert loaded.trials[0].datetime_start is not None
+    # It can be searched on.
+    loaded.sampler = optuna.samplers.RandomSampler(seed=0)
+    asked = loaded.ask()
+    assert asked.number == len(again.trials)
+    for used in (storage, again._storage._backend):  # type: ignore[attr-defined]
+        used.remove_session()
+        used.engine.dispose()
+
+
 def test_an_adapter_is_served_as_a_zip_but_not_from_outside_the_store(api: Api, ctx: Context, tmp_path: Path) -> None:
     import io
     import zipfile
