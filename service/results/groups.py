@@ -141,7 +141,8 @@ def _sentences(place: Grouping, points: Sequence[Point], gain: Estimate | None, 
         found += _of_repeats(told, gain, len(points))
     elif judged:
         found += _of_budgets(told, judged) if place.axis is Axis.BUDGETS else _of_kinds(told, judged)
-        found.append(f"The intervals hold for all {place.of} studies together (Bonferroni).")
+        every = "both studies" if place.of == 2 else f"all {place.of} studies"
+        found.append(f"The intervals hold for {every} together (Bonferroni).")
     if open_:
         found.append(f"{len(open_)} of {len(points)} studies have no verdict yet: {', '.join(p.label for p in open_)}.")
     if reason is not None:
