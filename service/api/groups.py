@@ -34,7 +34,7 @@ def create_group(
     created = [
         StudyCreated(
             **dict(StudyOut.of(study, {})),
-            predictions=rankings(predicting.rankings(planned.spec, planned.predictions)),
+            predictions=rankings(predicting.rankings(planned.spec, planned.plan, planned.predictions)),
             layers=list(study.plan.shapes),
         )
         for study, planned in made

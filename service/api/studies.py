@@ -34,6 +34,7 @@ from ..schemas.wire import Page
 from ..studies import predictions as predicting
 from ..studies import studies
 from ..studies.plans import plan_prediction
+from ..studies.structures import rank_groups
 from .dependencies import ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute
 
@@ -93,7 +94,7 @@ def create_study(
     response.headers["ETag"] = etag(study)
     return StudyCreated(
         **dict(StudyOut.of(study, {}, reading.waiting_for(ctx, study, {}))),
-        predictions=rankings(predicting.rankings(planned.spec, planned.predictions)),
+        predictions=rankings(predicting.rankings(planned.spec, planned.plan, planned.predictions)),
         layers=list(study.plan.shapes),
     )
 
@@ -277,7 +278,10 @@ def predictions(
     plan, ranked = ctx.aside(
         plan_prediction, body.model, body.task.kind, body.adapter, body.budget, ctx.settings.data_roots
     )
-    found = [Ranking(name, RankingState.READY, None, ranked[name]) for name in dict.fromkeys(body.predictors)]
+    found = [
+        Ranking(name, RankingState.READY, None, ranked[name], rank_groups(plan, None, name))
+        for name in dict.fromkeys(body.predictors)
+    ]
     budget = BudgetOut(
         max_parameters=plan.max_parameters, base_parameters=plan.base_parameters, adapted_layers=len(plan.shapes)
     )

@@ -143,7 +143,8 @@ def predict(study: StudyPath, as_json: AsJson = False) -> None:
         return
     console.print(f"budget: {found.budget.max_parameters:,} parameters over {found.budget.adapted_layers} layers")
     for ranking in found.predictions:
-        console.print(tables.rankings_table(ranking))
+        for table in tables.rankings_tables(ranking):
+            console.print(table)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

@@ -18,7 +18,7 @@ from ..domain.structure import sizes_told
 from ..errors import Unavailable
 from ..schemas.comparison import CandidateOut, ComparisonOut, EstimateOut
 from ..schemas.groups import GroupOut, RecordOut
-from ..schemas.studies import RankingOut, StrategyOut, StudyOut
+from ..schemas.studies import PredictionOut, RankingOut, StrategyOut, StudyOut
 from ..schemas.trials import TrialOut, TrialProgressOut
 
 ENDED = ("completed", "cancelled", "failed")
@@ -200,16 +200,24 @@ def print_comparison(comparison: ComparisonOut, console: Console) -> None:
         console.print(f"[dim]{note}[/dim]")
 
 
-def rankings_table(ranking: RankingOut) -> Table:
-    """The head of a predictor's ranking."""
+def rankings_tables(ranking: RankingOut) -> list[Table]:
+    """The head of a predictor's ranking, and those of each group of layers."""
     said = f"best pairs of {ranking.ranked} configurations"
     if ranking.state != "ready":
         said = f"{ranking.state}: {ranking.reason}"
-    table = Table(title=f"{ranking.predictor}: {said}")
+    whole = f"{said}, one for all layers" if ranking.groups else said
+    return [
+        _ranking(f"{ranking.predictor}: {whole}", ranking.best),
+        *(_ranking(f"{ranking.predictor}, {group} alone", best) for group, best in ranking.groups.items()),
+    ]
+
+
+def _ranking(title: str, best: Sequence[PredictionOut]) -> Table:
+    table = Table(title=title)
     for name in ("r1, r2, r", "parameters", "score"):
         table.add_column(name, justify="right")
     table.add_column("why")
-    for p in ranking.best:
+    for p in best:
         table.add_row(f"{p.r1}, {p.r2}, {p.r}", f"{p.parameters:,}", f"{p.score:.3f}", p.reason)
     return table
 

@@ -344,17 +344,27 @@ class Studies:
     ) -> None:
         """Record the rankings by predictor, each best first; ``order`` lists all the study's predictors."""
         for predictor, ranking in rankings.items():
-            entries = [asdict(p) for p in ranking]
+            entries = [{k: v for k, v in asdict(p).items() if v is not None} for p in ranking]
             position = order.index(predictor)
             row = PredictionRow(study_id=study_id, predictor=predictor, position=position, ranking=entries)
             self._session.add(row)
 
     def predictions(self, study_id: str) -> dict[str, list[StoredPrediction]]:
-        """The rankings by predictor, best first."""
+        """The rankings of structures of all layers by predictor, best first."""
+        return {name: [p for p in ranking if p.group is None] for name, ranking in self._rankings(study_id)}
+
+    def group_predictions(self, study_id: str) -> dict[str, dict[str, list[StoredPrediction]]]:
+        """The stored rankings of structures of one group of layers, by predictor and group, best first."""
+        found: dict[str, dict[str, list[StoredPrediction]]] = {}
+        for name, ranking in self._rankings(study_id):
+            for p in ranking:
+                if p.group is not None:
+                    found.setdefault(name, {}).setdefault(p.group, []).append(p)
+        return found
+
+    def _rankings(self, study_id: str) -> list[tuple[str, list[StoredPrediction]]]:
         query = select(PredictionRow).where(PredictionRow.study_id == study_id).order_by(PredictionRow.position)
-        return {
-            row.predictor: [StoredPrediction(**entry) for entry in row.ranking] for row in self._session.scalars(query)
-        }
+        return [(r.predictor, [StoredPrediction(**entry) for entry in r.ranking]) for r in self._session.scalars(query)]
 
 
 def _by_study(rows: Iterable[Any]) -> Iterator[tuple[str, Iterator[Any]]]:

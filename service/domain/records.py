@@ -304,6 +304,8 @@ class StoredPrediction:
     parameters: int
     score: float
     reason: str
+    # The group of layers that it is for; none where it is for all.
+    group: str | None = None
 
     @property
     def structure(self) -> tuple[int, int, int]:
@@ -319,3 +321,5 @@ class Ranking:
     state: RankingState
     reason: str | None
     predictions: list[StoredPrediction]
+    # A ranking of each group of layers, where groups have structures of their own.
+    groups: dict[str, list[StoredPrediction]] = field(default_factory=dict)

@@ -123,6 +123,9 @@ class MeasuredIn(Sent):
     r: Annotated[int, Field(strict=True, ge=1)]
     score: Finite
     reason: Annotated[str, Field(max_length=2000), AfterValidator(without_control)]
+    group: Annotated[str | None, Field(max_length=64)] = Field(
+        default=None, description="The group of layers that was measured; null: all of them."
+    )
 
 
 def _measured(resources: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +146,8 @@ class ResultIn(Sent):
         default=None, description="The objective's value on every example of the split, where it is a mean over them."
     )
     predictions: Annotated[list[MeasuredIn], Field(max_length=20_000)] = Field(
-        default=[], description="Of a measurement: every configuration in its params, best first."
+        default=[],
+        description="Of a measurement: every configuration in its params, best first; then those of each group.",
     )
 
 

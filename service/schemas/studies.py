@@ -47,6 +47,11 @@ class RankingOut(Wire):
     reason: str | None = Field(default=None, description="Why the predictor has not spoken.")
     ranked: int = Field(description="How many configurations the predictor ranked.")
     best: list[PredictionOut] = Field(description="The first pairs (r1, r2), each at its best r.")
+    groups: dict[str, list[PredictionOut]] = Field(
+        default={},
+        description="The same of each group of layers within its share of the budget, as one LoRA rank would share "
+        "it, where groups have structures of their own.",
+    )
 
 
 class BudgetOut(Wire):
@@ -151,10 +156,15 @@ def rankings(found: Sequence[Ranking], shown: int = SHOWN_PREDICTIONS) -> list[R
             state=ranking.state,
             reason=ranking.reason,
             ranked=len(ranking.predictions),
-            best=[PredictionOut.model_validate(p) for p in _pairs(ranking.predictions)[:shown]],
+            best=_head(ranking.predictions, shown),
+            groups={name: _head(own, shown) for name, own in ranking.groups.items()},
         )
         for ranking in found
     ]
+
+
+def _head(predictions: Sequence[StoredPrediction], shown: int) -> list[PredictionOut]:
+    return [PredictionOut.model_validate(p) for p in _pairs(predictions)[:shown]]
 
 
 def _pairs(predictions: Sequence[StoredPrediction]) -> list[StoredPrediction]:

@@ -277,13 +277,52 @@ def rank(plan: Plan, space: SearchSpace | None, predictors: Sequence[str]) -> di
     shapes = module_shapes(plan)
     candidates = candidates_for(plan, space)
     return {
-        name: [
-            StoredPrediction(*p.configuration.structure, p.configuration.parameters, p.score, p.reason)
-            for p in cdka.predict(shapes, plan.max_parameters, name, candidates=candidates)
-        ]
+        name: stored(cdka.predict(shapes, plan.max_parameters, name, candidates=candidates))
         for name in predictors
         if name in cdka.FROM_BUDGET
     }
+
+
+def group_budgets(plan: Plan) -> dict[str, int]:
+    """The share of the budget of each group of layers if LoRA of one rank adapted all layers, rounded down."""
+    units = {name: cdka.count_lora_parameters(mine, 1) for name, mine in shapes_by_group(plan).items()}
+    return {name: plan.max_parameters * unit // sum(units.values()) for name, unit in units.items()}
+
+
+def group_candidates(plan: Plan, space: SearchSpace | None) -> dict[str, list[cdka.Configuration]]:
+    """The structures of each group of layers that fit its share of the budget; none where nothing fits."""
+    shapes = shapes_by_group(plan)
+    if not shapes:
+        return {}
+    found = {}
+    for name, limit in group_budgets(plan).items():
+        try:
+            found[name] = _candidates(shapes[name], limit, space)
+        except cdka.BudgetError:
+            found[name] = []
+    return found
+
+
+def rank_groups(plan: Plan, space: SearchSpace | None, predictor: str) -> dict[str, list[StoredPrediction]]:
+    """A ranking of each group's structures, within its share of the budget, by a predictor that needs only the budget.
+
+    Empty where all layers have one structure.
+    """
+    shapes = shapes_by_group(plan)
+    if not shapes:
+        return {}
+    limits = group_budgets(plan)
+    return {
+        name: stored(cdka.predict(shapes[name], limits[name], predictor, candidates=candidates)) if candidates else []
+        for name, candidates in group_candidates(plan, space).items()
+    }
+
+
+def stored(ranking: Sequence[cdka.Prediction]) -> list[StoredPrediction]:
+    """A ranking as it is stored."""
+    return [
+        StoredPrediction(*p.configuration.structure, p.configuration.parameters, p.score, p.reason) for p in ranking
+    ]
 
 
 def at_targets(
@@ -334,9 +373,11 @@ def prior_of(plan: Plan, rankings: Mapping[str, Sequence[StoredPrediction]]) -> 
 
 def candidates_for(plan: Plan, space: SearchSpace | None) -> list[cdka.Configuration]:
     """The structures that predictors rank: powers of two, and the sizes that the study names, within the budget."""
-    shapes = module_shapes(plan)
-    candidates = set(cdka.feasible(shapes, plan.max_parameters))
+    return _candidates(module_shapes(plan), plan.max_parameters, space)
+
+
+def _candidates(shapes: Sequence[cdka.ModuleShape], limit: int, space: SearchSpace | None) -> list[cdka.Configuration]:
+    candidates = set(cdka.feasible(shapes, limit))
     if space is not None and "cdka" in space.methods():
-        named = cdka.feasible(shapes, plan.max_parameters, r1=space.r1_sizes(), r2=space.r2_sizes())
-        candidates.update(named)
+        candidates.update(cdka.feasible(shapes, limit, r1=space.r1_sizes(), r2=space.r2_sizes()))
     return sorted(candidates)

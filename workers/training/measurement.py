@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[MeasuredIn]:
-    """Rank the configurations in a measurement's params, best first. Restores the model.
+    """Rank the configurations in a measurement's params, best first; then those of each group. Restores the model.
 
     The study's seed draws the batches from the training split and initialises the head.
 
@@ -33,11 +33,6 @@ def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[Mea
         model.to(device)
     set_seed(trial.seed)
     warm.draw_heads()
-    shapes = [cdka.ModuleShape(layer.name, layer.d_in, layer.d_out) for layer in trial.layers]
-    candidates = [
-        cdka.Configuration(r1, r2, r, cdka.count_parameters(shapes, r1, r2, r))
-        for r1, r2, r in trial.params["candidates"]
-    ]
     batches = list(_batches(trial, prepared, device))
     model.eval()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=study.training.precision == "bf16")
@@ -47,15 +42,25 @@ def measure(trial: LeasedTrial, warm: WarmModel, prepared: Prepared) -> list[Mea
             found: torch.Tensor = model(**batch).loss
         return found
 
-    spectra = cdka.collect_spectra(model, batches, shapes, candidates, loss, seed=trial.seed)
-    ranked = cdka.predict(shapes, trial.params["max_parameters"], "measured", candidates=candidates, spectra=spectra)
-    _log.info("%d batches measured; best: %s", len(batches), ranked[0].configuration)
-    return [
-        MeasuredIn(
-            r1=p.configuration.r1, r2=p.configuration.r2, r=p.configuration.r, score=float(p.score), reason=p.reason
-        )
-        for p in ranked
-    ]
+    shapes = [cdka.ModuleShape(layer.name, layer.d_in, layer.d_out) for layer in trial.layers]
+    found = []
+    for group, asked in ((None, trial.params), *trial.params.get("groups", {}).items()):
+        names = {layer.name for layer in trial.layers if group in (None, layer.group)}
+        mine = [shape for shape in shapes if shape.name in names]
+        candidates = [
+            cdka.Configuration(r1, r2, r, cdka.count_parameters(mine, r1, r2, r)) for r1, r2, r in asked["candidates"]
+        ]
+        spectra = cdka.collect_spectra(model, batches, mine, candidates, loss, seed=trial.seed)
+        ranked = cdka.predict(mine, asked["max_parameters"], "measured", candidates=candidates, spectra=spectra)
+        told = f" for {group}" if group else ""
+        _log.info("%d batches measured; best%s: %s", len(batches), told, ranked[0].configuration)
+        found += [_entry(p, group) for p in ranked]
+    return found
+
+
+def _entry(p: cdka.Prediction, group: str | None) -> MeasuredIn:
+    c = p.configuration
+    return MeasuredIn(r1=c.r1, r2=c.r2, r=c.r, score=float(p.score), reason=p.reason, group=group)
 
 
 def _batches(trial: LeasedTrial, prepared: Prepared, device: torch.device) -> Iterator[dict[str, Any]]:

@@ -297,3 +297,35 @@ def test_a_trial_is_found_by_the_pair_of_any_group(api: Api) -> None:
     query = {"r1": params["mlp.r1"], "r2": params["mlp.r2"]}
     assert "No trial fits" not in api.http.get(f"/studies/{study['id']}", params=query).text
     assert "No trial fits" in api.http.get(f"/studies/{study['id']}", params={"r1": 63, "r2": 63}).text
+
+
+def test_predictors_rank_each_group_within_its_share_of_the_budget(api: Api) -> None:
+    study = grouped(api)
+    limit = study["budget"]["max_parameters"]
+    units = {g: cdka.count_lora_parameters(shapes_of(study["layers"], g), 1) for g in GROUPS}
+    again = api.call("GET", f"/studies/{study['id']}/predictions").json()
+    assert again == study["predictions"]
+    for ranking in again:
+        assert set(ranking["groups"]) == set(GROUPS)
+        for group, best in ranking["groups"].items():
+            share = limit * units[group] // sum(units.values())
+            mine = shapes_of(study["layers"], group)
+            sizes = [(p["r1"], p["r2"], p["r"]) for p in best]
+            assert [p["parameters"] for p in best] == [cdka.count_parameters(mine, *s) for s in sizes]
+            assert all(p["parameters"] <= share for p in best)
+            candidates = cdka.feasible(mine, share)
+            expected = cdka.predict(mine, share, ranking["predictor"], candidates=candidates)[0]
+            assert sizes[0] == expected.configuration.structure
+        assert sum(best[0]["parameters"] for best in ranking["groups"].values()) <= limit
+    login(api)
+    page = api.http.get(f"/studies/{study['id']}").text
+    assert "guideline, attention alone" in page
+    assert "guideline, mlp alone" in page
+
+
+def test_predictions_without_a_study_rank_groups_too(api: Api) -> None:
+    body = {"model": {"path": "tiny-bert"}, "budget": {"lora_rank": 4}, "adapter": {"groups": GROUPS}}
+    found = post(api, "/predictions", json=body).json()["predictions"]
+    assert {r["predictor"]: set(r["groups"]) for r in found} == {n: set(GROUPS) for n in ("guideline", "alignment")}
+    plain = post(api, "/predictions", json={**body, "adapter": {}}).json()["predictions"]
+    assert [r["groups"] for r in plain] == [{}, {}]

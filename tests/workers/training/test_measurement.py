@@ -151,3 +151,19 @@ def test_stopping_a_measurement_starts_the_search(api: Api) -> None:
     lease = api.lease()
     assert lease is not None
     assert lease["trial"]["number"] == 0
+
+
+def test_a_measurement_ranks_each_group_of_layers(api: Api, runner: Runner) -> None:
+    groups = {"attention": ["query", "key", "value"], "mlp": ["intermediate.dense"]}
+    study = api.create(adapter={"groups": groups}, search={"trials": 1}, compare=WITH_MEASURED, training={"epochs": 1})
+    assert study["predictions"][1]["groups"] == {}
+    run(runner)
+    found = rankings(api, study)["measured"]
+    assert found["state"] == "ready"
+    assert set(found["groups"]) == set(groups)
+    for group, best in found["groups"].items():
+        assert set(best[0]) == set(found["best"][0])
+        scores = [p["score"] for p in best]
+        assert scores == sorted(scores, reverse=True), group
+    assert found["ranked"] == rankings(api, study)["guideline"]["ranked"]
+    assert found["groups"]["attention"][0]["score"] != found["groups"]["mlp"][0]["score"]
