@@ -13,6 +13,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .paths import DataRoots
+from .source import source_commit
 
 # A path below which a proxy serves us. No segment is empty or made of dots, so that no link leads to another place.
 PREFIX = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~-]+)*")
@@ -107,6 +108,11 @@ class Settings(BaseSettings):
         default=60.0, description="Least time between two checkpoints, unless training.checkpoint_steps is set."
     )
 
+    commit: Annotated[str, Field(pattern=r"^([0-9a-f]{7,64}(-dirty)?)?$")] = Field(
+        default="",
+        description="The commit of this code, for reports. Default: that of the checkout, or that pip installed from.",
+    )
+
     @field_validator("data_dirs", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -148,6 +154,11 @@ class Settings(BaseSettings):
             file for file in (self.token_file, self.database_password_file, self.secret_key_file) if file is not None
         ]
         return DataRoots(self.data_dirs, private)
+
+    @property
+    def source_commit(self) -> str | None:
+        """The commit of the running code, if it is known."""
+        return self.commit or source_commit()
 
     def read_token(self) -> str | None:
         """The token from ``CDKA_TOKEN``, or from the file that ``CDKA_TOKEN_FILE`` names."""

@@ -231,7 +231,14 @@ def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def ctx(tmp_path: Path, database_url: str, data_root: Path, clock: FakeClock) -> Iterator[Context]:
     """A service context on a fresh database. The clock is past the first lease time, in which no lease expires."""
-    settings = Settings(home=tmp_path, database_url=database_url, data_dirs=[data_root], lease_seconds=60, rate_limit=0)
+    settings = Settings(
+        home=tmp_path,
+        database_url=database_url,
+        data_dirs=[data_root],
+        lease_seconds=60,
+        rate_limit=0,
+        commit="0123abc",
+    )
     made = make_context(settings, clock, clock.elapsed)
     ensure_team(made, "default")
     clock.advance(61)

@@ -26,10 +26,10 @@ from ..domain.study_spec import Direction
 from ..studies.differences import adjusted
 from .completed import completed_of_cdka
 from .importances import importances_of
+from .marginals import Level, marginal_means
+from .regression import determines, hc3
 from .sentences import Told
 
-# Trials beyond the number of terms without which nothing is said.
-_FEWEST_SPARE = 4
 _RESAMPLES = 1000
 # Of more pairs every k-th is taken, so that resampling takes a second at most.
 _MOST_RESAMPLED = 1000
@@ -81,6 +81,8 @@ class Effects:
     sentences: list[str]
     # The share of each parameter in telling good trials from others, largest first (PED-ANOVA); they add up to 1.
     importances: dict[str, float] = field(default_factory=dict)
+    # The mean at each value of a parameter, adjusted for the others, with intervals.
+    means: dict[str, list[Level]] = field(default_factory=dict)
 
 
 def effects_of(
@@ -96,19 +98,25 @@ def effects_of(
     else:
         order = sorted(found, key=lambda e: (not _is_clear(e), -abs(e.estimate or 0.0)))
         told = [e.sentence for e in order][:3]
-    return Effects(len(done), found, agreements, told, importances_of(study, done))
+    means = marginal_means(done, study.spec.objective.metric, _varied(study, done))
+    return Effects(len(done), found, agreements, told, importances_of(study, done), means)
 
 
 def _is_clear(effect: Effect) -> bool:
     return effect.low is not None and effect.high is not None and (effect.low > 0 or effect.high < 0)
 
 
-def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
+def _varied(study: Study, done: Sequence[Observation]) -> list[str]:
+    """The parameters with an effect of their own: those that varied, and that others do not determine."""
     sizes = [f"{g}.{name}" for name in SIZES for g in study.plan.groups] or list(SIZES)
     # Where groups share a budget, or target modules differ, r says more than r1 and r2 do.
     if study.spec.search_space.r == "fill" and not study.plan.groups and not study.plan.targets:
         sizes = [name for name in sizes if _size(name) != "r"]
-    names = [n for n in (*sizes, "alpha", "learning_rate") if len({t.params[n] for t in done}) > 1]
+    return [n for n in (*sizes, "alpha", "learning_rate") if len({t.params[n] for t in done}) > 1]
+
+
+def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
+    names = _varied(study, done)
     if not names:
         return []
     told, metric = Told.of(study), study.spec.objective.metric
@@ -124,10 +132,10 @@ def _effects(study: Study, done: Sequence[Observation]) -> list[Effect]:
     columns += [np.array([float(str(t.params.get("target_modules")) == name) for t in done]) for name in chosen[1:]]
     design = np.column_stack(columns)
     few = "Nothing can be said about {} from {} completed trials."
-    if len(done) < design.shape[1] + _FEWEST_SPARE or np.linalg.matrix_rank(design) < design.shape[1]:
+    if not determines(design):
         return [Effect(n, None, None, None, few.format(_plain(n), len(done))) for n in names]
     y = np.array([t.metrics[metric] for t in done])
-    slopes, errors = _hc3(design, y)
+    slopes, errors = hc3(design, y)
     quantile = float(stats.t.ppf(0.5 + adjusted(CONFIDENCE, len(names)) / 2, len(done) - design.shape[1]))
     better = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
     return [_effect(told, n, slopes[k], quantile * errors[k], better) for n, k in wanted.items()]
@@ -157,16 +165,6 @@ def _effect(told: Told, name: str, slope: float, half: float, better: float) -> 
     else:
         sentence = f"Nothing can be said about {_plain(name)} from these trials: {unit} changed {numbers}."
     return Effect(name, float(slope), float(low), float(high), sentence)
-
-
-def _hc3(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients of least squares, and their standard errors."""
-    inverse = np.linalg.inv(design.T @ design)
-    slopes = inverse @ design.T @ y
-    leverage = np.einsum("ij,jk,ik->i", design, inverse, design)
-    scaled = (y - design @ slopes) / np.maximum(1e-9, 1 - leverage)
-    covariance = inverse @ (design.T * scaled**2) @ design @ inverse
-    return slopes, np.sqrt(np.maximum(0.0, np.diag(covariance)))
 
 
 def _agreement(

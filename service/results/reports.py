@@ -44,6 +44,7 @@ class Report:
     effects: Effects
     trials: list[Trial]
     made_at: datetime
+    commit: str | None = None
 
     @property
     def states(self) -> dict[str, int]:
@@ -64,8 +65,10 @@ class Report:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Packages of the server, and of the runners as their trials say."""
+        """Packages and commits of the server, and of the runners as their trials say."""
         found = {f"server: {name}": version(name) for name in _PACKAGES}
+        if self.commit is not None:
+            found["server: commit"] = self.commit
         for trial in self.trials:
             packages = trial.resources.get("versions")
             if isinstance(packages, dict):
@@ -125,7 +128,15 @@ def report_of(ctx: Context, study_id: str, team_id: str | None) -> Report:
     with ctx.db.read() as session:
         study = Studies(session).get(study_id, team_id)
         trials = Trials(session).of_study(study_id)
-    return Report(study, comparison, worth_of(study, trials), current_effects(ctx, study), trials, ctx.clock())
+    return Report(
+        study,
+        comparison,
+        worth_of(study, trials),
+        current_effects(ctx, study),
+        trials,
+        ctx.clock(),
+        ctx.settings.source_commit,
+    )
 
 
 def current_effects(ctx: Context, study: Study) -> Effects:

@@ -203,8 +203,12 @@ class Runner:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() and self.shape.gpus else "cpu",
             "threads": torch.get_num_threads(),
             "runner": self.name,
-            "versions": {name: version(name) for name in _PACKAGES},
+            "versions": {name: version(name) for name in _PACKAGES} | self._commit(),
         }
+
+    def _commit(self) -> dict[str, str]:
+        commit = self.settings.source_commit
+        return {} if commit is None else {"commit": commit}
 
     def train(self, lease: LeaseOut, reporter: Reporter, stored: StoredCheckpoints) -> ResultIn:
         """Run one leased trial here and return its result.

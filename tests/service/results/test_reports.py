@@ -108,6 +108,7 @@ def test_it_names_what_is_needed_to_repeat_it(api: Api) -> None:
     assert found["seeds"] == {"search": [0], "confirmation": [1, 2, 3]}
     assert found["devices"] == {"cpu": found["trials"]["completed"] + 3 * len(_runs(found))}
     assert {"server: cdka", "server: optuna"} <= found["versions"].keys()
+    assert found["versions"]["server: commit"] == "0123abc"
     assert found["worth"]["device"] == "CPU"
 
 
