@@ -58,7 +58,15 @@ def study_body(**search: Any) -> dict[str, Any]:
             "dataset": {"path": "json", "data_files": {"train": "train.jsonl"}},
         },
         "budget": {"lora_rank": 8},
-        "search": {"pruner": "none", "recheck": "none", "trials": 100_000, "concurrency": 10_000, **search},
+        # Without trials of the predictors' choices, so that ``fill`` begins at number 0.
+        "search": {
+            "start": [],
+            "pruner": "none",
+            "recheck": "none",
+            "trials": 100_000,
+            "concurrency": 10_000,
+            **search,
+        },
         "compare": {"seeds": 0},
     }
 
@@ -255,6 +263,7 @@ def reads(made: Service, finished: int, calls: int = 40) -> dict[str, tuple[floa
             for name, path in (
                 ("page (html) after a change", f"/studies/{study.id}"),
                 ("chart after a change", f"/api/v1/studies/{study.id}/charts/history"),
+                ("comparison after a change", f"/api/v1/studies/{study.id}/comparison"),
             ):
                 times = []
                 for k in range(15):

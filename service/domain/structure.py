@@ -25,12 +25,11 @@ def of_groups(structures: Mapping[str, Structure]) -> dict[str, int]:
 
 def uniform(params: Mapping[str, Any]) -> Structure | None:
     """The structure of all layers; ``None`` if groups have different ones, or the method has none."""
+    # A study of 50,000 trials asks this of each, so the common case comes first.
+    if "r1" in params and "r2" in params and "r" in params:
+        return params["r1"], params["r2"], params["r"]
     found = set(by_group(params).values())
-    if len(found) == 1:
-        return found.pop()
-    if any(name not in params for name in SIZES):
-        return None
-    return params["r1"], params["r2"], params["r"]
+    return found.pop() if len(found) == 1 else None
 
 
 def sizes_told(method: str, params: Mapping[str, Any]) -> str:

@@ -87,11 +87,12 @@ def build_comparison(
             said = verdict_on(_who(result.name, result.title), result.name, result.regret, study, confirmed, mean)
             results[k] = replace(result, verdict=said)
     by_name = {r.name: r for r in results}
+    observed = _observed(study, searched) if predictions else []
     predictors = []
     for name, ranking in predictions.items():
         own = by_name.get(name)
         said = verdict_on(_who(name, f"{name}'s choice"), name, own.regret if own else None, study, confirmed, mean)
-        predictors.append(_predictor(study, name, ranking, searched, best, own, said))
+        predictors.append(_predictor(study, name, ranking, observed, best, own, said))
     return Comparison(
         study_id=study.id,
         study=study.name,
@@ -200,23 +201,14 @@ def _predictor(
     study: Study,
     name: str,
     ranking: Sequence[StoredPrediction],
-    searched: Sequence[Observation],
+    observed: Sequence[tuple[Structure, float]],
     best: Observation | None,
     result: CandidateResult | None,
     verdict: Verdict,
 ) -> PredictorResult:
     scores = {p.structure: p.score for p in ranking}
     ranks = {p.structure: k + 1 for k, p in enumerate(ranking)}
-    metric = study.spec.objective.metric
-    sign = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
-    compared = [
-        (scores[s], sign * t.metrics[metric])
-        for t in searched
-        if t.state is TrialState.COMPLETED
-        and (s := _structure(study, t)) is not None
-        and s in scores
-        and metric in t.metrics
-    ]
+    compared = [(scores[structure], value) for structure, value in observed if structure in scores]
     top = ranking[0]
     chosen = (uniform(result.params) if result else None) or top.structure
     return PredictorResult(
@@ -240,6 +232,17 @@ def _predictor(
 def _who(name: str, title: str) -> str:
     """A candidate in a sentence."""
     return "the guideline" if name == "guideline" else title
+
+
+def _observed(study: Study, searched: Sequence[Observation]) -> list[tuple[Structure, float]]:
+    """Structure and value (larger is better) of each completed trial whose structure rankings may have."""
+    metric = study.spec.objective.metric
+    sign = 1.0 if study.spec.objective.direction is Direction.MAXIMIZE else -1.0
+    done = [t for t in searched if t.state is TrialState.COMPLETED and metric in t.metrics]
+    if study.plan.targets:
+        return [(s, sign * t.metrics[metric]) for t in done if (s := _structure(study, t)) is not None]
+    mine = [t for t in done if t.params.get(METHOD, CDKA) == CDKA]
+    return [(s, sign * t.metrics[metric]) for t in mine if (s := uniform(t.params)) is not None]
 
 
 def _structure(study: Study, trial: Observation) -> Structure | None:
