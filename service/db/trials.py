@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, cast
@@ -245,6 +245,12 @@ class Trials:
         if phase is not None:
             query = query.where(TrialRow.phase == phase)
         return [trial_record(row) for row in self._session.scalars(query)]
+
+    def measured(self, study_id: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+        """Parameters, metrics and resources of each trial of a study, in any order."""
+        query = select(TrialRow.params, TrialRow.metrics, TrialRow.resources).where(TrialRow.study_id == study_id)
+        for row in self._session.execute(query.execution_options(yield_per=1000)):
+            yield row.params, row.metrics, row.resources
 
     def numbered_all(self, study_id: str, numbers: Sequence[int]) -> list[Trial]:
         """The trials of a study with these numbers, in any order."""

@@ -6,8 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from ..context.context import Context
@@ -21,6 +22,7 @@ COLUMNS = (
     *("number", "id", "phase", "candidate", "state", "method", "seed", "attempts", "parameters"),
     *("failure_kind", "failure_message", "artifact", "created_at", "started_at", "finished_at"),
 )
+_FIELDS = [f.name for f in fields(Trial)]
 
 
 def trials_of(ctx: Context, study_id: str) -> Iterator[Trial]:
@@ -55,29 +57,27 @@ def as_csv(ctx: Context, study_id: str, team_id: str | None) -> Iterator[str]:
         NotFound: there is no such study in this team.
     """
     study_of(ctx, study_id, team_id)
-    names: dict[str, None] = {}
-    for trial in trials_of(ctx, study_id):
-        names.update(dict.fromkeys(_measured(trial)))
+    names: set[str] = set()
+    with ctx.db.read() as session:
+        for params, metrics, resources in Trials(session).measured(study_id):
+            names.update(_measured(params, metrics, resources))
     return _csv(ctx, study_id, [*COLUMNS, *sorted(names)])
 
 
-def _measured(trial: Trial) -> dict[str, Any]:
-    groups = {"params": trial.params, "metrics": trial.metrics, "resources": trial.resources}
-    return {
-        f"{group}.{name}": value
-        for group, values in groups.items()
-        for name, value in values.items()
-        if isinstance(value, int | float | str)
-    }
+def _measured(params: dict[str, Any], metrics: dict[str, Any], resources: dict[str, Any]) -> dict[str, Any]:
+    found = {f"params.{name}": v for name, v in params.items() if isinstance(v, int | float | str)}
+    found.update({f"metrics.{name}": v for name, v in metrics.items() if isinstance(v, int | float | str)})
+    found.update({f"resources.{name}": v for name, v in resources.items() if isinstance(v, int | float | str)})
+    return found
 
 
 def _csv(ctx: Context, study_id: str, columns: list[str]) -> Iterator[str]:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="")
-    writer.writeheader()
+    writer = csv.writer(buffer)
+    writer.writerow(columns)
     for k, trial in enumerate(trials_of(ctx, study_id)):
-        row = {**_flat(trial), **_measured(trial)}
-        writer.writerow({name: _cell(row.get(name)) for name in columns})
+        row = {**_flat(trial), **_measured(trial.params, trial.metrics, trial.resources)}
+        writer.writerow([_cell(row.get(name, "")) for name in columns])
         if k % PAGE == PAGE - 1:
             yield buffer.getvalue()
             buffer.seek(0)
@@ -128,9 +128,19 @@ def _json(ctx: Context, study: Study, comparison: dict[str, Any], predictions: d
         "comparison": comparison,
     }
     yield json.dumps(head, default=str)[:-1] + ', "trials": ['
-    for k, trial in enumerate(trials_of(ctx, study.id)):
-        yield (", " if k else "") + json.dumps(asdict(trial), default=_plain)
+    # A piece for each page: the server hands every piece to another thread.
+    found, between = trials_of(ctx, study.id), ""
+    while page := list(islice(found, PAGE)):
+        yield between + ", ".join(json.dumps(_record(trial), default=_plain) for trial in page)
+        between = ", "
     yield "]}"
+
+
+def _record(trial: Trial) -> dict[str, Any]:
+    """What ``dataclasses.asdict`` gives, without its deep copies."""
+    record = {name: getattr(trial, name) for name in _FIELDS}
+    record["failure"] = None if trial.failure is None else asdict(trial.failure)
+    return record
 
 
 def _plain(value: Any) -> str:
