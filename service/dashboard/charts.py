@@ -12,10 +12,11 @@ from ..domain.states import TrialState
 from ..domain.study_spec import Direction
 
 Figure = dict[str, Any]
-_BLUE, _ORANGE, _GREY = "#2563eb", "#d97706", "#94a3b8"
+BLUE, ORANGE, GREY = "#2563eb", "#d97706", "#94a3b8"
 
 
-def _layout(x: str, y: str) -> dict[str, Any]:
+def axes(x: str, y: str) -> dict[str, Any]:
+    """The layout of every chart, with these titles of its axes."""
     axis = {"gridcolor": "rgba(148,163,184,.25)", "zeroline": False, "automargin": True}
     return {
         "xaxis": {**axis, "title": {"text": x}},
@@ -41,8 +42,11 @@ MOST_POINTS = 2_000
 _SHOWN = frozenset({TrialState.COMPLETED, TrialState.PRUNED, TrialState.WAITING})
 
 
-def history(study: Study, searched: Sequence[Observation]) -> Figure:
-    """The value of each search trial and the best so far. A long search is thinned evenly; every new best is kept."""
+def history(study: Study, searched: Sequence[Observation], guideline: float | None = None) -> Figure:
+    """The value of each search trial, the best so far, and the value of the guideline's own trial as a line.
+
+    A long search is thinned evenly; every new best is kept.
+    """
     metric = study.spec.objective.metric
     better = max if study.spec.objective.direction is Direction.MAXIMIZE else min
     seen = [t for t in searched if metric in t.metrics and t.state in _SHOWN]
@@ -63,21 +67,35 @@ def history(study: Study, searched: Sequence[Observation]) -> Figure:
     held = [t for t in shown if t.state is TrialState.WAITING]
     pruned = [t for t in shown if t.state is TrialState.PRUNED]
     series = [
-        _points("completed", done, metric, {"color": _BLUE, "size": 9}),
-        _points("waiting", held, metric, {"color": _GREY, "size": 8, "symbol": "circle-open"}),
-        _points("pruned", pruned, metric, {"color": _GREY, "size": 8, "symbol": "x"}),
+        _points("completed", done, metric, {"color": BLUE, "size": 9}),
+        _points("waiting", held, metric, {"color": GREY, "size": 8, "symbol": "circle-open"}),
+        _points("pruned", pruned, metric, {"color": GREY, "size": 8, "symbol": "x"}),
         {
             "type": "scatter",
             "mode": "lines",
             "name": "best so far",
             "x": [number for number, _ in best],
             "y": [value for _, value in best],
-            "line": {"color": _ORANGE, "shape": "hv", "width": 2},
+            "line": {"color": ORANGE, "shape": "hv", "width": 2},
             "hoverinfo": "skip",
         },
     ]
+    if guideline is not None and seen:
+        series.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "the guideline's trial",
+                "x": [seen[0].number, seen[-1].number],
+                "y": [guideline, guideline],
+                "line": {"color": GREY, "dash": "dash", "width": 1.5},
+                "hovertemplate": "the guideline's trial: %{y:.4f}<extra></extra>",
+            }
+        )
     x = "trial" if step == 1 else f"trial (one in {step} and every new best are shown)"
-    return {"data": series, "layout": _layout(x, f"{metric} (validation)")}
+    layout = axes(x, f"{metric} (validation)")
+    layout["meta"] = {"x": "number", "y": metric}
+    return {"data": series, "layout": layout}
 
 
 def _points(name: str, trials: Sequence[Observation], metric: str, marker: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +106,7 @@ def _points(name: str, trials: Sequence[Observation], metric: str, marker: dict[
         "x": [t.number for t in trials],
         "y": [t.metrics[metric] for t in trials],
         "text": [_label(t) for t in trials],
+        "customdata": [t.number for t in trials],
         "hovertemplate": "%{text}<br>%{y:.4f}<extra></extra>",
         "marker": marker,
     }
@@ -104,7 +123,7 @@ def comparison(found: Comparison, waiting: str = "") -> Figure:
         "name": "one seed",
         "x": [v for c in shown for v in c.values],
         "y": [c.title for c in shown for _ in c.values],
-        "marker": {"color": _GREY, "size": 8, "opacity": 0.7},
+        "marker": {"color": GREY, "size": 8, "opacity": 0.7},
         "hovertemplate": "%{x:.4f}<extra></extra>",
     }
     means = {
@@ -113,17 +132,17 @@ def comparison(found: Comparison, waiting: str = "") -> Figure:
         "name": "mean, 95 % interval",
         "x": [e.mean for e in estimates],
         "y": names,
-        "marker": {"color": _BLUE, "size": 12, "symbol": "diamond"},
+        "marker": {"color": BLUE, "size": 12, "symbol": "diamond"},
         "error_x": {
             "type": "data",
             "symmetric": False,
             "array": [0 if e.high is None else e.high - e.mean for e in estimates],
             "arrayminus": [0 if e.low is None else e.mean - e.low for e in estimates],
-            "color": _BLUE,
+            "color": BLUE,
         },
         "hovertemplate": "%{y}: %{x:.4f}<extra></extra>",
     }
-    layout = _layout(f"{found.metric} ({found.split})", "")
+    layout = axes(f"{found.metric} ({found.split})", "")
     if not shown:
         layout["annotations"] = [
             {
@@ -155,7 +174,7 @@ def differences(found: Comparison, waiting: str = "") -> Figure:
         regrets = [c.regret for c in mine if c.regret is not None]
         if not mine:
             continue
-        color = _ORANGE if primary else _BLUE
+        color = ORANGE if primary else BLUE
         series.append(
             {
                 "type": "scatter",
@@ -175,14 +194,14 @@ def differences(found: Comparison, waiting: str = "") -> Figure:
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
-    layout = _layout(f"{found.metric} behind the best found ({found.split})", "")
+    layout = axes(f"{found.metric} behind the best found ({found.split})", "")
     layout["yaxis"]["categoryorder"] = "array"
     layout["yaxis"]["categoryarray"] = [c.title for c in shown]
-    line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": _GREY, "width": 1}}
+    line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": GREY, "width": 1}}
     layout["shapes"] = [line]
     if margin:
         band = {"type": "rect", "x0": -margin, "x1": margin, "y0": 0, "y1": 1, "yref": "paper"}
-        layout["shapes"] += [{**band, "fillcolor": _GREY, "opacity": 0.18, "line": {"width": 0}, "layer": "below"}]
+        layout["shapes"] += [{**band, "fillcolor": GREY, "opacity": 0.18, "line": {"width": 0}, "layer": "below"}]
     return {"data": series, "layout": layout}
 
 
@@ -199,7 +218,7 @@ def curve(study: Study, trial: Trial, searched: Sequence[Observation]) -> Figure
             "name": "median of the others",
             "x": list(range(1, longest + 1)),
             "y": medians,
-            "line": {"color": _GREY, "dash": "dot"},
+            "line": {"color": GREY, "dash": "dot"},
         },
         {
             "type": "scatter",
@@ -207,7 +226,27 @@ def curve(study: Study, trial: Trial, searched: Sequence[Observation]) -> Figure
             "name": "this trial",
             "x": list(range(1, len(trial.curve) + 1)),
             "y": list(trial.curve),
-            "line": {"color": _BLUE},
+            "line": {"color": BLUE},
         },
     ]
-    return {"data": series, "layout": _layout("evaluation", metric)}
+    return {"data": series, "layout": axes("evaluation", metric)}
+
+
+_LINES = (BLUE, ORANGE, "#0f766e", "#9333ea", "#be123c", "#4d7c0f", "#0891b2", "#a16207")
+
+
+def curves(study: Study, trials: Sequence[Trial]) -> Figure:
+    """The evaluations of several trials, one line each."""
+    series = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"trial {trial.number}",
+            "x": list(range(1, len(trial.curve) + 1)),
+            "y": list(trial.curve),
+            "customdata": [trial.number] * len(trial.curve),
+            "line": {"color": _LINES[k % len(_LINES)], "dash": "solid" if k < len(_LINES) else "dot"},
+        }
+        for k, trial in enumerate(trials)
+    ]
+    return {"data": series, "layout": axes("evaluation", study.spec.pruning_metric)}

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from ..api.dependencies import ContextDep, Id, Reader, problems
+from ..context.context import Context
 from ..db.studies import Studies
+from ..db.trials import Trials
+from ..domain.records import Study
+from ..domain.states import TrialState
 from ..results.comparison import compare, searched
+from ..results.reports import current_effects
+from ..results.trial_filter import LONGEST
+from ..results.trial_rows import rows_of
 from ..studies import trials
-from . import charts
+from . import charts, parameter_charts, search_charts
 
 router = APIRouter(tags=["studies"])
+# The predictors' choices are the first trials of a search.
+_FIRST = range(16)
 
 
 class ChartKind(StrEnum):
@@ -22,19 +35,156 @@ class ChartKind(StrEnum):
     HISTORY = "history"
     COMPARISON = "comparison"
     DIFFERENCES = "differences"
+    CURVES = "curves"
+    PARALLEL = "parallel"
+    SLICE = "slice"
+    CONTOUR = "contour"
+    IMPORTANCES = "importances"
+    EFFECTS = "effects"
+    PARETO = "pareto"
+    PREDICTED = "predicted"
+    REGRET = "regret"
+    DISTRIBUTION = "distribution"
+    TIMELINE = "timeline"
 
 
-@router.get("/studies/{study_id}/charts/{kind}", responses=problems(404))
-def chart(ctx: ContextDep, principal: Reader, study_id: Id, kind: ChartKind) -> dict[str, Any]:
-    """A chart of a study as a Plotly figure."""
+Name = Annotated[str | None, Query(max_length=100)]
+
+
+@router.get("/studies/{study_id}/charts/{kind}", responses=problems(404, 422))
+def chart(
+    ctx: ContextDep,
+    principal: Reader,
+    study_id: Id,
+    kind: ChartKind,
+    where: Annotated[
+        str | None,
+        Query(max_length=LONGEST, description="Which trials, such as: accuracy > 0.9 and state = completed"),
+    ] = None,
+    x: Annotated[Name, Query(description="The parameter of slice, contour and effects.")] = None,
+    y: Annotated[Name, Query(description="The second parameter of contour.")] = None,
+    predictor: Annotated[Name, Query(description="The predictor of predicted; by default the first.")] = None,
+    form: Annotated[
+        Literal["plotly", "csv"], Query(alias="format", description="A Plotly figure, or its points as CSV.")
+    ] = "plotly",
+) -> Response:
+    """A chart of a study as a Plotly figure, or the points that it shows as CSV.
+
+    ``where`` holds for the charts of the search; ``comparison``, ``differences``, ``importances`` and ``effects`` show
+    the whole study.
+    """
     with ctx.db.read() as session:
         study = Studies(session).get(study_id, principal.scope)
-    if kind is not ChartKind.HISTORY:
-        waiting = "" if study.spec.compare.first_seeds else "nothing is confirmed: compare.seeds is 0"
-        draw = charts.comparison if kind is ChartKind.COMPARISON else charts.differences
-        return draw(compare(ctx, study_id, principal.scope), waiting)
-    key = ("history chart", study_id, study.version)
-    return ctx.recent.get(key, lambda: charts.history(study, searched(ctx, study_id)))
+    key = ("chart", kind, study_id, study.version, where, x, y, predictor)
+    figure = ctx.recent.get(key, lambda: _DRAWN[kind](_Asked(ctx, study, where, x, y, predictor)))
+    if form == "csv":
+        return PlainTextResponse(as_csv(figure), media_type="text/csv")
+    return JSONResponse(figure)
+
+
+class _Asked:
+    """What a chart is asked for."""
+
+    def __init__(
+        self, ctx: Context, study: Study, where: str | None, x: str | None, y: str | None, predictor: str | None
+    ) -> None:
+        self.ctx, self.study, self.x, self.y, self.predictor = ctx, study, x, y, predictor
+        self.where = where
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return rows_of(self.ctx, self.study).where(self.where)
+
+
+def _history(a: _Asked) -> charts.Figure:
+    metric = a.study.spec.objective.metric
+    with a.ctx.db.read() as session:
+        first = Trials(session).numbered_all(a.study.id, list(_FIRST))
+    own = next((t for t in first if t.candidate == "guideline" and t.state is TrialState.COMPLETED), None)
+    shown = searched(a.ctx, a.study.id)
+    if a.where and a.where.strip():
+        numbers = {row["number"] for row in a.rows}
+        shown = [t for t in shown if t.number in numbers]
+    return charts.history(a.study, shown, None if own is None else own.metrics.get(metric))
+
+
+def _confirmed(draw: Callable[..., charts.Figure]) -> Callable[[_Asked], charts.Figure]:
+    def drawn(a: _Asked) -> charts.Figure:
+        waiting = "" if a.study.spec.compare.first_seeds else "nothing is confirmed: compare.seeds is 0"
+        return draw(compare(a.ctx, a.study.id, None), waiting)
+
+    return drawn
+
+
+def _pareto(a: _Asked) -> charts.Figure:
+    with a.ctx.db.read() as session:
+        parameters = Trials(session).parameters(a.study.id)
+    return search_charts.pareto(a.study, a.rows, parameters)
+
+
+def _predicted(a: _Asked) -> charts.Figure:
+    with a.ctx.db.read() as session:
+        rankings = Studies(session).predictions(a.study.id)
+    if not rankings:
+        return search_charts.nothing("No predictor has ranked anything yet.")
+    name = a.predictor if a.predictor in rankings else next(iter(rankings))
+    scores = {p.structure: p.score for p in rankings[name]}
+    return search_charts.predicted(a.study, a.rows, scores, name)
+
+
+def _timeline(a: _Asked) -> charts.Figure:
+    numbers = [row["number"] for row in a.rows if row["state"] not in (TrialState.QUEUED, TrialState.RUNNING)]
+    with a.ctx.db.read() as session:
+        found = Trials(session).numbered_all(a.study.id, numbers[-500:])
+    return search_charts.timeline(sorted(found, key=lambda t: t.number))
+
+
+_DRAWN: dict[ChartKind, Callable[[_Asked], charts.Figure]] = {
+    ChartKind.HISTORY: _history,
+    ChartKind.COMPARISON: _confirmed(charts.comparison),
+    ChartKind.DIFFERENCES: _confirmed(charts.differences),
+    ChartKind.CURVES: lambda a: search_charts.evaluations(a.study, a.rows),
+    ChartKind.PARALLEL: lambda a: parameter_charts.parallel(a.study, a.rows),
+    ChartKind.SLICE: lambda a: parameter_charts.slice_of(a.study, a.rows, a.x),
+    ChartKind.CONTOUR: lambda a: parameter_charts.contour(a.study, a.rows, a.x, a.y),
+    ChartKind.IMPORTANCES: lambda a: parameter_charts.importances(current_effects(a.ctx, a.study)),
+    ChartKind.EFFECTS: lambda a: parameter_charts.effect(a.study, current_effects(a.ctx, a.study), a.x),
+    ChartKind.PARETO: _pareto,
+    ChartKind.PREDICTED: _predicted,
+    ChartKind.REGRET: lambda a: search_charts.regret(a.study, a.rows),
+    ChartKind.DISTRIBUTION: lambda a: search_charts.distribution(a.study, a.rows),
+    ChartKind.TIMELINE: _timeline,
+}
+
+
+def as_csv(figure: charts.Figure) -> str:
+    """The points of a figure: a line each, with the name of its series."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    first = figure["data"][0] if figure["data"] else {}
+    if first.get("type") == "parcoords":
+        writer.writerow([d["label"] for d in first["dimensions"]])
+        writer.writerows(zip(*(_shown(d) for d in first["dimensions"]), strict=True))
+        return buffer.getvalue()
+    titles = [figure["layout"][axis]["title"]["text"] or axis[0] for axis in ("xaxis", "yaxis")]
+    writer.writerow(["series", *titles, "note"])
+    for series in figure["data"]:
+        if series.get("type") == "contour":
+            continue
+        xs, ys = series.get("x", []), series.get("y", [])
+        notes = series.get("text") or [""] * len(xs)
+        for x, y, note in zip(xs, ys, notes, strict=False):
+            if x is not None:
+                writer.writerow([series.get("name", ""), x, y, note])
+    return buffer.getvalue()
+
+
+def _shown(dimension: dict[str, Any]) -> list[Any]:
+    """The values of a parallel axis as they are read on it."""
+    words = dimension.get("ticktext")
+    if words is None or dimension.get("tickvals") != list(range(len(words))):
+        return list(dimension["values"])
+    return [words[k] for k in dimension["values"]]
 
 
 @router.get("/trials/{trial_id}/chart", tags=["trials"], responses=problems(404))

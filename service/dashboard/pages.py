@@ -30,10 +30,11 @@ from ..results.groups import GUIDELINE
 from ..schemas.studies import StudyOut
 from ..studies import studies, trials
 from ..tenancy import teams, tokens
+from .charts_api import ChartKind
 from .shell import may_write, principal_of, require_member, require_same_origin, templates, to_login
 from .study_view import StudyView, study_view
-from .trial_table import SORTS
 from .trial_table import Query as TableQuery
+from .trial_table import cell
 
 SHOWN_STUDIES = 50
 SHOWN_ENTRIES = 50
@@ -181,19 +182,28 @@ def study_page(request: Request, ctx: ContextDep, study_id: str) -> Response:
     principal = principal_of(request, ctx)
     if principal is None:
         return to_login()
-    return _study(request, ctx, principal, study_id)
+    return study_with(request, ctx, principal, study_id)
 
 
-def _study(
+def study_with(
     request: Request, ctx: Context, principal: Principal, study_id: str, said: str = "", status: int = 200
 ) -> Response:
+    """The page of a study with a sentence on top: what could not be done."""
     try:
         view = study_view(ctx, principal, study_id, TableQuery.of(dict(request.query_params)))
     except NotFound as error:
         return templates.TemplateResponse(
             request, "missing.html", {"principal": principal, "detail": error.detail}, status_code=404
         )
-    shown = {"principal": principal, "place": "studies", "said": said, **_shown(view), **_running(ctx, study_id)}
+    shown = {
+        "principal": principal,
+        "place": "studies",
+        "said": said,
+        "charts": CHARTS,
+        "asked": _asked(request),
+        **_shown(view),
+        **_running(ctx, study_id),
+    }
     return templates.TemplateResponse(request, "study.html", shown, status_code=status)
 
 
@@ -207,7 +217,7 @@ def study_body(request: Request, ctx: ContextDep, study_id: str, version: int = 
     if study.version == version:
         return Response(status_code=204)
     view = study_view(ctx, principal, study_id, TableQuery.of(dict(request.query_params)))
-    return templates.TemplateResponse(request, "study_body.html", _shown(view))
+    return templates.TemplateResponse(request, "study_body.html", {"principal": principal, **_shown(view)})
 
 
 @router.get("/studies/{study_id}/running")
@@ -228,8 +238,48 @@ def _running(ctx: Context, study_id: str) -> dict[str, Any]:
     return {"running": running, "more": max(0, len(progress) - len(running))}
 
 
+# The charts that a study's page offers, with what each shows.
+CHARTS = (
+    (ChartKind.PARALLEL, "parallel coordinates"),
+    (ChartKind.SLICE, "slice: result against a parameter"),
+    (ChartKind.CONTOUR, "contour: result over two parameters"),
+    (ChartKind.CURVES, "evaluations of every trial"),
+    (ChartKind.PARETO, "quality against parameters"),
+    (ChartKind.PREDICTED, "predicted against observed"),
+    (ChartKind.IMPORTANCES, "importances"),
+    (ChartKind.EFFECTS, "effects: adjusted means"),
+    (ChartKind.DISTRIBUTION, "distribution of results"),
+    (ChartKind.REGRET, "regret: behind the best found"),
+    (ChartKind.TIMELINE, "timeline of runners"),
+    (ChartKind.COMPARISON, "candidates on the test split"),
+)
+# Columns of words; numbers are right-aligned.
+PLAIN_COLUMNS = ("phase", "state", "method", "structure", "candidate", "failure", "target_modules")
+TITLES = {"number": "#", "structure": "r1, r2, r"}
+# These are made of several values, or are not in the history that is sorted.
+UNSORTED = ("structure", "parameters", "seconds", "attempts", "started")
+
+
 def _shown(view: StudyView) -> dict[str, Any]:
-    return {"view": view, "states": list(TrialState), "phases": list(TrialPhase), "sorts": SORTS}
+    return {
+        "view": view,
+        "states": list(TrialState),
+        "phases": list(TrialPhase),
+        "plain_columns": PLAIN_COLUMNS,
+        "titles": TITLES,
+        "unsorted": UNSORTED,
+        "cell": cell,
+    }
+
+
+def _asked(request: Request) -> dict[str, str | None]:
+    """The chart that the address asks for."""
+    given = request.query_params
+    chart = given.get("chart", "")
+    return {
+        "chart": chart if chart in set(ChartKind) else ChartKind.PARALLEL,
+        **{name: given.get(name) for name in ("x", "y", "predictor")},
+    }
 
 
 class Verb(StrEnum):
@@ -264,14 +314,14 @@ def change(
             given[key] = int(text)
         except ValueError:
             said = f"{key} must be a whole number; nothing was changed"
-            return _study(request, ctx, principal, study_id, said, 422)
+            return study_with(request, ctx, principal, study_id, said, 422)
     if name.strip():
         given["name"] = name.strip()
     try:
         changes = StudyChanges.model_validate(given)
     except ValidationError as error:
         said = "; ".join(f"{f.pointer.removeprefix('#/')}: {f.detail}" for f in schema_faults(error))
-        return _study(request, ctx, principal, study_id, f"{said}; nothing was changed", 422)
+        return study_with(request, ctx, principal, study_id, f"{said}; nothing was changed", 422)
     return _done(request, ctx, principal, study_id, lambda: studies.update_study(ctx, principal, study_id, changes))
 
 
@@ -301,7 +351,7 @@ def _done(
         if error.status not in (409, 422):
             raise
         details = "; ".join(f.detail for f in error.faults) or error.detail
-        return _study(request, ctx, principal, study_id, details, error.status)
+        return study_with(request, ctx, principal, study_id, details, error.status)
     return RedirectResponse(f"/studies/{study_id}", status_code=303)
 
 

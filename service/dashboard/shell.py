@@ -38,7 +38,7 @@ def _digest(*files: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-ASSETS_VERSION = _digest(HERE / "static" / "dashboard.css", HERE / "static" / "dashboard.js")
+ASSETS_VERSION = _digest(*sorted((HERE / "static").iterdir()))
 PLOTLY_VERSION = _digest(PLOTLY)
 
 
@@ -53,6 +53,15 @@ def _shared(request: Request) -> dict[str, Any]:
 
 
 templates = Jinja2Templates(HERE / "templates", context_processors=[_shared])
+
+
+class _Kept(StaticFiles):
+    """Files whose address has a digest of their contents: a browser asks for them once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
 
 
 @lru_cache(maxsize=2)
@@ -74,6 +83,8 @@ def mount_static(app: FastAPI) -> None:
             headers["Content-Encoding"] = "gzip"
         return Response(_plotly(packed=packed), media_type="text/javascript", headers=headers)
 
+    # Modules import each other by relative addresses, so the version is a folder.
+    app.mount(f"/static/{ASSETS_VERSION}", _Kept(directory=HERE / "static"), name="assets")
     app.mount("/static/swagger-ui", StaticFiles(directory=SWAGGER_UI), name="swagger-ui")
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
 

@@ -11,7 +11,6 @@ from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
-from ..domain.search_space import OPTIONAL
 from ..domain.states import STUDY_ENDED, StudyState, TrialPhase, TrialState
 from ..domain.structure import SIZES, by_group
 from ..domain.study_spec import AdapterSpec
@@ -64,7 +63,8 @@ class StudyView:
     answer: Answer | None
     workload: str
     left: str | None
-    others: list[str] = field(default_factory=list)  # parameters that only some studies search
+    # The parameters that charts may show.
+    parameters: list[str] = field(default_factory=list)
 
     @property
     def trials(self) -> list[Trial]:
@@ -96,8 +96,15 @@ def study_view(ctx: Context, principal: Principal, study_id: str, query: Query) 
         answer=ctx.recent.get(("answer", study_id, study.version), lambda: _answer(ctx, study, comparison)),
         workload=work.told(),
         left=None if left is None else duration(left),
-        others=[name for name in OPTIONAL if name in study.spec.search_space.parameters()],
+        parameters=_parameters(study),
     )
+
+
+def _parameters(study: Study) -> list[str]:
+    space = study.spec.search_space
+    sizes = [f"{g}.{s}" for g in study.plan.groups for s in SIZES] or list(SIZES)
+    ratio = [] if study.plan.groups else ["r2/r1"]
+    return [*(["method"] if len(space.methods()) > 1 else []), *sizes, *ratio, *space.parameters()]
 
 
 def _pace(ctx: Context, study: Study) -> float | None:

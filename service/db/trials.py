@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Table, func, insert, select, update
+from sqlalchemy import Table, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from ..domain.ids import new_id
@@ -245,6 +245,20 @@ class Trials:
         if phase is not None:
             query = query.where(TrialRow.phase == phase)
         return [trial_record(row) for row in self._session.scalars(query)]
+
+    def parameters(self, study_id: str) -> dict[int, int]:
+        """The adapter parameters of each trial of a study, by number."""
+        query = select(TrialRow.number, TrialRow.parameters).where(TrialRow.study_id == study_id)
+        return {row.number: row.parameters for row in self._session.execute(query)}
+
+    def outside_history(self, study_id: str) -> list[Trial]:
+        """Trials that the search does not see: those of other phases, and those that began with an adapter."""
+        query = select(TrialRow).where(
+            TrialRow.study_id == study_id,
+            or_(TrialRow.phase != TrialPhase.SEARCH, TrialRow.start_from.is_not(None)),
+            TrialRow.phase != TrialPhase.MEASUREMENT,
+        )
+        return [trial_record(row) for row in self._session.scalars(query.order_by(TrialRow.number))]
 
     def measured(self, study_id: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
         """Parameters, metrics and resources of each trial of a study, in any order."""

@@ -77,7 +77,7 @@ def _csv(ctx: Context, study_id: str, columns: list[str]) -> Iterator[str]:
     writer.writerow(columns)
     for k, trial in enumerate(trials_of(ctx, study_id)):
         row = {**_flat(trial), **_measured(trial.params, trial.metrics, trial.resources)}
-        writer.writerow([_cell(row.get(name, "")) for name in columns])
+        writer.writerow([spreadsheet_cell(row.get(name, "")) for name in columns])
         if k % PAGE == PAGE - 1:
             yield buffer.getvalue()
             buffer.seek(0)
@@ -94,7 +94,8 @@ def _flat(trial: Trial) -> dict[str, Any]:
     return {name: extra[name] if name in extra else getattr(trial, name) for name in COLUMNS}
 
 
-def _cell(value: Any) -> Any:
+def spreadsheet_cell(value: Any) -> Any:
+    """A value for CSV; text that a spreadsheet would read as a formula gets an apostrophe in front."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):

@@ -1,11 +1,7 @@
-// Keeps a study page current while the study runs, draws its charts, copies snippets, and logs in from the fragment.
-const POLL_MS = 2000;
-// The proxy's prefix, with a slash at its end: this file lies in PREFIX/static/.
-const root = new URL("..", import.meta.url).pathname;
-// Nothing that is drawn may leave this host.
-const CHART = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
-  modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "lasso2d", "select2d", "autoScale2d"] };
+// Keeps a study page current while the study runs, copies snippets, checks a new study, and logs in from the fragment.
+import { drawCharts, exploreCharts, redrawCharts, root } from "./charts.js";
 
+const POLL_MS = 2000;
 function logInFromFragment() {
   const form = document.getElementById("login");
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
@@ -15,26 +11,10 @@ function logInFromFragment() {
   form.requestSubmit();
 }
 
-async function drawChart(element) {
-  const answer = await fetch(element.dataset.chart);
-  if (!answer.ok) return;
-  const text = await answer.text();
-  // What has not changed is not drawn again: hover and focus stay.
-  if (element.drawn === text) return;
-  const figure = JSON.parse(text);
-  figure.layout.font.color = getComputedStyle(document.body).color;
-  await Plotly.react(element, figure.data, figure.layout, CHART);
-  element.drawn = text;
-}
-
-async function drawCharts() {
-  for (const element of document.querySelectorAll("[data-chart]")) await drawChart(element);
-}
-
 // A part is left alone while somebody reads in it: types, has focus, or has marked text.
 function isInUse(part) {
   const marked = document.getSelection();
-  return part.contains(document.activeElement) ||
+  return part.contains(document.activeElement) || part.querySelector("input[name=trial]:checked") ||
     (marked && !marked.isCollapsed && part.contains(marked.anchorNode));
 }
 
@@ -158,7 +138,7 @@ async function fillHeadlines() {
 
 // A confirmation before what cannot be undone.
 document.addEventListener("submit", (event) => {
-  const words = event.target.dataset.confirm;
+  const words = event.submitter?.dataset.confirm ?? event.target.dataset.confirm;
   if (words && !confirm(words)) event.preventDefault();
 });
 
@@ -175,8 +155,7 @@ function chooseTheme() {
     else delete page.dataset.theme;
     document.cookie = `theme=${next};path=${root};max-age=${next ? 31536000 : 0};SameSite=Strict`;
     tell();
-    for (const element of document.querySelectorAll("[data-chart]")) element.drawn = "";
-    await drawCharts();
+    await redrawCharts();
   });
 }
 
@@ -184,6 +163,7 @@ chooseTheme();
 logInFromFragment();
 const written = document.getElementById("new");
 if (written) followText(written);
+exploreCharts();
 const study = document.getElementById("study");
 const studies = document.getElementById("studies");
 if (study) followStudy(study);

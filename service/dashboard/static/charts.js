@@ -1,0 +1,192 @@
+// Draws the charts of a page, keeps them in step with the filter in the address, and turns marked ranges into filters.
+// The proxy's prefix, with a slash at its end: this file lies in PREFIX/static/VERSION/.
+export const root = new URL("../..", import.meta.url).pathname;
+// Nothing that is drawn may leave this host.
+const REMOVED = ["sendChartToCloud", "sendDataToCloud", "lasso2d", "autoScale2d"];
+const MOST_TABLE_ROWS = 200;
+const explored = () => document.getElementById("explored");
+const form = () => document.getElementById("explore-form");
+
+// A chart's address with the filter and the parameters that this page's address has.
+function addressOf(element) {
+  const own = new URL(element.dataset.chart, location.href);
+  const asked = new URLSearchParams(location.search);
+  for (const name of element === explored() ? ["where", "x", "y", "predictor"] : ["where"])
+    if (asked.get(name) && own.pathname.includes("/studies/")) own.searchParams.set(name, asked.get(name));
+  return own;
+}
+
+async function drawChart(element) {
+  if (!element.dataset.chart || typeof Plotly === "undefined") return;
+  const address = addressOf(element);
+  const answer = await fetch(address);
+  // The page says what is wrong with a filter.
+  if (!answer.ok) return;
+  const text = await answer.text();
+  // What has not changed is not drawn again: hover and focus stay.
+  if (element.drawn === `${address}${text}`) return;
+  const figure = JSON.parse(text);
+  figure.layout.font.color = getComputedStyle(document.body).color;
+  const marks = figure.layout.meta?.x || figure.layout.meta?.y;
+  const config = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+    modeBarButtonsToRemove: marks ? REMOVED : [...REMOVED, "select2d"] };
+  // Another kind of chart has other axes, which Plotly would keep.
+  const kind = element.dataset.chart + (figure.data[0]?.type ?? "");
+  if (element.kind && element.kind !== kind) Plotly.purge(element);
+  element.kind = kind;
+  await Plotly.react(element, figure.data, figure.layout, config);
+  for (const name of ["plotly_click", "plotly_selected", "plotly_restyle"]) element.removeAllListeners?.(name);
+  element.on?.("plotly_click", openTrial);
+  element.on?.("plotly_selected", (event) => filterBy(rangesOf(figure.layout, event)));
+  element.on?.("plotly_restyle", () => offerFilter(element));
+  element.drawn = `${address}${text}`;
+  element.figure = figure;
+  if (element === explored()) fillTable(false);
+}
+
+export async function drawCharts() {
+  for (const element of document.querySelectorAll("[data-chart]")) await drawChart(element);
+}
+
+// The colours of the text are another theme's.
+export async function redrawCharts() {
+  for (const element of document.querySelectorAll("[data-chart]")) element.drawn = "";
+  await drawCharts();
+}
+
+function openTrial(event) {
+  const number = event.points[0].customdata;
+  const study = document.getElementById("study")?.dataset.study;
+  if (study && Number.isInteger(number)) location.assign(`${root}studies/${study}/trials/${number}`);
+}
+
+const told = (value) => String(Number(value.toPrecision(5)));
+const isName = (name) => /^[A-Za-z_][\w.]*$/.test(name);
+
+function between(name, [first, second], scale = (v) => v) {
+  const [low, high] = [scale(Math.min(first, second)), scale(Math.max(first, second))];
+  return `${told(low)} <= ${name} <= ${told(high)}`;
+}
+
+// The filters that a marked rectangle means; axes of words or times have none.
+function rangesOf(layout, event) {
+  const parts = [];
+  for (const axis of ["x", "y"]) {
+    const name = layout.meta?.[axis];
+    const range = event?.range?.[axis];
+    if (name && isName(name) && range?.every((v) => typeof v === "number")) parts.push(between(name, range));
+  }
+  return parts;
+}
+
+// The filters that marked ranges of parallel axes mean.
+function markedOf(element) {
+  const parts = [];
+  (element.data?.[0]?.dimensions ?? []).forEach((dimension, k) => {
+    const meta = element.figure.layout.meta.dimensions[k];
+    if (!dimension.constraintrange || !isName(meta.name)) return;
+    const ranges = Array.isArray(dimension.constraintrange[0]) ? dimension.constraintrange : [dimension.constraintrange];
+    if (meta.words) {
+      const chosen = meta.words.filter((_, at) => ranges.some(([low, high]) => low <= at && at <= high));
+      parts.push(`${meta.name} in (${chosen.map((word) => `"${word}"`).join(", ")})`);
+      return;
+    }
+    const scale = meta.log ? (v) => 10 ** v : (v) => v;
+    const all = ranges.map((range) => between(meta.name, range, scale));
+    parts.push(all.length > 1 ? `(${all.join(" or ")})` : all[0]);
+  });
+  return parts;
+}
+
+function filterBy(parts) {
+  if (!parts.length) return;
+  const address = new URL(location.href);
+  const old = address.searchParams.get("where")?.trim();
+  address.searchParams.set("where", [...(old ? [`(${old})`] : []), ...parts].join(" and "));
+  address.searchParams.delete("page");
+  location.assign(address);
+}
+
+function offerFilter(element) {
+  const button = document.querySelector("[data-marked]");
+  if (button && element === explored()) button.classList.toggle("hidden", markedOf(element).length === 0);
+}
+
+// The chart as rows of its points, for readers who cannot see it.
+async function fillTable(toggle) {
+  const place = document.getElementById("explored-table");
+  if (toggle) place.hidden = !place.hidden;
+  document.querySelector("[data-table]").setAttribute("aria-expanded", String(!place.hidden));
+  if (place.hidden) return;
+  const rows = parseCsv(await (await fetch(pointsAddress())).text());
+  const table = document.createElement("table");
+  rows.slice(0, MOST_TABLE_ROWS + 1).forEach((cells, k) => {
+    const row = (k ? table.tBodies[0] ?? table.createTBody() : table.createTHead()).insertRow();
+    for (const cell of cells) {
+      const made = document.createElement(k ? "td" : "th");
+      if (!k) made.scope = "col";
+      made.textContent = cell;
+      row.append(made);
+    }
+  });
+  const note = document.createElement("p");
+  note.className = "note";
+  note.textContent = rows.length > MOST_TABLE_ROWS + 1 ? `The first ${MOST_TABLE_ROWS} of ${rows.length - 1}; CSV has all.` : "";
+  place.replaceChildren(table, note);
+}
+
+function parseCsv(text) {
+  const rows = [[]];
+  for (const [, quoted, plain, end] of text.matchAll(/(?:"((?:[^"]|"")*)"|([^,\r\n]*))(,|\r?\n|$)/g)) {
+    if (quoted === undefined && plain === "" && end === "") break;
+    rows.at(-1).push(quoted?.replaceAll('""', '"') ?? plain);
+    if (end !== ",") rows.push([]);
+  }
+  return rows.filter((row) => row.length);
+}
+
+function pointsAddress() {
+  const address = addressOf(explored());
+  address.searchParams.set("format", "csv");
+  return address;
+}
+
+const isFor = (label, kind) => label.dataset.for.split(" ").includes(kind);
+
+function choose() {
+  const fields = form().elements;
+  const kind = fields.chart.value;
+  for (const label of form().querySelectorAll("[data-for]")) label.hidden = !isFor(label, kind);
+  explored().dataset.chart = explored().dataset.charts + kind;
+  document.getElementById("explored-said").textContent = fields.chart.selectedOptions[0].textContent;
+  document.querySelector("[data-marked]").classList.add("hidden");
+}
+
+// One chart of many, chosen by the reader and kept in the address: a link shows a colleague the same.
+export function exploreCharts() {
+  if (!form()) return;
+  choose();
+  form().addEventListener("change", async () => {
+    const address = new URL(location.href);
+    const kind = form().elements.chart.value;
+    for (const name of ["chart", "x", "y", "predictor"]) {
+      const field = form().elements[name];
+      const label = field.closest("[data-for]");
+      if (field.value && (!label || isFor(label, kind))) address.searchParams.set(name, field.value);
+      else address.searchParams.delete(name);
+    }
+    history.replaceState(null, "", address);
+    choose();
+    await drawChart(explored());
+  });
+  form().addEventListener("submit", (event) => event.preventDefault());
+  document.querySelector("[data-marked]").addEventListener("click", () => filterBy(markedOf(explored())));
+  document.querySelector("[data-table]").addEventListener("click", () => fillTable(true));
+  document.querySelector("[data-points]").addEventListener("click", (event) => {
+    event.preventDefault();
+    location.assign(pointsAddress());
+  });
+  for (const button of document.querySelectorAll("[data-picture]"))
+    button.addEventListener("click", () =>
+      Plotly.downloadImage(explored(), { format: button.dataset.picture, filename: form().elements.chart.value, scale: 2 }));
+}

@@ -1,0 +1,89 @@
+"""Trials as flat rows, for filters, tables and charts: a name and a value for everything that one compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..context.context import Context
+from ..db.trials import Trials
+from ..domain.records import Study
+from ..domain.states import TrialPhase
+from ..search.coordinates import method_of
+from .comparison import searched
+from .trial_filter import parse
+
+Row = Mapping[str, Any]
+_CONFIRMED = frozenset({TrialPhase.CONFIRMATION})
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRows:
+    """A study's trials by number, and the names that they have values for."""
+
+    rows: list[dict[str, Any]]
+    names: frozenset[str]
+
+    def where(self, text: str | None) -> list[dict[str, Any]]:
+        """The rows that an expression describes; all without one.
+
+        Raises:
+            InvalidRequest: the expression cannot be read, or names what no trial has.
+        """
+        if not text or not text.strip():
+            return self.rows
+        test = parse(text, self.names)
+        return [row for row in self.rows if test(row)]
+
+
+def rows_of(ctx: Context, study: Study) -> TrialRows:
+    """The rows of a study; those of the search come from its history in memory."""
+    return ctx.recent.get(("rows", study.id, study.version), lambda: _rows(ctx, study))
+
+
+def _rows(ctx: Context, study: Study) -> TrialRows:
+    rows: list[dict[str, Any]] = []
+    seed = study.spec.search.seed
+    for t in searched(ctx, study.id):
+        row = {"number": t.number, "phase": TrialPhase.SEARCH, "state": t.state, "method": method_of(t.params)}
+        rows.append({**t.params, **t.metrics, **row, "seed": seed, "failure": t.failure, "curve": t.curve})
+    with ctx.db.read() as session:
+        others = Trials(session).outside_history(study.id)
+    for o in others:
+        row = {"number": o.number, "phase": o.phase, "state": o.state, "method": o.method, "seed": o.seed}
+        failure = None if o.failure is None else o.failure.kind
+        extra = {"failure": failure, "candidate": o.candidate}
+        rows.append({**o.params, **o.metrics, **row, **extra, "curve": tuple(o.curve)})
+    rows.sort(key=lambda row: row["number"])
+    names: set[str] = {"number", "phase", "state", "method", "seed", "failure", "candidate", *_known(study)}
+    for row in rows:
+        names.update(row)
+    return TrialRows(rows, frozenset(names - {"curve"}))
+
+
+def _known(study: Study) -> list[str]:
+    """What the trials of a study will have, so that a filter may name it before there are any."""
+    space = study.spec.search_space
+    sizes = [f"{g}.{s}" for g in study.plan.groups for s in ("r1", "r2", "r")] or ["r1", "r2", "r"]
+    return [*sizes, *space.parameters(), study.spec.objective.metric]
+
+
+def split_of(row: Row) -> str:
+    """The split that a row's metrics were measured on."""
+    return "test" if row["phase"] in _CONFIRMED else "validation"
+
+
+def numeric(rows: Sequence[Row], name: str) -> bool:
+    """Whether every value under a name is a number."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def ordered(rows: Sequence[dict[str, Any]], name: str, *, descending: bool) -> list[dict[str, Any]]:
+    """Rows by the value under a name, then by number; those without one come last."""
+    having = [row for row in rows if row.get(name) is not None]
+    key: Callable[[Row], Any] = (lambda r: r[name]) if numeric(having, name) else (lambda r: str(r[name]))
+    having.sort(key=lambda row: row["number"])
+    having.sort(key=key, reverse=descending)
+    return having + [row for row in rows if row.get(name) is None]
