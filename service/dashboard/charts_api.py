@@ -161,11 +161,9 @@ def as_csv(figure: charts.Figure) -> str:
     """The points of a figure: a line each, with the name of its series."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    first = figure["data"][0] if figure["data"] else {}
-    if first.get("type") == "parcoords":
-        writer.writerow([d["label"] for d in first["dimensions"]])
-        writer.writerows(zip(*(_shown(d) for d in first["dimensions"]), strict=True))
-        return buffer.getvalue()
+    dimensions = figure["layout"].get("meta", {}).get("dimensions")
+    if dimensions:
+        return _parallel_csv(figure, dimensions)
     titles = [figure["layout"][axis]["title"]["text"] or axis[0] for axis in ("xaxis", "yaxis")]
     writer.writerow(["series", *titles, "note"])
     for series in figure["data"]:
@@ -179,12 +177,26 @@ def as_csv(figure: charts.Figure) -> str:
     return buffer.getvalue()
 
 
-def _shown(dimension: dict[str, Any]) -> list[Any]:
-    """The values of a parallel axis as they are read on it."""
-    words = dimension.get("ticktext")
-    if words is None or dimension.get("tickvals") != list(range(len(words))):
-        return list(dimension["values"])
-    return [words[k] for k in dimension["values"]]
+def _parallel_csv(figure: charts.Figure, dimensions: list[dict[str, Any]]) -> str:
+    """The lines of parallel axes: a line each, with the value on every axis."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["trial", *(d["name"] for d in dimensions)])
+    width = len(dimensions) + 1
+    for series in figure["data"]:
+        for start in range(0, len(series["x"]), width):
+            places = series["y"][start : start + width - 1]
+            values = [_at(d, place) for d, place in zip(dimensions, places, strict=True)]
+            writer.writerow([series["customdata"][start], *values])
+    return buffer.getvalue()
+
+
+def _at(dimension: dict[str, Any], place: float) -> Any:
+    """The value at a place of a parallel axis, to five digits."""
+    if "words" in dimension:
+        return dimension["words"][round(place * max(1, len(dimension["words"]) - 1))]
+    moved = dimension["low"] + place * (dimension["high"] - dimension["low"])
+    return float(f"{10**moved if dimension['log'] else moved:.5g}")
 
 
 @router.get("/trials/{trial_id}/chart", tags=["trials"], responses=problems(404))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from ..results.effects import Effects
 from ..results.importances import FEWEST
 from ..results.trial_rows import Row, numeric
 from .charts import BLUE, GREY, Figure, axes
-from .search_charts import completed, nothing, plain, points_of, short, sign_of, varied
+from .search_charts import MOST_LINES, completed, label, nothing, plain, points_of, short, sign_of, thinned, varied
 
 _BINS = 12
+_MOST_TICKS = 7
+# From worst to best, so that the best lie on top.
+_SHADES = ("#cfd8e3", "#9fb8cf", "#6a9cc0", "#3a7ca8", "#0b3c5d")
 _SCALE = [[0, "#dbe7ef"], [0.5, "#4f9fc4"], [1, "#0b3c5d"]]
 
 
@@ -25,46 +29,92 @@ def _scaled(rows: Sequence[Row], name: str) -> bool:
     return numeric(rows, name) and min(values) > 0 and max(values) / min(values) >= 8
 
 
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A parallel axis: its name, the places of its values from 0 to 1, and what stands beside its ends."""
+
+    name: str
+    places: list[float]
+    ticks: list[tuple[float, str]]
+    meta: dict[str, Any]
+
+
 def parallel(study: Study, rows: Sequence[Row]) -> Figure:
-    """Every parameter that varied and the result, as parallel axes."""
-    rows = completed(study, rows)
+    """Every parameter that varied and the result, as parallel axes; darker lines are better.
+
+    Lines of Plotly's own kind need WebGL code that is compiled in the browser, which our content security policy
+    forbids. ``layout.meta.dimensions`` says what a marked part of an axis means.
+    """
+    rows = thinned(study, completed(study, rows), MOST_LINES)
     names = varied(study, rows)
     if len(rows) < 2 or not names:
         return nothing("Two completed trials with different parameters are needed.")
     metric = study.spec.objective.metric
-    dimensions: list[dict[str, Any]] = []
-    meta: list[dict[str, Any]] = []
-    for name in (*names, metric):
-        values = [row.get(name) for row in rows]
-        if not numeric(rows, name) or None in values:
-            words = sorted({short(v) if v is not None else "–" for v in values})
-            at = [words.index(short(v) if v is not None else "–") for v in values]
-            dimensions.append(
-                {"label": plain(name), "values": at, "tickvals": list(range(len(words))), "ticktext": words}
-            )
-            meta.append({"name": name, "words": words})
-        elif name != metric and _scaled(rows, name):
-            logs = [math.log10(v) for v in values if v is not None]
-            ticks = sorted({float(v) for v in values if v is not None})
-            ticks = ticks if len(ticks) <= 8 else [ticks[0], ticks[-1]]
-            dimensions.append(
-                {
-                    "label": plain(name),
-                    "values": logs,
-                    "tickvals": [math.log10(v) for v in ticks],
-                    "ticktext": [f"{v:.3g}" for v in ticks],
-                }
-            )
-            meta.append({"name": name, "log": True})
-        else:
-            dimensions.append({"label": plain(name), "values": values})
-            meta.append({"name": name})
-    values = [row[metric] for row in rows]
+    axes_of = [_axis(rows, name, logarithmic=name != metric and _scaled(rows, name)) for name in (*names, metric)]
+    goodness = axes_of[-1].places if sign_of(study) > 0 else [1 - p for p in axes_of[-1].places]
+    told = [*varied(study, rows), metric]
+    series = []
+    for shade in range(len(_SHADES)):
+        mine = [k for k, good in enumerate(goodness) if min(int(good * len(_SHADES)), len(_SHADES) - 1) == shade]
+        x: list[int | None] = []
+        y: list[float | None] = []
+        numbers: list[int | None] = []
+        texts: list[str | None] = []
+        for k in mine:
+            x += [*range(len(axes_of)), None]
+            y += [*(axis.places[k] for axis in axes_of), None]
+            numbers += [*([rows[k]["number"]] * len(axes_of)), None]
+            texts += [*([label(rows[k], told)] * len(axes_of)), None]
+        series.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": x,
+                "y": y,
+                "text": texts,
+                "customdata": numbers,
+                "line": {"color": _SHADES[shade], "width": 1 + shade / 3},
+                "marker": {"size": 4},
+                "hovertemplate": "%{text}<extra></extra>",
+                "showlegend": False,
+            }
+        )
     layout = axes("", "")
-    layout["margin"] = {"l": 60, "r": 60, "t": 48, "b": 24}
-    layout["meta"] = {"dimensions": meta}
-    line = {"color": values, "colorscale": _SCALE, "reversescale": sign_of(study) < 0, "showscale": False}
-    return {"data": [{"type": "parcoords", "dimensions": dimensions, "line": line}], "layout": layout}
+    layout["margin"] = {"l": 48, "r": 48, "t": 16, "b": 40}
+    layout["dragmode"] = "select"
+    layout["xaxis"] |= {
+        "tickvals": list(range(len(axes_of))),
+        "ticktext": [plain(axis.name) for axis in axes_of],
+        "range": [-0.3, len(axes_of) - 0.7],
+    }
+    layout["yaxis"] |= {"visible": False, "range": [-0.05, 1.05]}
+    layout["annotations"] = [
+        {"x": k, "y": place, "text": text, "showarrow": False, "xanchor": "right", "xshift": -5, "font": {"size": 10}}
+        for k, axis in enumerate(axes_of)
+        for place, text in axis.ticks
+    ]
+    layout["meta"] = {"dimensions": [axis.meta for axis in axes_of]}
+    return {"data": series, "layout": layout}
+
+
+def _axis(rows: Sequence[Row], name: str, *, logarithmic: bool) -> _Axis:
+    values = [row.get(name) for row in rows]
+    if None in values or not numeric(rows, name):
+        words = sorted({"–" if v is None else short(v) for v in values})
+        last = max(1, len(words) - 1)
+        places = [words.index("–" if v is None else short(v)) / last for v in values]
+        return _Axis(name, places, [(k / last, w) for k, w in enumerate(words)], {"name": name, "words": words})
+    scale: Callable[[float], float] = math.log10 if logarithmic else float
+    moved = [scale(v) for v in values if v is not None]
+    low, high = min(moved), max(moved)
+    different = sorted({float(v) for v in values if v is not None})
+    shown = different if len(different) <= _MOST_TICKS else [different[0], different[-1]]
+
+    def place(value: float) -> float:
+        return (value - low) / (high - low) if high > low else 0.5
+
+    ticks = [(place(scale(v)), f"{v:.4g}") for v in shown]
+    return _Axis(name, [place(m) for m in moved], ticks, {"name": name, "low": low, "high": high, "log": logarithmic})
 
 
 def chosen(study: Study, rows: Sequence[Row], asked: str | None, default: int) -> str | None:
@@ -135,7 +185,8 @@ def contour(study: Study, rows: Sequence[Row], x: str | None, y: str | None) -> 
         "connectgaps": True,
         "colorscale": _SCALE,
         "reversescale": sign_of(study) < 0,
-        "contours": {"coloring": "heatmap", "showlines": False},
+        "contours": {"coloring": "heatmap"},
+        "line": {"width": 0},
         "colorbar": {"title": {"text": metric}, "thickness": 12},
         "hoverinfo": "skip",
     }

@@ -16,8 +16,9 @@ from ..domain.study_spec import Direction
 from ..results.trial_rows import Row, split_of
 from .charts import BLUE, GREY, MOST_POINTS, ORANGE, Figure, axes
 
-# Lines and axes cost a browser more than points.
-_MOST_LINES = 300
+# A point is an element of the page, and a line costs a browser more.
+MOST_SHOWN = 1_000
+MOST_LINES = 300
 _MOST_BARS = 500
 
 
@@ -40,7 +41,7 @@ def completed(study: Study, rows: Sequence[Row]) -> list[Row]:
         and isinstance(row.get(metric), int | float)
         and math.isfinite(row[metric])
     ]
-    return thinned(study, found, MOST_POINTS)
+    return thinned(study, found, MOST_SHOWN)
 
 
 def thinned(study: Study, rows: Sequence[Row], most: int) -> list[Row]:
@@ -79,7 +80,7 @@ def varied(study: Study, rows: Sequence[Row]) -> list[str]:
 def points_of(rows: Sequence[Row], x: str, y: str, names: Sequence[str]) -> dict[str, Any]:
     """A series with a point for each trial; ``names`` are told beside it."""
     return {
-        "type": "scattergl" if len(rows) > 1000 else "scatter",
+        "type": "scatter",
         "mode": "markers",
         "x": [row[x] if isinstance(row[x], int | float) else str(row[x]) for row in rows],
         "y": [row[y] for row in rows],
@@ -123,7 +124,7 @@ def evaluations(study: Study, rows: Sequence[Row]) -> Figure:
     if not seen:
         return nothing("No trial has been evaluated yet.")
     having = [row for row in seen if isinstance(row.get(metric), int | float)]
-    shown = thinned(study, having, _MOST_LINES) + [row for row in seen if row.get(metric) is None][-_MOST_LINES:]
+    shown = thinned(study, having, MOST_LINES) + [row for row in seen if row.get(metric) is None][-MOST_LINES:]
     series = []
     for name, mine in (
         ("pruned, waiting or ended early", [r for r in shown if r["state"] is not TrialState.COMPLETED]),
@@ -141,8 +142,8 @@ def evaluations(study: Study, rows: Sequence[Row]) -> Figure:
         line = {"color": BLUE if full else GREY, "width": 1.2}
         series.append(
             {
-                "type": "scattergl",
-                "mode": "lines+markers",
+                "type": "scatter",
+                "mode": "lines+markers" if len(x) <= MOST_POINTS else "lines",
                 "name": name,
                 "x": x,
                 "y": y,

@@ -17,7 +17,7 @@ from ..context.context import Context
 from ..db.trials import Trials
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Study, Trial
-from ..errors import Conflict, InvalidRequest, NotFound, Unauthorized
+from ..errors import Conflict, Fault, InvalidRequest, NotFound, Unauthorized
 from ..results.comparison import compare
 from ..results.export import spreadsheet_cell
 from ..results.trial_rows import rows_of
@@ -144,6 +144,7 @@ def compare_page(request: Request, ctx: ContextDep, trial: Ids = [], study: Ids 
 
 def _trials_shown(ctx: Context, principal: Principal, ids: list[str]) -> dict[str, Any]:
     found = [trials.get_trial(ctx, one, principal.scope) for one in dict.fromkeys(ids)]
+    found.sort(key=lambda t: (t.study_id, t.number))
     home = {t.study_id: studies.get_study(ctx, t.study_id, principal.scope)[0] for t in found}
     return {
         "trials": found,
@@ -189,6 +190,8 @@ def compare_chart(request: Request, ctx: ContextDep, trial: Ids) -> JSONResponse
     if principal is None:
         raise Unauthorized("log in again")
     found = [trials.get_trial(ctx, one, principal.scope) for one in dict.fromkeys(trial)]
+    if not found:
+        raise InvalidRequest("no trial was named", [Fault("#/trial", "name 1 to 20 trials")])
     study, _ = studies.get_study(ctx, found[0].study_id, principal.scope)
     return JSONResponse(charts.curves(study, found))
 

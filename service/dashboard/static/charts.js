@@ -27,7 +27,7 @@ async function drawChart(element) {
   if (element.drawn === `${address}${text}`) return;
   const figure = JSON.parse(text);
   figure.layout.font.color = getComputedStyle(document.body).color;
-  const marks = figure.layout.meta?.x || figure.layout.meta?.y;
+  const marks = figure.layout.meta !== undefined;
   const config = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
     modeBarButtonsToRemove: marks ? REMOVED : [...REMOVED, "select2d"] };
   // Another kind of chart has other axes, which Plotly would keep.
@@ -35,10 +35,9 @@ async function drawChart(element) {
   if (element.kind && element.kind !== kind) Plotly.purge(element);
   element.kind = kind;
   await Plotly.react(element, figure.data, figure.layout, config);
-  for (const name of ["plotly_click", "plotly_selected", "plotly_restyle"]) element.removeAllListeners?.(name);
+  for (const name of ["plotly_click", "plotly_selected"]) element.removeAllListeners?.(name);
   element.on?.("plotly_click", openTrial);
   element.on?.("plotly_selected", (event) => filterBy(rangesOf(figure.layout, event)));
-  element.on?.("plotly_restyle", () => offerFilter(element));
   element.drawn = `${address}${text}`;
   element.figure = figure;
   if (element === explored()) fillTable(false);
@@ -63,37 +62,39 @@ function openTrial(event) {
 const told = (value) => String(Number(value.toPrecision(5)));
 const isName = (name) => /^[A-Za-z_][\w.]*$/.test(name);
 
-function between(name, [first, second], scale = (v) => v) {
-  const [low, high] = [scale(Math.min(first, second)), scale(Math.max(first, second))];
+function between(name, [first, second]) {
+  const [low, high] = [Math.min(first, second), Math.max(first, second)];
   return `${told(low)} <= ${name} <= ${told(high)}`;
 }
 
 // The filters that a marked rectangle means; axes of words or times have none.
 function rangesOf(layout, event) {
+  if (!event?.range) return [];
+  if (layout.meta?.dimensions) return markedOf(layout.meta.dimensions, event.range);
   const parts = [];
   for (const axis of ["x", "y"]) {
     const name = layout.meta?.[axis];
-    const range = event?.range?.[axis];
+    const range = event.range[axis];
     if (name && isName(name) && range?.every((v) => typeof v === "number")) parts.push(between(name, range));
   }
   return parts;
 }
 
-// The filters that marked ranges of parallel axes mean.
-function markedOf(element) {
+// The same for parallel axes: each axis that the rectangle crosses.
+function markedOf(dimensions, range) {
+  const [left, right] = range.x.toSorted((a, b) => a - b);
+  const [low, high] = range.y.toSorted((a, b) => a - b).map((v) => Math.min(1, Math.max(0, v)));
   const parts = [];
-  (element.data?.[0]?.dimensions ?? []).forEach((dimension, k) => {
-    const meta = element.figure.layout.meta.dimensions[k];
-    if (!dimension.constraintrange || !isName(meta.name)) return;
-    const ranges = Array.isArray(dimension.constraintrange[0]) ? dimension.constraintrange : [dimension.constraintrange];
-    if (meta.words) {
-      const chosen = meta.words.filter((_, at) => ranges.some(([low, high]) => low <= at && at <= high));
-      parts.push(`${meta.name} in (${chosen.map((word) => `"${word}"`).join(", ")})`);
+  dimensions.forEach((d, k) => {
+    if (k < left || k > right || !isName(d.name)) return;
+    if (d.words) {
+      const chosen = d.words.filter((word, at) => word !== "–" && at / Math.max(1, d.words.length - 1) >= low - 1e-9 &&
+        at / Math.max(1, d.words.length - 1) <= high + 1e-9);
+      if (chosen.length) parts.push(`${d.name} in (${chosen.map((word) => `"${word}"`).join(", ")})`);
       return;
     }
-    const scale = meta.log ? (v) => 10 ** v : (v) => v;
-    const all = ranges.map((range) => between(meta.name, range, scale));
-    parts.push(all.length > 1 ? `(${all.join(" or ")})` : all[0]);
+    const value = (place) => (d.log ? 10 ** (d.low + place * (d.high - d.low)) : d.low + place * (d.high - d.low));
+    parts.push(between(d.name, [value(low), value(high)]));
   });
   return parts;
 }
@@ -105,11 +106,6 @@ function filterBy(parts) {
   address.searchParams.set("where", [...(old ? [`(${old})`] : []), ...parts].join(" and "));
   address.searchParams.delete("page");
   location.assign(address);
-}
-
-function offerFilter(element) {
-  const button = document.querySelector("[data-marked]");
-  if (button && element === explored()) button.classList.toggle("hidden", markedOf(element).length === 0);
 }
 
 // The chart as rows of its points, for readers who cannot see it.
@@ -159,7 +155,6 @@ function choose() {
   for (const label of form().querySelectorAll("[data-for]")) label.hidden = !isFor(label, kind);
   explored().dataset.chart = explored().dataset.charts + kind;
   document.getElementById("explored-said").textContent = fields.chart.selectedOptions[0].textContent;
-  document.querySelector("[data-marked]").classList.add("hidden");
 }
 
 // One chart of many, chosen by the reader and kept in the address: a link shows a colleague the same.
@@ -180,7 +175,6 @@ export function exploreCharts() {
     await drawChart(explored());
   });
   form().addEventListener("submit", (event) => event.preventDefault());
-  document.querySelector("[data-marked]").addEventListener("click", () => filterBy(markedOf(explored())));
   document.querySelector("[data-table]").addEventListener("click", () => fillTable(true));
   document.querySelector("[data-points]").addEventListener("click", (event) => {
     event.preventDefault();
