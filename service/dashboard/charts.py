@@ -27,6 +27,7 @@ def axes(x: str, y: str) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 12},
         "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(100,116,139,.8)", "activecolor": BLUE},
         # Zoom and selection stay when the data changes.
         "uirevision": "kept",
     }
@@ -194,7 +195,7 @@ def differences(found: Comparison, waiting: str = "") -> Figure:
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
-    layout = axes(f"{found.metric} behind the best found ({found.split})", "")
+    layout = axes(f"difference in {found.metric}", "")
     layout["yaxis"]["categoryorder"] = "array"
     layout["yaxis"]["categoryarray"] = [c.title for c in shown]
     line = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": GREY, "width": 1}}

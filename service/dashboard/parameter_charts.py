@@ -80,7 +80,7 @@ def parallel(study: Study, rows: Sequence[Row]) -> Figure:
             }
         )
     layout = axes("", "")
-    layout["margin"] = {"l": 48, "r": 48, "t": 16, "b": 40}
+    layout["margin"] = {"l": 48, "r": 48, "t": 44, "b": 40}
     layout["dragmode"] = "select"
     layout["xaxis"] |= {
         "tickvals": list(range(len(axes_of))),

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import pytest
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
@@ -14,9 +13,8 @@ from transformers import AutoModelForSequenceClassification
 import cdka
 from service.cli.demo import MODEL_NAME
 
+from .accessibility import check_access
 from .conftest import SLICE, System
-
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 
 
 @pytest.mark.ray
@@ -54,15 +52,6 @@ def test_a_study_from_rest_to_browser(system: System, tmp_path: Path) -> None:
     _look_in_the_browser(system, study.id, tmp_path, words)
 
 
-def _check_access(page: Any, place: str) -> None:
-    """What axe-core finds wrong for readers with a keyboard or a screen reader."""
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    assert [(v["id"], [n["target"] for n in v["nodes"]]) for v in found] == [], place
-    width = page.evaluate("document.documentElement.scrollWidth")
-    assert width <= page.viewport_size["width"], f"{place} is {width} pixels wide"
-
-
 def _check_pages(browser: Any, system: System, study_id: str, trial_id: str) -> None:
     """Every page of ours, light and dark, wide and narrow."""
     address = system.server.settings.server_url
@@ -74,7 +63,7 @@ def _check_pages(browser: Any, system: System, study_id: str, trial_id: str) -> 
         for place in ("/", *own, "/predictors", "/operation", "/studies/none"):
             page.goto(address + place)
             page.wait_for_load_state("networkidle")
-            _check_access(page, f"{place} ({theme}, {width})")
+            check_access(page, f"{place} ({theme}, {width})")
         page.close()
 
 
@@ -141,7 +130,7 @@ def _check_a_trial(page: Any) -> None:
     """A cell of the map leads to its trials, and a trial's number to its page."""
     page.locator("#map td.marked a").first.click()
     page.wait_for_url("**r1=**")
-    states = page.locator("#trials tbody tr td:nth-child(5)").all_inner_texts()
+    states = page.locator("#trials tbody tr td:nth-child(6)").all_inner_texts()
     assert len(set(states)) == 1
     page.locator("#trials tbody a").first.click()
     page.wait_for_selector(".chart .main-svg")

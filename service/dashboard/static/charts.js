@@ -11,6 +11,8 @@ const form = () => document.getElementById("explore-form");
 function addressOf(element) {
   const own = new URL(element.dataset.chart, location.href);
   const asked = new URLSearchParams(location.search);
+  // A filter that cannot be read is applied nowhere.
+  if (document.querySelector("[name=where][aria-invalid]")) asked.delete("where");
   for (const name of element === explored() ? ["where", "x", "y", "predictor"] : ["where"])
     if (asked.get(name) && own.pathname.includes("/studies/")) own.searchParams.set(name, asked.get(name));
   return own;

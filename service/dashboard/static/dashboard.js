@@ -161,6 +161,7 @@ function chooseTheme() {
 
 chooseTheme();
 logInFromFragment();
+addEventListener("hashchange", logInFromFragment);
 const written = document.getElementById("new");
 if (written) followText(written);
 exploreCharts();
