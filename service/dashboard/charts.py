@@ -39,7 +39,7 @@ def _label(trial: Observation) -> str:
 
 
 # Longer searches are thinned to this many points: a browser draws no more in reasonable time.
-MOST_POINTS = 2_000
+MOST_POINTS = 600
 _SHOWN = frozenset({TrialState.COMPLETED, TrialState.PRUNED, TrialState.WAITING})
 
 

@@ -14,10 +14,12 @@ from ..results.effects import Effects
 from ..results.importances import FEWEST
 from ..results.trial_rows import Row, numeric
 from .charts import BLUE, GREY, Figure, axes
-from .search_charts import MOST_LINES, completed, label, nothing, plain, points_of, short, sign_of, thinned, varied
+from .search_charts import MOST_LINES, completed, nothing, plain, points_of, short, sign_of, thinned, varied
 
 _BINS = 12
 _MOST_TICKS = 7
+# Lines whose ends are marked by points, each an element of the page.
+_MOST_MARKED = 40
 # From worst to best, so that the best lie on top.
 _SHADES = ("#cfd8e3", "#9fb8cf", "#6a9cc0", "#3a7ca8", "#0b3c5d")
 _SCALE = [[0, "#dbe7ef"], [0.5, "#4f9fc4"], [1, "#0b3c5d"]]
@@ -52,7 +54,6 @@ def parallel(study: Study, rows: Sequence[Row]) -> Figure:
     metric = study.spec.objective.metric
     axes_of = [_axis(rows, name, logarithmic=name != metric and _scaled(rows, name)) for name in (*names, metric)]
     goodness = axes_of[-1].places if sign_of(study) > 0 else [1 - p for p in axes_of[-1].places]
-    told = [*varied(study, rows), metric]
     series = []
     for shade in range(len(_SHADES)):
         mine = [k for k, good in enumerate(goodness) if min(int(good * len(_SHADES)), len(_SHADES) - 1) == shade]
@@ -64,7 +65,7 @@ def parallel(study: Study, rows: Sequence[Row]) -> Figure:
             x += [*range(len(axes_of)), None]
             y += [*(axis.places[k] for axis in axes_of), None]
             numbers += [*([rows[k]["number"]] * len(axes_of)), None]
-            texts += [*([label(rows[k], told)] * len(axes_of)), None]
+            texts += [*(f"{plain(axis.name)} {short(rows[k].get(axis.name, '–'))}" for axis in axes_of), None]
         series.append(
             {
                 "type": "scatter",
@@ -75,7 +76,7 @@ def parallel(study: Study, rows: Sequence[Row]) -> Figure:
                 "customdata": numbers,
                 "line": {"color": _SHADES[shade], "width": 1 + shade / 3},
                 "marker": {"size": 4},
-                "hovertemplate": "%{text}<extra></extra>",
+                "hovertemplate": "trial %{customdata}: %{text}<extra></extra>",
                 "showlegend": False,
             }
         )

@@ -17,7 +17,7 @@ from ..results.trial_rows import Row, split_of
 from .charts import BLUE, GREY, MOST_POINTS, ORANGE, Figure, axes
 
 # A point is an element of the page, and a line costs a browser more.
-MOST_SHOWN = 1_000
+MOST_SHOWN = 500
 MOST_LINES = 300
 _MOST_BARS = 500
 

@@ -14,7 +14,7 @@ function logInFromFragment() {
 // A part is left alone while somebody reads in it: types, has focus, or has marked text.
 function isInUse(part) {
   const marked = document.getSelection();
-  return part.contains(document.activeElement) || part.querySelector("input[name=trial]:checked") ||
+  return part.contains(document.activeElement) || part.querySelector("input[name=trial]:checked, input[name=study]:checked") ||
     (marked && !marked.isCollapsed && part.contains(marked.anchorNode));
 }
 
