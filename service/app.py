@@ -31,7 +31,7 @@ from .api.openapi import document, operation_id
 from .api.proxies import BehindProxy
 from .context.aside import Processes
 from .context.context import Clock, Context
-from .dashboard import charts_api, new_study, pages, selection, shell, trial_page
+from .dashboard import charts_api, explorer, new_study, pages, selection, shell, trial_page
 from .dashboard import groups as group_pages
 from .db.engine import Database
 from .domain.records import Role
@@ -91,6 +91,7 @@ def create_app(ctx: Context, *, background: bool = False) -> FastAPI:
     app.include_router(pages.router)
     app.include_router(trial_page.router)
     app.include_router(selection.router)
+    app.include_router(explorer.router)
     app.include_router(new_study.router)
     app.include_router(group_pages.router)
     shell.mount_static(app)

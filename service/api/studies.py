@@ -11,12 +11,10 @@ from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
-from ..domain.metrics import METRICS
-from ..domain.records import Ranking, RankingState, Role, Study, TrialCounts
+from ..domain.records import Study, TrialCounts
 from ..domain.states import StudyState
 from ..domain.study_spec import StudyChanges
-from ..errors import Changed, Fault, Forbidden, InvalidRequest
-from ..paths import resolve_inside
+from ..errors import Changed
 from ..results import comparison, export, groups, optuna_export, reading
 from ..schemas.comparison import ComparisonOut
 from ..schemas.studies import (
@@ -33,8 +31,7 @@ from ..schemas.trials import TrialOut
 from ..schemas.wire import Page
 from ..studies import predictions as predicting
 from ..studies import studies
-from ..studies.plans import plan_prediction
-from ..studies.structures import rank_groups
+from ..studies.foresight import foresee
 from .dependencies import ContextDep, Cursor, Id, IdempotencyKey, Limit, Reader, Writer, problems
 from .idempotency import IdempotentRoute
 
@@ -264,24 +261,7 @@ def predictions(
     ctx: ContextDep, principal: Reader, body: PredictionRequest, idempotency_key: IdempotencyKey = None
 ) -> PredictionsOut:
     """Get predictions for a model, a task and a budget. Stores nothing."""
-    if body.task.kind not in METRICS:
-        fault = Fault("#/task/kind", f"unknown task {body.task.kind!r}; available: {', '.join(METRICS)}")
-        raise InvalidRequest("no prediction can be made", [fault])
-    if predicting.MEASURED in body.predictors:
-        message = (
-            "'measured' needs a study, because a runner computes the model's gradients: name it in compare.predictors"
-        )
-        fault = Fault(f"#/predictors/{body.predictors.index(predicting.MEASURED)}", message)
-        raise InvalidRequest("no prediction can be made", [fault])
-    if principal.role is Role.VIEWER and resolve_inside(body.model.path, ctx.settings.data_roots) is None:
-        raise Forbidden("a viewer's token names models in the data directories; those of the hub are downloaded")
-    plan, ranked = ctx.aside(
-        plan_prediction, body.model, body.task.kind, body.adapter, body.budget, ctx.settings.data_roots
-    )
-    found = [
-        Ranking(name, RankingState.READY, None, ranked[name], rank_groups(plan, None, name))
-        for name in dict.fromkeys(body.predictors)
-    ]
+    plan, found = foresee(ctx, principal, body.model, body.task.kind, body.adapter, body.budget, body.predictors)
     budget = BudgetOut(
         max_parameters=plan.max_parameters, base_parameters=plan.base_parameters, adapted_layers=len(plan.shapes)
     )

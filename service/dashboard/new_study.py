@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from ..api.dependencies import ContextDep
 from ..context.context import Context
 from ..domain.group_spec import Member, expand
+from ..domain.metrics import METRICS
 from ..domain.records import Principal
 from ..domain.shape import GIB
 from ..errors import Fault, InvalidStudy, NotFound, ServiceError
@@ -49,12 +51,19 @@ class Checked:
 
 
 @router.get("/new")
-def new_page(request: Request, ctx: ContextDep, source: str | None = None) -> Response:
-    """Ask for a study; ``source`` is one whose text to begin with."""
+def new_page(
+    request: Request,
+    ctx: ContextDep,
+    source: str | None = None,
+    model: Annotated[str, Query(max_length=400)] = "",
+    kind: Annotated[str, Query(max_length=40)] = "",
+    rank: Annotated[str, Query(max_length=4)] = "",
+) -> Response:
+    """Ask for a study; ``source`` is one whose text to begin with; the others replace what the example has."""
     principal = principal_of(request, ctx)
     if principal is None:
         return to_login()
-    text = _EXAMPLE
+    text = begun_with(model, kind, rank)
     if source is not None:
         try:
             study, _ = studies.get_study(ctx, source, principal.scope)
@@ -64,6 +73,19 @@ def new_page(request: Request, ctx: ContextDep, source: str | None = None) -> Re
         # What has its default is left out, but for the name's sake nothing else.
         text = as_yaml(study.spec.model_dump(mode="json", exclude_defaults=True))
     return _page(request, principal, text, Checked())
+
+
+def begun_with(model: str, kind: str, rank: str) -> str:
+    """The example with this model, kind of task and LoRA rank; what is empty stays."""
+    lines = _EXAMPLE.splitlines(keepends=True)
+    for k, line in enumerate(lines):
+        if model.strip() and line.startswith("model:"):
+            lines[k] = f"model: {{path: {json.dumps(model.strip(), ensure_ascii=False)}}}\n"
+        elif kind in METRICS and line.startswith("  kind:"):
+            lines[k] = f"  kind: {kind}\n"
+        elif rank.isascii() and rank.isdigit() and line.startswith("budget:"):
+            lines[k] = f"budget: {{lora_rank: {int(rank)}}}\n"
+    return "".join(lines)
 
 
 def _page(request: Request, principal: Principal, text: str, checked: Checked, status: int = 200) -> Response:

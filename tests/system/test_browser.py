@@ -249,6 +249,22 @@ def test_a_zoomed_chart_and_a_selection_survive_live_updates(page: Any, seen: Se
     seen.client.cancel_study(study.id)
 
 
+def test_a_budget_is_explored_with_a_slider_and_becomes_a_study(page: Any, seen: Seen) -> None:
+    page.goto(f"{seen.address}/explore")
+    page.fill("input[name=model]", "tiny-bert")
+    page.wait_for_selector("#foreseen .mark")
+    eight = page.locator("#foreseen dd").first.inner_text()
+    page.locator("#rank").focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    until_true(page, f"!document.querySelector('#foreseen dd').innerText.includes('{eight}')")
+    assert page.locator("output").inner_text() == "4"
+    assert "rank=4" in page.url
+    page.get_by_role("link", name="Start a study with this budget").click()
+    page.wait_for_selector("#checked table", timeout=60_000)
+    assert "budget: {lora_rank: 4}" in page.input_value("#text")
+
+
 def test_names_are_shown_as_text(page: Any, seen: Seen) -> None:
     page.goto(f"{seen.address}/")
     shown = page.inner_text("main")
@@ -287,7 +303,15 @@ def test_axe_core_finds_nothing_on_any_page(seen: Seen, theme: str, width: int) 
     study = f"/studies/{seen.study.id}"
     own = [study, f"{study}?where=nonsense", f"{study}?group=1", f"{study}?chart=contour", f"/trials/{trials[0]}"]
     own += [f"/compare?{'&'.join(f'trial={t}' for t in trials)}", "/compare", f"/new?source={seen.study.id}"]
-    for place in ("/", *own, f"/groups/{seen.group.id}", "/predictors", "/operation", "/studies/none"):
+    own.append("/studies/none")
+    for place in (
+        "/",
+        *own,
+        f"/groups/{seen.group.id}",
+        "/explore?model=tiny-bert&rank=4",
+        "/predictors",
+        "/operation",
+    ):
         page.goto(seen.address + place)
         page.wait_for_load_state()
         if page.locator("#explored").count():

@@ -136,6 +136,27 @@ async function fillHeadlines() {
   }
 }
 
+// What a budget admits follows the form.
+function followBudget(fields) {
+  const shown = document.getElementById("foreseen");
+  let waiting = 0, asked = 0;
+  const show = async () => {
+    const mine = ++asked;
+    const query = new URLSearchParams(new FormData(fields));
+    history.replaceState(null, "", `${location.pathname}?${query}`);
+    shown.setAttribute("aria-busy", "true");
+    const answer = await fetch(`${root}explore/shown?${query}`).catch(() => null);
+    if (mine !== asked) return;
+    shown.removeAttribute("aria-busy");
+    if (answer?.ok) shown.innerHTML = await answer.text();
+  };
+  fields.addEventListener("input", () => {
+    fields.querySelector("output").textContent = fields.elements.rank.value;
+    clearTimeout(waiting);
+    waiting = setTimeout(show, 400);
+  });
+}
+
 // A confirmation before what cannot be undone.
 document.addEventListener("submit", (event) => {
   const words = event.submitter?.dataset.confirm ?? event.target.dataset.confirm;
@@ -163,6 +184,8 @@ chooseTheme();
 logInFromFragment();
 addEventListener("hashchange", logInFromFragment);
 const written = document.getElementById("new");
+const budget = document.getElementById("foresee");
+if (budget) followBudget(budget);
 if (written) followText(written);
 exploreCharts();
 const study = document.getElementById("study");
