@@ -59,8 +59,8 @@ class Visit:
     longest_task: float
 
 
-def visit(browser: Any, address: str, log_in: str | None, drawn: str) -> Visit | None:
-    """Open a page with an empty cache and wait until ``drawn`` is true; ``None`` if it never is."""
+def visit(browser: Any, address: str, log_in: str | None, wait: Callable[[Any], None]) -> Visit | None:
+    """Open a page with an empty cache and ``wait`` until it is drawn; ``None`` if it never is."""
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
     page = context.new_page()
     try:
@@ -78,10 +78,7 @@ def visit(browser: Any, address: str, log_in: str | None, drawn: str) -> Visit |
         before = _task_seconds(devtools)
         began = time.perf_counter()
         page.goto(address, wait_until="commit", timeout=PATIENCE * 1000)
-        while not page.evaluate(drawn):
-            if time.perf_counter() - began > PATIENCE:
-                return None
-            time.sleep(0.02)
+        wait(page)
         seconds = time.perf_counter() - began
         painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0") / 1000
         page.wait_for_timeout(300)
@@ -122,11 +119,19 @@ def show(name: str, trials: int, visits: list[Visit | None], memory: float) -> N
     print(f"| {name} | {trials:,} | {' | '.join(cells)} |", flush=True)
 
 
-OURS = """(() => {
-  const charts = [...document.querySelectorAll('[data-chart]')];
-  return charts.length >= 3 && charts.every((chart) => chart.drawn);
-})()"""
-PEER = "document.querySelectorAll('.js-plotly-plot .main-svg').length >= 6"
+def ours_drawn(page: Any) -> None:
+    """Wait for our charts, each of which notes what it has drawn."""
+    charts = "[...document.querySelectorAll('[data-chart]')]"
+    deadline = time.perf_counter() + PATIENCE
+    while not page.evaluate(f"{charts}.length >= 3 && {charts}.every((chart) => chart.drawn)"):
+        if time.perf_counter() > deadline:
+            raise TimeoutError("not drawn")
+        time.sleep(0.02)
+
+
+def peer_drawn(page: Any) -> None:
+    """Wait for six charts; a page that is busy for minutes answers no question, so the browser watches."""
+    page.wait_for_selector(":nth-match(.js-plotly-plot .main-svg, 6)", state="attached", timeout=PATIENCE * 1000)
 
 
 def ours(browser: Any, made: Service, trials: int) -> tuple[str, dict[str, float]]:
@@ -136,9 +141,9 @@ def ours(browser: Any, made: Service, trials: int) -> tuple[str, dict[str, float
     fill(made, study.id, trials)
     address = f"{made.url}/studies/{study.id}"
     log_in = f"{made.url}/login#token={made.token}"
-    first = visit(browser, address, log_in, OURS)
+    first = visit(browser, address, log_in, ours_drawn)
     show("ours, after the start", trials, [first], made.process.memory_info().rss / 2**20)
-    again = [visit(browser, address, log_in, OURS) for _ in range(VISITS)]
+    again = [visit(browser, address, log_in, ours_drawn) for _ in range(VISITS)]
     show("ours", trials, again, made.process.memory_info().rss / 2**20)
     return study.id, timings(made, study.id)
 
@@ -220,7 +225,7 @@ def main() -> None:
             if database is not None:
                 with peer(options.peer, database) as (address, process):
                     page = f"{address}/dashboard/studies/1"
-                    shown = [visit(browser, page, None, PEER)]
+                    shown = [visit(browser, page, None, peer_drawn)]
                     show("Optuna Dashboard", trials, shown, process.memory_info().rss / 2**20)
                 database.unlink()
         browser.close()

@@ -69,7 +69,7 @@ def parallel(study: Study, rows: Sequence[Row]) -> Figure:
         series.append(
             {
                 "type": "scatter",
-                "mode": "lines+markers",
+                "mode": "lines+markers" if len(rows) <= _MOST_MARKED else "lines",
                 "x": x,
                 "y": y,
                 "text": texts,

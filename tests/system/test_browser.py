@@ -261,8 +261,9 @@ def test_a_budget_is_explored_with_a_slider_and_becomes_a_study(page: Any, seen:
     assert page.locator("output").inner_text() == "4"
     assert "rank=4" in page.url
     page.get_by_role("link", name="Start a study with this budget").click()
-    page.wait_for_selector("#checked table", timeout=60_000)
+    page.wait_for_url("**/new?**")
     assert "budget: {lora_rank: 4}" in page.input_value("#text")
+    assert 'model: {path: "tiny-bert"}' in page.input_value("#text")
 
 
 def test_names_are_shown_as_text(page: Any, seen: Seen) -> None:

@@ -11,10 +11,12 @@ from typing import Any, cast
 import pytest
 
 from service.dashboard.charts_api import ChartKind
+from service.dashboard.parameter_charts import parallel
 from service.dashboard.search_charts import thinned
 from service.domain.records import Study
-from service.domain.study_spec import Direction
-from tests.conftest import Api
+from service.domain.states import TrialPhase, TrialState
+from service.domain.study_spec import Direction, StudySpec
+from tests.conftest import Api, make_study
 from tests.service.helpers import trials_of
 
 SEARCH = {"trials": 24, "sampler": "random", "start": []}
@@ -221,3 +223,23 @@ def test_a_long_search_keeps_its_best_trials() -> None:
     assert len(kept) <= 2_000
     best = sorted(made_up, key=lambda r: -r["accuracy"])[:500]
     assert {r["number"] for r in best} <= {r["number"] for r in kept}
+
+
+def test_long_searches_have_few_points_to_draw() -> None:
+    rows = [
+        {
+            "number": n,
+            "state": TrialState.COMPLETED,
+            "phase": TrialPhase.SEARCH,
+            "r1": 1 + n % 3,
+            "alpha": float(n),
+            "accuracy": n / 5000,
+        }
+        for n in range(5_000)
+    ]
+    study = cast(Study, SimpleNamespace(spec=StudySpec.model_validate(make_study()), plan=SimpleNamespace(groups={})))
+    figure = parallel(study, rows)
+    assert {s["mode"] for s in figure["data"]} == {"lines"}
+    numbers = {n for s in figure["data"] for n in s["customdata"]} - {None}
+    assert len(numbers) <= 300
+    assert {r["number"] for r in rows[-75:]} <= numbers, "the best quarter stays"
