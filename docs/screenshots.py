@@ -52,15 +52,18 @@ def main() -> None:
 
 
 def _take(page: Any, address: str, study: str) -> None:
-    page.goto(address)
-    page.wait_for_selector(".chart .main-svg")
+    page.goto(f"{address}?chart=curves")
+    page.wait_for_selector("#explored .main-svg")
     page.wait_for_timeout(1500)
     page.screenshot(path=DOCS / "dashboard-study.png")
-    top = page.locator(".columns").first.bounding_box()["y"]
-    page.evaluate(f"window.scrollTo(0, {top - 30})")
-    page.set_viewport_size({"width": 1280, "height": 810})
-    page.wait_for_timeout(1500)
-    page.screenshot(path=DOCS / "dashboard-map.png")
+    parts = (("explore", ".columns", 970), ("map", "[data-part=map]", 480), ("trials", "#trials-title", 800))
+    for name, place, height in parts:
+        page.set_viewport_size({"width": 1280, "height": height})
+        page.wait_for_timeout(1000)
+        top = page.evaluate("place => document.querySelector(place).getBoundingClientRect().top + scrollY", place)
+        page.evaluate("y => scrollTo(0, y)", top - 30)
+        page.wait_for_timeout(500)
+        page.screenshot(path=DOCS / f"dashboard-{name}.png")
     page.set_viewport_size({"width": 1280, "height": 800})
     page.goto(f"{address.rsplit('/studies/', 1)[0]}/new?source={study}")
     page.wait_for_selector("#checked table", timeout=120_000)

@@ -50,6 +50,8 @@ class Context:
     asks: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
     idles: Combiner[Any, Any] = field(default_factory=lambda: Combiner(LARGEST_BATCH))
     recent: Recent = field(default_factory=lambda: Recent(64))
+    # Rows of all trials of a study take some 60 MB at 50,000 trials.
+    rows: Recent = field(default_factory=lambda: Recent(4))
     # No lease expires before this time: after an outage, runners get one lease time to come back.
     expiry_from: datetime = field(init=False)
     _seen: tuple[datetime, float] = field(init=False)

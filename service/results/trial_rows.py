@@ -39,7 +39,7 @@ class TrialRows:
 
 def rows_of(ctx: Context, study: Study) -> TrialRows:
     """The rows of a study; those of the search come from its history in memory."""
-    return ctx.recent.get(("rows", study.id, study.version), lambda: _rows(ctx, study))
+    return ctx.rows.latest(study.id, study.version, lambda: _rows(ctx, study))
 
 
 def _rows(ctx: Context, study: Study) -> TrialRows:

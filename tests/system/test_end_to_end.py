@@ -13,7 +13,6 @@ from transformers import AutoModelForSequenceClassification
 import cdka
 from service.cli.demo import MODEL_NAME
 
-from .accessibility import check_access
 from .conftest import SLICE, System
 
 
@@ -52,21 +51,6 @@ def test_a_study_from_rest_to_browser(system: System, tmp_path: Path) -> None:
     _look_in_the_browser(system, study.id, tmp_path, words)
 
 
-def _check_pages(browser: Any, system: System, study_id: str, trial_id: str) -> None:
-    """Every page of ours, light and dark, wide and narrow."""
-    address = system.server.settings.server_url
-    for theme, width in (("light", 1440), ("dark", 390)):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-        page.goto(system.server.login_url())
-        page.wait_for_url(f"{address}/")
-        own = (f"/studies/{study_id}", f"/trials/{trial_id}", f"/new?source={study_id}")
-        for place in ("/", *own, "/predictors", "/operation", "/studies/none"):
-            page.goto(address + place)
-            page.wait_for_load_state("networkidle")
-            check_access(page, f"{place} ({theme}, {width})")
-        page.close()
-
-
 def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: str) -> None:
     from playwright.sync_api import sync_playwright
 
@@ -101,7 +85,6 @@ def _look_in_the_browser(system: System, study_id: str, tmp_path: Path, words: s
         _check_a_trial(page)
         _check_live(page, system)
         _check_a_new_study(page, system)
-        _check_pages(browser, system, study_id, next(iter(system.client.trials(study_id))).id)
         page.goto(f"{system.server.settings.server_url}/operation")
         assert page.locator("#runners tbody tr").count() >= 1
         assert "study.create" in page.inner_text("#audit")
