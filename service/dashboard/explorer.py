@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..api.dependencies import ContextDep
 from ..context.context import Context
@@ -41,40 +41,43 @@ class Foreseen:
     start: str = ""
 
 
+class Asked(BaseModel):
+    """What the form asks: a model, a kind of task, and the rank whose cost in LoRA is the budget."""
+
+    model: Annotated[str, Field(max_length=400)] = ""
+    kind: Annotated[str, Field(max_length=40)] = "sequence_classification"
+    rank: Annotated[str, Field(max_length=4)] = "8"
+
+
+AskedQuery = Annotated[Asked, Query()]
+
+
 @router.get("/explore")
-def explore_page(
-    request: Request,
-    ctx: ContextDep,
-    model: Annotated[str, Query(max_length=400)] = "",
-    kind: Annotated[str, Query(max_length=40)] = "sequence_classification",
-    rank: Annotated[str, Query(max_length=4)] = "8",
-) -> Response:
+def explore_page(request: Request, ctx: ContextDep, asked: AskedQuery) -> Response:
     """Ask for a model, a task and a budget, and show what they admit."""
     principal = principal_of(request, ctx)
     if principal is None:
         return to_login()
-    shown = {"principal": principal, "place": "explore", "model": model, "kind": kind, "rank": rank}
-    foreseen = foreseen_of(ctx, principal, model, kind, rank) if model.strip() else Foreseen()
-    return templates.TemplateResponse(
-        request, "explore.html", {**shown, "kinds": list(METRICS), "most": MOST_RANK, "foreseen": foreseen}
-    )
+    shown = {"kinds": list(METRICS), "most": MOST_RANK, "place": "explore", **asked.model_dump()}
+    return _drawn(request, ctx, principal, asked, "explore.html", shown)
 
 
 @router.get("/explore/shown")
-def explored(
-    request: Request,
-    ctx: ContextDep,
-    model: Annotated[str, Query(max_length=400)] = "",
-    kind: Annotated[str, Query(max_length=40)] = "sequence_classification",
-    rank: Annotated[str, Query(max_length=4)] = "8",
-) -> Response:
+def explored(request: Request, ctx: ContextDep, asked: AskedQuery) -> Response:
     """The part of the page that follows the form."""
     principal = principal_of(request, ctx)
     if principal is None:
         raise Unauthorized("log in again")
-    foreseen = foreseen_of(ctx, principal, model, kind, rank) if model.strip() else Foreseen()
+    return _drawn(request, ctx, principal, asked, "explore_shown.html", {})
+
+
+def _drawn(
+    request: Request, ctx: Context, principal: Principal, asked: Asked, template: str, shown: dict[str, Any]
+) -> Response:
+    named = asked.model.strip()
+    foreseen = foreseen_of(ctx, principal, asked.model, asked.kind, asked.rank) if named else Foreseen()
     return templates.TemplateResponse(
-        request, "explore_shown.html", {"foreseen": foreseen, "principal": principal, "rank": rank}
+        request, template, {"principal": principal, "foreseen": foreseen, "rank": asked.rank, **shown}
     )
 
 
