@@ -18,6 +18,7 @@ from ..db.trials import Trials
 from ..domain.records import Study
 from ..domain.states import TrialState
 from ..results.comparison import compare, searched
+from ..results.export import spreadsheet_cell
 from ..results.reports import current_effects
 from ..results.trial_filter import LONGEST
 from ..results.trial_rows import rows_of
@@ -165,34 +166,45 @@ def as_csv(figure: charts.Figure) -> str:
     if dimensions:
         return _parallel_csv(figure, dimensions)
     titles = [figure["layout"][axis]["title"]["text"] or axis[0] for axis in ("xaxis", "yaxis")]
-    writer.writerow(["series", *titles, "note"])
+    writer.writerow(["series", *map(spreadsheet_cell, titles), "note"])
     for series in figure["data"]:
         if series.get("type") == "contour":
+            _contour_csv(writer, series)
             continue
         xs, ys = series.get("x", []), series.get("y", [])
         notes = series.get("text") or [""] * len(xs)
         for x, y, note in zip(xs, ys, notes, strict=False):
             if x is not None:
-                writer.writerow([series.get("name", ""), x, y, note])
+                writer.writerow([spreadsheet_cell(v) for v in (series.get("name", ""), x, y, note)])
     return buffer.getvalue()
+
+
+def _contour_csv(writer: Any, field: dict[str, Any]) -> None:
+    """The mean of each cell that has one."""
+    for y, means in zip(field["y"], field["z"], strict=True):
+        for x, mean in zip(field["x"], means, strict=True):
+            if mean is not None:
+                writer.writerow(["mean", x, y, mean])
 
 
 def _parallel_csv(figure: charts.Figure, dimensions: list[dict[str, Any]]) -> str:
     """The lines of parallel axes: a line each, with the value on every axis."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["trial", *(d["name"] for d in dimensions)])
+    writer.writerow(["trial", *(spreadsheet_cell(d["name"]) for d in dimensions)])
     width = len(dimensions) + 1
     for series in figure["data"]:
         for start in range(0, len(series["x"]), width):
             places = series["y"][start : start + width - 1]
             values = [_at(d, place) for d, place in zip(dimensions, places, strict=True)]
-            writer.writerow([series["customdata"][start], *values])
+            writer.writerow([series["customdata"][start], *map(spreadsheet_cell, values)])
     return buffer.getvalue()
 
 
-def _at(dimension: dict[str, Any], place: float) -> Any:
+def _at(dimension: dict[str, Any], place: float | None) -> Any:
     """The value at a place of a parallel axis, to five digits."""
+    if place is None:
+        return ""
     if "words" in dimension:
         return dimension["words"][round(place * max(1, len(dimension["words"]) - 1))]
     moved = dimension["low"] + place * (dimension["high"] - dimension["low"])

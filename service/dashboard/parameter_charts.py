@@ -14,7 +14,7 @@ from ..results.effects import Effects
 from ..results.importances import FEWEST
 from ..results.trial_rows import Row, numeric
 from .charts import BLUE, GREY, Figure, axes
-from .search_charts import MOST_LINES, completed, nothing, plain, points_of, short, sign_of, thinned, varied
+from .search_charts import MOST_LINES, MOST_SHOWN, completed, nothing, plain, points_of, short, sign_of, thinned, varied
 
 _BINS = 12
 _MOST_TICKS = 7
@@ -36,7 +36,7 @@ class _Axis:
     """A parallel axis: its name, the places of its values from 0 to 1, and what stands beside its ends."""
 
     name: str
-    places: list[float]
+    places: list[float | None]
     ticks: list[tuple[float, str]]
     meta: dict[str, Any]
 
@@ -53,7 +53,8 @@ def parallel(study: Study, rows: Sequence[Row]) -> Figure:
         return nothing("Two completed trials with different parameters are needed.")
     metric = study.spec.objective.metric
     axes_of = [_axis(rows, name, logarithmic=name != metric and _scaled(rows, name)) for name in (*names, metric)]
-    goodness = axes_of[-1].places if sign_of(study) > 0 else [1 - p for p in axes_of[-1].places]
+    reached = [p or 0.0 for p in axes_of[-1].places]
+    goodness = reached if sign_of(study) > 0 else [1 - p for p in reached]
     series = []
     for shade in range(len(_SHADES)):
         mine = [k for k, good in enumerate(goodness) if min(int(good * len(_SHADES)), len(_SHADES) - 1) == shade]
@@ -99,23 +100,26 @@ def parallel(study: Study, rows: Sequence[Row]) -> Figure:
 
 
 def _axis(rows: Sequence[Row], name: str, *, logarithmic: bool) -> _Axis:
+    """An axis; a trial without a value has no place on it."""
     values = [row.get(name) for row in rows]
-    if None in values or not numeric(rows, name):
-        words = sorted({"–" if v is None else short(v) for v in values})
+    having = [v for v in values if v is not None]
+    if not numeric(rows, name):
+        words = sorted({str(v) for v in having})
         last = max(1, len(words) - 1)
-        places = [words.index("–" if v is None else short(v)) / last for v in values]
+        places = [None if v is None else words.index(str(v)) / last for v in values]
         return _Axis(name, places, [(k / last, w) for k, w in enumerate(words)], {"name": name, "words": words})
     scale: Callable[[float], float] = math.log10 if logarithmic else float
-    moved = [scale(v) for v in values if v is not None]
+    moved = [scale(v) for v in having]
     low, high = min(moved), max(moved)
-    different = sorted({float(v) for v in values if v is not None})
+    different = sorted({float(v) for v in having})
     shown = different if len(different) <= _MOST_TICKS else [different[0], different[-1]]
 
     def place(value: float) -> float:
         return (value - low) / (high - low) if high > low else 0.5
 
     ticks = [(place(scale(v)), f"{v:.4g}") for v in shown]
-    return _Axis(name, [place(m) for m in moved], ticks, {"name": name, "low": low, "high": high, "log": logarithmic})
+    places = [None if v is None else place(scale(v)) for v in values]
+    return _Axis(name, places, ticks, {"name": name, "low": low, "high": high, "log": logarithmic})
 
 
 def chosen(study: Study, rows: Sequence[Row], asked: str | None, default: int) -> str | None:
@@ -132,7 +136,7 @@ def slice_of(study: Study, rows: Sequence[Row], x: str | None) -> Figure:
     name = chosen(study, rows, x, 1)
     if name is None:
         return nothing("No parameter has varied yet.")
-    done = [row for row in done if row.get(name) is not None]
+    done = thinned(study, [row for row in done if row.get(name) is not None], MOST_SHOWN)
     metric = study.spec.objective.metric
     points = points_of(done, name, metric, varied(study, done))
     numbers = [row["number"] for row in done]
@@ -142,7 +146,8 @@ def slice_of(study: Study, rows: Sequence[Row], x: str | None) -> Figure:
         layout["xaxis"]["type"] = "log"
     if not numeric(done, name) or len({row[name] for row in done}) <= _BINS:
         layout["xaxis"]["tickvals"] = sorted({row[name] for row in done}, key=_order)
-    layout["meta"] = {"x": name, "y": metric}
+    # A marked range of words has no meaning of its own.
+    layout["meta"] = {"x": name, "y": metric} if numeric(done, name) else {"y": metric}
     return {"data": [points], "layout": layout}
 
 
@@ -170,7 +175,7 @@ def contour(study: Study, rows: Sequence[Row], x: str | None, y: str | None) -> 
     means = [
         [float(total[j, k] / count[j, k]) if count[j, k] else None for k in range(len(across))] for j in range(len(up))
     ]
-    points = points_of(done, first, second, varied(study, done))
+    points = points_of(thinned(study, done, MOST_SHOWN), first, second, varied(study, done))
     points["marker"] = {"color": "rgba(15,23,42,.75)", "size": 5}
     points["hovertemplate"] = "%{text}<extra></extra>"
     layout = axes(plain(first), plain(second))
@@ -238,7 +243,7 @@ def effect(study: Study, effects: Effects, x: str | None) -> Figure:
         "mode": "markers",
         "x": [level.level for level in levels],
         "y": [level.mean for level in levels],
-        "text": [f"{level.trials} trials" for level in levels],
+        "text": [f"{level.trials} trials, interval {level.low:.4f} to {level.high:.4f}" for level in levels],
         "error_y": {
             "type": "data",
             "symmetric": False,

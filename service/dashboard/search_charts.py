@@ -31,9 +31,9 @@ def nothing(text: str) -> Figure:
 
 
 def completed(study: Study, rows: Sequence[Row]) -> list[Row]:
-    """The trials with a value on the validation split; of many the best, and others evenly."""
+    """The trials with a value on the validation split."""
     metric = study.spec.objective.metric
-    found = [
+    return [
         row
         for row in rows
         if row["state"] is TrialState.COMPLETED
@@ -41,7 +41,6 @@ def completed(study: Study, rows: Sequence[Row]) -> list[Row]:
         and isinstance(row.get(metric), int | float)
         and math.isfinite(row[metric])
     ]
-    return thinned(study, found, MOST_SHOWN)
 
 
 def thinned(study: Study, rows: Sequence[Row], most: int) -> list[Row]:
@@ -102,11 +101,14 @@ def distribution(study: Study, rows: Sequence[Row]) -> Figure:
     values = sorted(row[metric] for row in completed(study, rows))
     if not values:
         return nothing("No trial has completed yet.")
+    # Of a long search every k-th step, and the last.
+    step = -(-len(values) // MOST_SHOWN)
+    at = sorted({*range(0, len(values), step), len(values) - 1})
     line = {
         "type": "scatter",
         "mode": "lines",
-        "x": values,
-        "y": [(k + 1) / len(values) for k in range(len(values))],
+        "x": [values[k] for k in at],
+        "y": [(k + 1) / len(values) for k in at],
         "line": {"shape": "hv", "color": BLUE},
         "hovertemplate": "%{y:.0%} reached at most %{x:.4f}<extra></extra>",
         "showlegend": False,
@@ -203,6 +205,9 @@ def pareto(study: Study, rows: Sequence[Row], parameters: Mapping[int, int]) -> 
     series = []
     for title, color, kept in (("dominated", GREY, False), ("Pareto front", ORANGE, True)):
         mine = sorted((p for k, p in enumerate(points) if (k in front) is kept), key=lambda p: p[1])
+        if not kept:
+            shown = {row["number"] for row in thinned(study, [row for row, _ in mine], MOST_SHOWN)}
+            mine = [p for p in mine if p[0]["number"] in shown]
         drawn = points_of([{**row, across: cost} for row, cost in mine], across, metric, names)
         drawn |= {"name": title, "showlegend": True, "marker": {"color": color, "size": 8}}
         if kept:
@@ -235,7 +240,7 @@ def predicted(study: Study, rows: Sequence[Row], scores: Mapping[tuple[int, int,
     """What was observed against a predictor's score."""
     metric = study.spec.objective.metric
     done = []
-    for row in completed(study, rows):
+    for row in thinned(study, completed(study, rows), MOST_SHOWN):
         structure = study.plan.ranked(row)
         if structure is not None and structure in scores and row["method"] == "cdka":
             done.append({**row, "score": scores[structure]})

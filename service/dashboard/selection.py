@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import APIRouter, Form, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 
 from ..api.dependencies import ContextDep
@@ -26,12 +26,12 @@ from . import charts
 from .pages import headline, study_with
 from .shell import principal_of, require_member, require_same_origin, templates, to_login
 from .trial_table import Query as TableQuery
-from .trial_table import cell, fitting_rows, trial_table
+from .trial_table import cell, columns_of, fitting_rows
 
 router = APIRouter(include_in_schema=False)
 MOST_COMPARED = 20
 _PAGE = 500
-Ids = Annotated[list[str], Query(max_length=MOST_COMPARED)]
+Ids = Annotated[list[str], Query(max_length=200)]
 
 
 class Verb(StrEnum):
@@ -47,10 +47,11 @@ def trials_csv(request: Request, ctx: ContextDep, study_id: str) -> Response:
     principal = principal_of(request, ctx)
     if principal is None:
         raise Unauthorized("log in again")
-    study, counts = studies.get_study(ctx, study_id, principal.scope)
+    study, _ = studies.get_study(ctx, study_id, principal.scope)
     query = TableQuery.of(dict(request.query_params))
-    numbers = [row["number"] for row in fitting_rows(study, rows_of(ctx, study), query)]
-    columns = trial_table(ctx, study, counts, query).columns
+    rows = rows_of(ctx, study)
+    numbers = [row["number"] for row in fitting_rows(study, rows, query)]
+    columns, _ = columns_of(study, query, rows)
     name = {"Content-Disposition": f'attachment; filename="trials-{study_id}.csv"'}
     return StreamingResponse(_csv(ctx, study_id, numbers, columns), media_type="text/csv", headers=name)
 
@@ -58,7 +59,7 @@ def trials_csv(request: Request, ctx: ContextDep, study_id: str) -> Response:
 def _csv(ctx: Context, study_id: str, numbers: list[int], columns: list[str]) -> Iterator[str]:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["id", *columns])
+    writer.writerow(["id", *map(spreadsheet_cell, columns)])
     for start in range(0, len(numbers), _PAGE):
         wanted = numbers[start : start + _PAGE]
         with ctx.db.read() as session:
@@ -73,7 +74,9 @@ def _csv(ctx: Context, study_id: str, numbers: list[int], columns: list[str]) ->
 
 
 @router.get("/studies/{study_id}/trials/{number}")
-def numbered_trial(request: Request, ctx: ContextDep, study_id: str, number: int) -> Response:
+def numbered_trial(
+    request: Request, ctx: ContextDep, study_id: str, number: Annotated[int, Path(ge=-1, le=2**31 - 1)]
+) -> Response:
     """The page of a trial by its number: where a click on a point of a chart leads."""
     principal = principal_of(request, ctx)
     if principal is None:
@@ -133,6 +136,8 @@ def compare_page(request: Request, ctx: ContextDep, trial: Ids = [], study: Ids 
     if principal is None:
         return to_login()
     shown: dict[str, Any] = {"principal": principal, "place": "studies", "trials": [], "studies": [], "said": ""}
+    if max(len(study), len(trial)) > MOST_COMPARED:
+        study, trial = [], []
     if study:
         shown |= _studies_shown(ctx, principal, study)
     elif trial:
@@ -189,7 +194,7 @@ def compare_chart(request: Request, ctx: ContextDep, trial: Ids) -> JSONResponse
     principal = principal_of(request, ctx)
     if principal is None:
         raise Unauthorized("log in again")
-    found = [trials.get_trial(ctx, one, principal.scope) for one in dict.fromkeys(trial)]
+    found = [trials.get_trial(ctx, one, principal.scope) for one in list(dict.fromkeys(trial))[:MOST_COMPARED]]
     if not found:
         raise InvalidRequest("no trial was named", [Fault("#/trial", "name 1 to 20 trials")])
     study, _ = studies.get_study(ctx, found[0].study_id, principal.scope)

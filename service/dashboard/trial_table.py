@@ -173,7 +173,7 @@ class TrialTable:
 def trial_table(ctx: Context, study: Study, counts: TrialCounts, query: Query) -> TrialTable:
     """The page that a reader asked for. A filter that cannot be read is said, and not applied."""
     found = rows_of(ctx, study) if query.needs_rows or query.columns else None
-    columns, available = _columns(study, query, found)
+    columns, available = columns_of(study, query, found)
     if found is None or not query.needs_rows:
         total = sum(
             n for (phase, state), n in counts.items() if query.phase in (None, phase) and query.state in (None, state)
@@ -264,7 +264,7 @@ def _parameters(study: Study) -> list[str]:
     return [*sizes, "r1", "r2", "r", "factor", "alpha", "learning_rate", *OPTIONAL]
 
 
-def _columns(study: Study, query: Query, found: TrialRows | None) -> tuple[list[str], list[str]]:
+def columns_of(study: Study, query: Query, found: TrialRows | None) -> tuple[list[str], list[str]]:
     """The columns of the table, and all that may be chosen."""
     metric = study.spec.objective.metric
     searched = [name for name in OPTIONAL if name in study.spec.search_space.parameters()]

@@ -251,6 +251,13 @@ class Trials:
         query = select(TrialRow.number, TrialRow.parameters).where(TrialRow.study_id == study_id)
         return {row.number: row.parameters for row in self._session.execute(query)}
 
+    def search_candidates(self, study_id: str) -> dict[int, str]:
+        """The search trials that begin as somebody's choice, by number: a predictor's, or one that was named."""
+        query = select(TrialRow.number, TrialRow.candidate).where(
+            TrialRow.study_id == study_id, TrialRow.phase == TrialPhase.SEARCH, TrialRow.candidate.is_not(None)
+        )
+        return {row.number: row.candidate for row in self._session.execute(query)}
+
     def outside_history(self, study_id: str) -> list[Trial]:
         """Trials that the search does not see: those of other phases, and those that began with an adapter."""
         query = select(TrialRow).where(

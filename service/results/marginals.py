@@ -85,7 +85,7 @@ def _levels(values: Sequence[float]) -> tuple[list[str], list[int]]:
     """The labels of the levels, in order, and the level of each value."""
     different = sorted(set(values))
     if len(different) <= _MOST_LEVELS:
-        return [f"{v:.3g}" for v in different], [different.index(v) for v in values]
+        return [f"{v:g}" if v == int(v) else f"{v:.3g}" for v in different], [different.index(v) for v in values]
     edges = np.quantile(values, np.linspace(0, 1, _RANGES + 1)[1:-1])
     level = np.searchsorted(edges, values, side="left").tolist()
     present = sorted(set(level))

@@ -22,6 +22,7 @@ from ..domain.states import TrialPhase, TrialState
 from ..errors import Fault, InvalidRequest
 
 LONGEST = 500
+_MOST_SAID = 60
 Test = Callable[[Mapping[str, Any]], bool]
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -53,14 +54,22 @@ def parse(text: str, names: Iterable[str]) -> Test:
         raise _refused(f"the filter has {len(text)} characters; at most {LONGEST} are read")
     try:
         tree = ast.parse(_with_double_signs(text), mode="eval")
+        return _expression(tree.body, known)
     except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         example = "accuracy > 0.9 and r2 = 8 and state = completed"
-        raise _refused(f"{text!r} cannot be read; write comparisons such as {example}") from None
-    return _expression(tree.body, known)
+        raise _refused(f"{_short(text)!r} cannot be read; write comparisons such as {example}") from None
 
 
 def _refused(detail: str) -> InvalidRequest:
     return InvalidRequest(f"the filter is not valid: {detail}", [Fault("#/where", detail)])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}..."
+
+
+def _said(node: ast.expr) -> str:
+    return repr(_short(ast.unparse(node)))
 
 
 def _with_double_signs(text: str) -> str:
@@ -83,23 +92,19 @@ def _expression(node: ast.expr, known: set[str]) -> Test:
             sides = [left, *comparators]
             pairs = [_comparison(sides[k], op, sides[k + 1], known) for k, op in enumerate(ops)]
             return lambda trial: all(test(trial) for test in pairs)
-    raise _refused(f"{ast.unparse(node)!r} is no comparison; compare it with a value, such as r2 = 8")
+    raise _refused(f"{_said(node)} is no comparison; compare it with a value, such as r2 = 8")
 
 
 def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, known: set[str]) -> Test:
     if isinstance(op, ast.In | ast.NotIn):
         if not isinstance(right, ast.Tuple | ast.List):
             right = ast.Tuple([right], ast.Load())
-        tests = [_comparison(left, ast.Eq(), value, known) for value in right.elts]
-        if isinstance(op, ast.In):
-            return lambda trial: any(test(trial) for test in tests)
-        name = _name(left, known)
-        return lambda trial: trial.get(name, _MISSING) is not _MISSING and not any(test(trial) for test in tests)
-    first, second = _value(left), _value(right)
-    if not any(isinstance(side, _Name) for side in (first, second)):
-        raise _refused(
-            f"one side of a comparison is the name of something that a trial has; {ast.unparse(left)!r} is none"
+        return _membership(
+            left, [_value(element, known) for element in right.elts], known, wanted=isinstance(op, ast.In)
         )
+    first, second = _value(left, known), _value(right, known)
+    if not any(isinstance(side, _Name) for side in (first, second)):
+        raise _refused(f"one side of a comparison is the name of something that a trial has; {_said(left)} is none")
     if not any(isinstance(side, _Name) and side.text in known for side in (first, second)):
         _name(left if isinstance(first, _Name) else right, known)
     for a, b in ((first, second), (second, first)):
@@ -122,6 +127,31 @@ def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, known: set[str])
     return test
 
 
+def _membership(left: ast.expr, values: list[Any], known: set[str], *, wanted: bool) -> Test:
+    """Whether a value is one of a list of constants."""
+    name = _name(left, known)
+    words: set[str] = set()
+    numbers: set[float] = set()
+    for value in values:
+        if isinstance(value, _Name):
+            _require_word(name, value.text)
+            words.add(value.text)
+        elif isinstance(value, str):
+            words.add(value)
+        else:
+            numbers.add(value)
+    words |= {str(number) for number in numbers}
+
+    def test(trial: Mapping[str, Any]) -> bool:
+        found = trial.get(name)
+        if found is None:
+            return False
+        listed = found in words if isinstance(found, str) else found in numbers or str(found) in words
+        return listed is wanted
+
+    return test
+
+
 def _getter(side: Any, known: set[str]) -> Callable[[Mapping[str, Any]], Any]:
     if isinstance(side, _Name) and side.text in known:
         name = side.text
@@ -131,10 +161,10 @@ def _getter(side: Any, known: set[str]) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _name(node: ast.expr, known: set[str]) -> str:
-    value = _value(node)
+    value = _value(node, known)
     if isinstance(value, _Name) and value.text in known:
         return value.text
-    shown = value.text if isinstance(value, _Name) else ast.unparse(node)
+    shown = value.text if isinstance(value, _Name) else _short(ast.unparse(node))
     near = difflib.get_close_matches(str(shown), known, 3) or sorted(known)
     raise _refused(f"trials of this study have no {shown!r}; they have {', '.join(near)}")
 
@@ -144,8 +174,11 @@ def _require_word(name: str, word: str) -> None:
         raise _refused(f"{word!r} is no {name}; there are {', '.join(sorted(_WORDS[name]))}")
 
 
-def _value(node: ast.expr) -> Any:
+def _value(node: ast.expr, known: set[str]) -> Any:
     match node:
+        # A name that is no word of the grammar, such as "self-attn.r1", stands in quotes.
+        case ast.Constant(str(text)) if text in known:
+            return _Name(text)
         case ast.Constant(value) if isinstance(value, int | float | str) and not isinstance(value, bool):
             return value
         case ast.Constant(value) if value is None or isinstance(value, bool):
@@ -155,7 +188,7 @@ def _value(node: ast.expr) -> Any:
         case ast.Name(text):
             return _Name(text)
         case ast.Attribute(value, attribute):
-            inner = _value(value)
+            inner = _value(value, known)
             if isinstance(inner, _Name):
                 return _Name(f"{inner.text}.{attribute}")
-    raise _refused(f"{ast.unparse(node)!r} is no value; give a name, a number, or text in quotes")
+    raise _refused(f"{_said(node)} is no value; give a name, a number, or text in quotes")

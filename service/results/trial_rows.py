@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..context.context import Context
@@ -15,6 +15,8 @@ from .comparison import searched
 from .trial_filter import parse
 
 Row = Mapping[str, Any]
+# Filters of a version of a study whose rows are kept.
+_MOST_KEPT = 8
 _CONFIRMED = frozenset({TrialPhase.CONFIRMATION})
 
 
@@ -24,6 +26,8 @@ class TrialRows:
 
     rows: list[dict[str, Any]]
     names: frozenset[str]
+    # Table and charts of one page ask for the same.
+    _fitting: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def where(self, text: str | None) -> list[dict[str, Any]]:
         """The rows that an expression describes; all without one.
@@ -33,8 +37,12 @@ class TrialRows:
         """
         if not text or not text.strip():
             return self.rows
-        test = parse(text, self.names)
-        return [row for row in self.rows if test(row)]
+        if text not in self._fitting:
+            test = parse(text, self.names)
+            if len(self._fitting) >= _MOST_KEPT:
+                self._fitting.clear()
+            self._fitting[text] = [row for row in self.rows if test(row)]
+        return self._fitting[text]
 
 
 def rows_of(ctx: Context, study: Study) -> TrialRows:
@@ -45,11 +53,22 @@ def rows_of(ctx: Context, study: Study) -> TrialRows:
 def _rows(ctx: Context, study: Study) -> TrialRows:
     rows: list[dict[str, Any]] = []
     seed = study.spec.search.seed
-    for t in searched(ctx, study.id):
-        row = {"number": t.number, "phase": TrialPhase.SEARCH, "state": t.state, "method": method_of(t.params)}
-        rows.append({**t.params, **t.metrics, **row, "seed": seed, "failure": t.failure, "curve": t.curve})
     with ctx.db.read() as session:
         others = Trials(session).outside_history(study.id)
+        named = Trials(session).search_candidates(study.id)
+    for t in searched(ctx, study.id):
+        row = {"number": t.number, "phase": TrialPhase.SEARCH, "state": t.state, "method": method_of(t.params)}
+        rows.append(
+            {
+                **t.params,
+                **t.metrics,
+                **row,
+                "seed": seed,
+                "failure": t.failure,
+                "candidate": named.get(t.number),
+                "curve": t.curve,
+            }
+        )
     for o in others:
         row = {"number": o.number, "phase": o.phase, "state": o.state, "method": o.method, "seed": o.seed}
         failure = None if o.failure is None else o.failure.kind

@@ -145,7 +145,7 @@ class ResultIn(Sent):
     scores: Annotated[list[Finite], Field(max_length=1_000_000)] | None = Field(
         default=None, description="The objective's value on every example of the split, where it is a mean over them."
     )
-    predictions: Annotated[list[MeasuredIn], Field(max_length=20_000)] = Field(
+    predictions: Annotated[list[MeasuredIn], Field(max_length=100_000)] = Field(
         default=[],
         description="Of a measurement: every configuration in its params, best first; then those of each group.",
     )

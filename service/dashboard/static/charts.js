@@ -21,10 +21,21 @@ function addressOf(element) {
 async function drawChart(element) {
   if (!element.dataset.chart || typeof Plotly === "undefined") return;
   const address = addressOf(element);
-  const answer = await fetch(address);
-  // The page says what is wrong with a filter.
-  if (!answer.ok) return;
+  // Answers may come in another order than they were asked for.
+  const ticket = (element.asked ?? 0) + 1;
+  element.asked = ticket;
+  const answer = await fetch(address).catch(() => null);
+  if (element.asked !== ticket) return;
+  if (!answer?.ok) {
+    // A live page asks again at its next turn, and keeps what it shows until then.
+    if (element.kind && element.kind.startsWith(element.dataset.chart)) return;
+    Plotly.purge(element);
+    element.kind = element.drawn = "";
+    element.textContent = "This chart cannot be drawn now.";
+    return;
+  }
   const text = await answer.text();
+  if (element.asked !== ticket) return;
   // What has not changed is not drawn again: hover and focus stay.
   if (element.drawn === `${address}${text}`) return;
   const figure = JSON.parse(text);
@@ -34,7 +45,7 @@ async function drawChart(element) {
     modeBarButtonsToRemove: marks ? REMOVED : [...REMOVED, "select2d"] };
   // Another kind of chart has other axes, which Plotly would keep.
   const kind = element.dataset.chart + (figure.data[0]?.type ?? "");
-  if (element.kind && element.kind !== kind) Plotly.purge(element);
+  if (element.kind !== kind) { Plotly.purge(element); element.textContent = ""; }
   element.kind = kind;
   await Plotly.react(element, figure.data, figure.layout, config);
   for (const name of ["plotly_click", "plotly_selected"]) element.removeAllListeners?.(name);
@@ -61,12 +72,16 @@ function openTrial(event) {
   if (study && Number.isInteger(number)) location.assign(`${root}studies/${study}/trials/${number}`);
 }
 
-const told = (value) => String(Number(value.toPrecision(5)));
-const isName = (name) => /^[A-Za-z_][\w.]*$/.test(name);
+// A bound in six digits, never inside the range: the best trial lies at its end.
+function bound(value, up) {
+  if (!value) return "0";
+  const unit = 10 ** (Math.floor(Math.log10(Math.abs(value))) - 5);
+  return String(Number(((up ? Math.ceil(value / unit) : Math.floor(value / unit)) * unit).toPrecision(7)));
+}
+const named = (name) => (/^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$/.test(name) ? name : JSON.stringify(name));
 
 function between(name, [first, second]) {
-  const [low, high] = [Math.min(first, second), Math.max(first, second)];
-  return `${told(low)} <= ${name} <= ${told(high)}`;
+  return `${bound(Math.min(first, second), false)} <= ${named(name)} <= ${bound(Math.max(first, second), true)}`;
 }
 
 // The filters that a marked rectangle means; axes of words or times have none.
@@ -77,7 +92,7 @@ function rangesOf(layout, event) {
   for (const axis of ["x", "y"]) {
     const name = layout.meta?.[axis];
     const range = event.range[axis];
-    if (name && isName(name) && range?.every((v) => typeof v === "number")) parts.push(between(name, range));
+    if (name && range?.every((v) => typeof v === "number")) parts.push(between(name, range));
   }
   return parts;
 }
@@ -88,11 +103,11 @@ function markedOf(dimensions, range) {
   const [low, high] = range.y.toSorted((a, b) => a - b).map((v) => Math.min(1, Math.max(0, v)));
   const parts = [];
   dimensions.forEach((d, k) => {
-    if (k < left || k > right || !isName(d.name)) return;
+    if (k < left || k > right) return;
     if (d.words) {
-      const chosen = d.words.filter((word, at) => word !== "–" && at / Math.max(1, d.words.length - 1) >= low - 1e-9 &&
-        at / Math.max(1, d.words.length - 1) <= high + 1e-9);
-      if (chosen.length) parts.push(`${d.name} in (${chosen.map((word) => `"${word}"`).join(", ")})`);
+      const last = Math.max(1, d.words.length - 1);
+      const chosen = d.words.filter((_, at) => at / last >= low - 1e-9 && at / last <= high + 1e-9);
+      if (chosen.length) parts.push(`${named(d.name)} in (${chosen.map((word) => JSON.stringify(word)).join(", ")})`);
       return;
     }
     const value = (place) => (d.log ? 10 ** (d.low + place * (d.high - d.low)) : d.low + place * (d.high - d.low));
@@ -103,7 +118,7 @@ function markedOf(dimensions, range) {
 
 function filterBy(parts) {
   if (!parts.length) return;
-  const address = new URL(location.href);
+  const address = new URL(`${root}studies/${document.getElementById("study").dataset.study}${location.search}`, location.origin);
   const old = address.searchParams.get("where")?.trim();
   address.searchParams.set("where", [...(old ? [`(${old})`] : []), ...parts].join(" and "));
   address.searchParams.delete("page");
@@ -154,7 +169,10 @@ const isFor = (label, kind) => label.dataset.for.split(" ").includes(kind);
 function choose() {
   const fields = form().elements;
   const kind = fields.chart.value;
-  for (const label of form().querySelectorAll("[data-for]")) label.hidden = !isFor(label, kind);
+  for (const part of form().querySelectorAll("[data-for]")) {
+    part.hidden = !isFor(part, kind);
+    if (part.tagName === "OPTION") part.disabled = part.hidden;
+  }
   explored().dataset.chart = explored().dataset.charts + kind;
   document.getElementById("explored-said").textContent = fields.chart.selectedOptions[0].textContent;
 }
@@ -177,6 +195,7 @@ export function exploreCharts() {
     await drawChart(explored());
   });
   form().addEventListener("submit", (event) => event.preventDefault());
+  keepChart();
   document.querySelector("[data-table]").addEventListener("click", () => fillTable(true));
   document.querySelector("[data-points]").addEventListener("click", (event) => {
     event.preventDefault();
@@ -185,4 +204,24 @@ export function exploreCharts() {
   for (const button of document.querySelectorAll("[data-picture]"))
     button.addEventListener("click", () =>
       Plotly.downloadImage(explored(), { format: button.dataset.picture, filename: form().elements.chart.value, scale: 2 }));
+}
+
+// Filtering, sorting and paging keep the chosen chart.
+function keepChart() {
+  const chosen = () => [...new URLSearchParams(location.search)].filter(([name]) => ["chart", "x", "y", "predictor"].includes(name));
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href*='#trials-title']");
+    if (!link) return;
+    const address = new URL(link.href);
+    for (const [name, value] of chosen()) address.searchParams.set(name, value);
+    link.href = address;
+  });
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("form.filters")) return;
+    for (const [name, value] of chosen()) {
+      const field = document.createElement("input");
+      Object.assign(field, { type: "hidden", name, value });
+      event.target.append(field);
+    }
+  });
 }

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import random
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from service.dashboard.charts_api import ChartKind
-from service.dashboard.parameter_charts import parallel
-from service.dashboard.search_charts import thinned
+from service.dashboard.charts_api import ChartKind, as_csv
+from service.dashboard.parameter_charts import contour, parallel, slice_of
+from service.dashboard.search_charts import distribution, pareto, thinned
 from service.domain.records import Study
 from service.domain.states import TrialPhase, TrialState
 from service.domain.study_spec import Direction, StudySpec
@@ -223,6 +224,75 @@ def test_a_long_search_keeps_its_best_trials() -> None:
     assert len(kept) <= 2_000
     best = sorted(made_up, key=lambda r: -r["accuracy"])[:500]
     assert {r["number"] for r in best} <= {r["number"] for r in kept}
+
+
+def rows_with(values: list[float], **columns: list[Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "number": n,
+            "state": TrialState.COMPLETED,
+            "phase": TrialPhase.SEARCH,
+            "method": "cdka",
+            "accuracy": value,
+            **{name: column[n] for name, column in columns.items()},
+        }
+        for n, value in enumerate(values)
+    ]
+
+
+def study_alone(**plan: Any) -> Study:
+    spec = StudySpec.model_validate(make_study())
+    return cast(Study, SimpleNamespace(spec=spec, plan=SimpleNamespace(groups={}, max_parameters=100, **plan)))
+
+
+def test_statistics_of_long_searches_are_those_of_all_trials() -> None:
+    order = random.Random(0)
+    values = [order.random() for _ in range(5_000)]
+    sizes = [1 + order.randrange(4) for _ in values]
+    costs = {n: order.randrange(1_000) for n in range(5_000)}
+    rows = rows_with(values, r1=sizes, alpha=[order.uniform(8, 64) for _ in values])
+    (steps,) = distribution(study_alone(), rows)["data"]
+    assert len(steps["x"]) < 600
+    at_most = dict(zip(steps["y"], steps["x"], strict=True))
+    assert at_most[1.0] == max(values)
+    middle = min(at_most, key=lambda share: abs(share - 0.5))
+    assert at_most[middle] == sorted(values)[round(middle * 5_000) - 1]
+    _, front = pareto(study_alone(), rows, costs)["data"]
+    points = sorted((costs[n], -values[n]) for n in range(5_000))
+    true, best = [], 0.0
+    for cost, value in points:
+        if value < best:
+            true.append((cost, -value))
+            best = value
+    assert list(zip(front["x"], front["y"], strict=True)) == true
+    field, dots = contour(study_alone(), rows, "r1", "alpha")["data"]
+    assert len(dots["x"]) <= 500
+    lowest = [v for v, r1, row in zip(values, sizes, rows, strict=True) if r1 == 1 and row["alpha"] < 8 + 56 / 12]
+    assert field["z"][0][0] == pytest.approx(sum(lowest) / len(lowest), rel=0.05)
+
+
+def test_a_trial_without_a_parameter_has_no_place_on_its_axis() -> None:
+    rows = rows_with([0.1, 0.2, 0.3], r1=[2, None, 4], alpha=[8.0, 16.0, None])
+    figure = parallel(study_alone(), rows)
+    named = {d["name"]: d for d in figure["layout"]["meta"]["dimensions"]}
+    assert (named["r1"]["low"], named["r1"]["high"]) == (2, 4)
+    rows_shown = list(csv.DictReader(io.StringIO(as_csv(figure))))
+    by_trial = {row["trial"]: row for row in rows_shown}
+    assert (by_trial["0"]["r1"], by_trial["1"]["r1"], by_trial["2"]["alpha"]) == ("2.0", "", "")
+
+
+def test_a_range_over_words_is_no_filter() -> None:
+    rows = rows_with([0.1, 0.2], r1=[2, 4], method=["lora", "cdka"])
+    assert slice_of(study_alone(), rows, "method")["layout"]["meta"] == {"y": "accuracy"}
+    assert slice_of(study_alone(), rows, "r1")["layout"]["meta"] == {"x": "r1", "y": "accuracy"}
+
+
+def test_charts_as_csv_hold_no_formula() -> None:
+    rows = rows_with([0.1, 0.2], method=["=HYPERLINK(1)", "@cmd"])
+    for figure in (parallel(study_alone(), rows), slice_of(study_alone(), rows, "method")):
+        cells = [cell for row in csv.reader(io.StringIO(as_csv(figure))) for cell in row]
+        assert not [cell for cell in cells if cell[:1] in ("=", "@", "+")]
+        assert "'=HYPERLINK(1)" in cells
 
 
 def test_long_searches_have_few_points_to_draw() -> None:

@@ -135,6 +135,7 @@ def test_a_click_on_a_point_leads_to_the_trial(api: Api) -> None:
     trial = next(t for t in trials_of(api, study) if t["number"] == 3)
     assert answer.headers["location"] == f"/trials/{trial['id']}"
     assert api.http.get(f"/studies/{study['id']}/trials/99").status_code == 404
+    assert api.http.get(f"/studies/{study['id']}/trials/{10**20}").status_code == 422
 
 
 def test_trials_are_compared_side_by_side_with_what_differs_first(api: Api) -> None:
@@ -167,6 +168,19 @@ def test_a_comparison_of_less_than_two_says_what_to_do(api: Api, query: str) -> 
     trial = trials_of(api, study)[0]
     query = query.replace("trial=1", f"trial={trial['id']}").replace("study=1", f"study={study['id']}")
     assert "Select 2 to 20 trials" in api.http.get(f"/compare?{query}").text
+
+
+def test_a_comparison_of_too_many_says_how_many(api: Api) -> None:
+    study = made(api, search={"trials": 21, "sampler": "random", "start": []})
+    query = "&".join(f"trial={t['id']}" for t in trials_of(api, study))
+    answer = api.http.get(f"/compare?{query}")
+    assert (answer.status_code, "Select 2 to 20 trials" in answer.text) == (200, True)
+    assert len(api.http.get(f"/compare/chart?{query}").json()["data"]) == 20
+
+
+def test_the_predictors_own_trials_are_found_by_candidate(api: Api) -> None:
+    study = made(api, search={"trials": 4, "sampler": "random", "start": ["guideline"]})
+    assert numbers(shown(api, study, where="candidate = guideline")) == [0]
 
 
 def test_other_teams_trials_and_studies_are_not_compared(api: Api) -> None:

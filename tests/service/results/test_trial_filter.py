@@ -20,8 +20,11 @@ TRIAL: dict[str, Any] = {
     "learning_rate": 1e-3,
     "init_weights": "kaiming",
     "accuracy": 0.93,
+    "self-attn.r1": 2,
+    "eval/loss": 0.4,
+    "failure": None,
 }
-NAMES = [*TRIAL, "loss", "failure"]
+NAMES = [*TRIAL, "loss"]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,14 @@ NAMES = [*TRIAL, "loss", "failure"]
         ("loss != 1", False),
         ("loss not in (1, 2)", False),
         ("not loss < 1", True),
+        ("failure = out_of_memory", False),
+        ("failure != out_of_memory", False),
+        ("failure not in (out_of_memory, error)", False),
+        # A name that is no word of the grammar stands in quotes.
+        ('"self-attn.r1" = 2 and 0.3 < "eval/loss" < 0.5', True),
+        ('"self-attn.r1" in (4, 8)', False),
+        ("init_weights in (kaiming, 3)", True),
+        ("alpha in (16, 32)", True),
         # Words and numbers are in no order.
         ("init_weights > 3", False),
         ("r1 = two", False),
@@ -86,6 +97,10 @@ def test_an_expression_says_which_trials_fit(text: str, fits: bool) -> None:
         ("-r1 = 2", "is no value"),
         ("r1 = 2" + " " * LONGEST, f"at most {LONGEST}"),
         ("\x00", "cannot be read"),
+        ("-" * 480 + "1 = r1", "cannot be read"),
+        ("~" * 480 + "1 = r1", "cannot be read"),
+        ("r1 = " + "-" * 480 + "1", "cannot be read"),
+        ("state in (completed, 'stopped', paused)", "'paused' is no state"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_what_would_be_right(text: str, words: str) -> None:
@@ -94,6 +109,7 @@ def test_what_cannot_be_read_is_refused_with_what_would_be_right(text: str, word
     (fault,) = caught.value.faults
     assert fault.pointer == "#/where"
     assert words in fault.detail
+    assert len(fault.detail) < 400
 
 
 def test_deeply_nested_text_is_refused() -> None:
