@@ -32,10 +32,14 @@ def downgrade() -> None:
         changed = {name: dict(spec.get(name) or {}) for name in ('search', 'adapter', 'search_space')}
         for section, key in _KEYS:
             changed[section].pop(key, None)
-        for entry in changed['search'].get('start') or []:
-            if isinstance(entry, dict):
-                entry.pop('groups', None)
-                entry.pop('target_modules', None)
+        start = changed['search'].get('start')
+        if start is not None:
+            # The trials of these entries exist already; one with groups would have no sizes left.
+            kept = [entry for entry in start if not (isinstance(entry, dict) and 'groups' in entry)]
+            changed['search']['start'] = [
+                {k: v for k, v in entry.items() if k != 'target_modules'} if isinstance(entry, dict) else entry
+                for entry in kept
+            ]
         connection.execute(sa.update(_studies).where(_studies.c.id == study_id).values(spec={**spec, **changed}))
     op.drop_index(op.f('ix_studies_group_id'), 'studies')
     with op.batch_alter_table('leases') as batch:

@@ -31,6 +31,8 @@ from tests.conftest import Api, FakeClock
 
 # A database of every earlier revision, filled by that release in every state that a study and a trial can have.
 ASSETS = sorted((Path(__file__).parents[2] / "assets").glob("revision-*.cdka"))
+SPECS = text("SELECT name, spec FROM studies")
+TINY = {"configuration": {"r1": 1, "r2": 1, "r": 4}, "min_fill": 0.0}
 
 
 def contents(file: Path) -> dict[str, Counter[str]]:
@@ -108,6 +110,28 @@ def test_a_downgrade_keeps_every_row_of_the_earlier_revision(asset: Path, blank_
     database.upgrade()
     assert check(database) == []
     database.engine.dispose()
+
+
+def test_a_downgrade_to_0006_leaves_no_key_that_the_release_before_cannot_read(api: Api) -> None:
+    groups = {"attention": ["query", "key", "value"], "mlp": ["intermediate.dense"]}
+    start = {"groups": {g: {"r1": 1, "r2": 1, "r": 1} for g in groups}, "alpha": 8, "learning_rate": 0.001}
+    grouped = api.create(
+        name="grouped", adapter={"groups": groups}, search={"start": [start], "prior": "predictors"}, budget=TINY
+    )
+    choices = {"choices": {"attention": ["query", "value"], "all": "all-linear"}}
+    api.create(name="chosen", search_space={"target_modules": choices})
+    database = api.ctx.db
+    command.downgrade(alembic_config(database.url), "0006")
+    with database.engine.connect() as connection:
+        specs = {name: json.loads(spec) if isinstance(spec, str) else spec for name, spec in connection.execute(SPECS)}
+    for spec in specs.values():
+        assert "groups" not in spec["adapter"]
+        assert "target_modules" not in spec["search_space"]
+        assert not {"prior", "repeats"} & spec["search"].keys()
+    assert specs["grouped"]["search"]["start"] == []
+    database.upgrade()
+    assert check(database) == []
+    assert api.call("GET", f"/studies/{grouped['id']}").status_code == 200
 
 
 def test_a_backup_restores_exactly_on_either_database(api: Api, blank_url: str, tmp_path: Path) -> None:
