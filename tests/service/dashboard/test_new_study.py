@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from service.db.studies import Studies
 from service.results.group_reports import WORDS
 from service.schemas.study_file import as_yaml
 from tests.conftest import Api, make_study
@@ -27,6 +28,18 @@ def test_a_valid_text_says_what_the_study_will_be(api: Api) -> None:
     assert "to confirm" in said
     assert "guideline" in said
     assert api.call("GET", "/studies").json()["items"] == [], "nothing is stored"
+
+
+def test_structures_of_several_target_modules_are_counted_once(api: Api) -> None:
+    login(api)
+    choices = {"choices": {"attention": ["query", "value"], "all": "all-linear"}}
+    body = make_study(search_space={"target_modules": choices})
+    study = api.create(search_space={"target_modules": choices})
+    with api.ctx.db.read() as session:
+        plan = Studies(session).get(study["id"]).plan
+    pairs = {(p.r1, p.r2) for one in plan.variants for p in one.structures}
+    assert len(pairs) < sum(len(one.structures) for one in plan.variants)
+    assert f"{len(pairs)} structures, " in check(api, json.dumps(body))
 
 
 def test_faults_have_their_line_and_place(api: Api) -> None:

@@ -142,3 +142,29 @@ def test_a_level_with_one_trial_has_no_marginal_mean() -> None:
     found = effects_of(study(), done, {}).means["alpha"]
     assert "256" not in {level.level for level in found}
     assert all(level.high > level.low for level in found)
+
+
+def test_target_modules_that_differ_are_no_effect_of_the_sizes() -> None:
+    """On all layers results are better and r2 is larger; r2 itself does nothing."""
+    order = np.random.default_rng(0)
+    done = []
+    for number in range(60):
+        wide = number % 2
+        params = {
+            "r1": int(2 ** order.integers(3)),
+            "r2": int(2 ** (order.integers(3) + 2 * wide)),
+            "r": 4,
+            "alpha": 16.0,
+            "learning_rate": 1e-3,
+            "target_modules": "all" if wide else "attention",
+        }
+        value = 0.6 + 0.2 * wide + 0.005 * order.normal()
+        done.append(Observation(number, TrialState.COMPLETED, params, metrics={"accuracy": value}))
+    found = effects_of(study(), done, {})
+    effect = next(e for e in found.effects if e.parameter == "r2")
+    assert effect.low is not None
+    assert effect.high is not None
+    assert effect.low < 0 < effect.high
+    assert effect.high - effect.low < 0.02
+    means = [level.mean for level in found.means["r2"]]
+    assert max(means) - min(means) < 0.02
