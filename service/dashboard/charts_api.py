@@ -52,7 +52,7 @@ class ChartKind(StrEnum):
 Name = Annotated[str | None, Query(max_length=100)]
 
 
-@router.get("/studies/{study_id}/charts/{kind}", responses=problems(404, 422))
+@router.get("/studies/{study_id}/charts/{kind}", response_model=dict[str, Any], responses=problems(404, 422))
 def chart(
     ctx: ContextDep,
     principal: Reader,
