@@ -13,7 +13,7 @@ from ..context.context import Context
 from ..db.leases import Leases
 from ..db.studies import Studies
 from ..db.teams import Teams
-from ..db.trials import Trials
+from ..db.trial_counts import Counts
 from ..domain.states import StudyPhase, TrialPhase, TrialState
 
 _TIMES = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -71,7 +71,7 @@ class _Records(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         now = self._ctx.clock()
         with self._ctx.db.read() as session:
-            trials = Trials(session).states()
+            trials = Counts(session).states()
             loads = Studies(session).loads(None)
             leases = Leases(session).held()
             teams = Teams(session).list()

@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from ..db.engine import Database
 from ..db.observations import Observations
 from ..db.studies import Studies
-from ..db.trials import Trials
+from ..db.trial_counts import Counts
 from ..domain.records import Study, StudyLoad, TrialCounts, next_number
 from ..search.history import History
 
@@ -83,7 +83,7 @@ class Histories:
                     kept.history = History(study.spec.all_objectives)
                 kept.study = study
                 kept.history.update(Observations(session).of_study(study_id, kept.history.version), study.version)
-                return Snapshot(study, kept.history.copy(), Trials(session).counts([study_id])[study_id])
+                return Snapshot(study, kept.history.copy(), Counts(session).of_studies([study_id])[study_id])
         except BaseException:
             kept.history = None
             raise

@@ -13,7 +13,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from ..api.dependencies import ContextDep, Id, Reader, problems
 from ..context.context import Context
+from ..db.predictions import Predictions
 from ..db.studies import Studies
+from ..db.trial_columns import TrialColumns
 from ..db.trials import Trials
 from ..domain.records import Study
 from ..domain.states import TrialState
@@ -119,13 +121,13 @@ def _confirmed(draw: Callable[..., charts.Figure]) -> Callable[[_Asked], charts.
 
 def _pareto(a: _Asked) -> charts.Figure:
     with a.ctx.db.read() as session:
-        parameters = Trials(session).parameters(a.study.id)
+        parameters = TrialColumns(session).parameters(a.study.id)
     return search_charts.pareto(a.study, a.rows, parameters)
 
 
 def _predicted(a: _Asked) -> charts.Figure:
     with a.ctx.db.read() as session:
-        rankings = Studies(session).predictions(a.study.id)
+        rankings = Predictions(session).of_study(a.study.id)
     if not rankings:
         return search_charts.nothing("No predictor has ranked anything yet.")
     name = a.predictor if a.predictor in rankings else next(iter(rankings))

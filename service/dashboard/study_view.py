@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..context.context import Context
-from ..db.studies import Studies
+from ..db.predictions import Predictions
 from ..db.trials import Trials
 from ..domain.comparison import Comparison
 from ..domain.records import Principal, Role, Study, Trial
@@ -120,7 +120,7 @@ def _map(ctx: Context, study: Study) -> StructureMap | None:
     if "cdka" not in study.spec.search_space.methods() or study.plan.groups:
         return None
     with ctx.db.read() as session:
-        predictions = Studies(session).predictions(study.id)
+        predictions = Predictions(session).of_study(study.id)
         repeated = Trials(session).of_study(study.id, TrialPhase.RECHECK)
     found = comparing.searched(ctx, study.id)
     return structure_map(study, found, predictions, winner(found, repeated, study.spec))

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from ..domain.group_spec import Grouping
 from ..domain.inputs import Inputs
 from ..domain.plan import Plan
-from ..domain.records import Candidate, Event, StoredPrediction, Study, StudyLoad
+from ..domain.records import Candidate, Event, Study, StudyLoad
 from ..domain.shape import Shape
 from ..domain.states import (
     STUDY_ENDED,
@@ -30,7 +30,7 @@ from ..domain.states import (
 from ..domain.study_spec import StudySpec
 from ..errors import NotFound
 from .events import add_deliveries, append_events
-from .models import PredictionRow, StudyCountRow, StudyRow, TeamRow, WebhookRow
+from .models import StudyCountRow, StudyRow, TeamRow, WebhookRow
 
 # Built once: this runs with every change of a trial.
 _STUDIES = cast(Table, StudyRow.__table__)
@@ -338,33 +338,6 @@ class Studies:
         """The versions of studies."""
         query = select(StudyRow.id, StudyRow.version).where(StudyRow.id.in_(study_ids))
         return {row.id: row.version for row in self._session.execute(query)}
-
-    def add_predictions(
-        self, study_id: str, rankings: Mapping[str, Sequence[StoredPrediction]], order: Sequence[str]
-    ) -> None:
-        """Record the rankings by predictor, each best first; ``order`` lists all the study's predictors."""
-        for predictor, ranking in rankings.items():
-            entries = [{k: v for k, v in asdict(p).items() if v is not None} for p in ranking]
-            position = order.index(predictor)
-            row = PredictionRow(study_id=study_id, predictor=predictor, position=position, ranking=entries)
-            self._session.add(row)
-
-    def predictions(self, study_id: str) -> dict[str, list[StoredPrediction]]:
-        """The rankings of structures of all layers by predictor, best first."""
-        return {name: [p for p in ranking if p.group is None] for name, ranking in self._rankings(study_id)}
-
-    def group_predictions(self, study_id: str) -> dict[str, dict[str, list[StoredPrediction]]]:
-        """The stored rankings of structures of one group of layers, by predictor and group, best first."""
-        found: dict[str, dict[str, list[StoredPrediction]]] = {}
-        for name, ranking in self._rankings(study_id):
-            for p in ranking:
-                if p.group is not None:
-                    found.setdefault(name, {}).setdefault(p.group, []).append(p)
-        return found
-
-    def _rankings(self, study_id: str) -> list[tuple[str, list[StoredPrediction]]]:
-        query = select(PredictionRow).where(PredictionRow.study_id == study_id).order_by(PredictionRow.position)
-        return [(r.predictor, [StoredPrediction(**entry) for entry in r.ranking]) for r in self._session.scalars(query)]
 
 
 def _by_study(rows: Iterable[Any]) -> Iterator[tuple[str, Iterator[Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, cast
@@ -24,21 +24,15 @@ from ..domain.states import (
     check_trial_transition,
 )
 from ..errors import NotFound
-from .models import StudyCountRow, StudyRow, TrialRow
+from .models import StudyRow, TrialRow
 from .studies import Studies
-from .upserts import Upsert
+from .trial_counts import Counts
 
 _INSERT = insert(cast(Table, TrialRow.__table__))
 _INSERTED = (
     *("id", "study_id", "number", "phase", "method", "candidate", "params", "point", "seed", "state", "parameters"),
     *("metrics", "curve", "attempts", "errors", "losses", "artifact_bytes", "resources", "version", "created_at"),
     *("lease_id", "started_at", "cloned_from", "start_from"),
-)
-_COUNT = Upsert(
-    StudyCountRow,
-    lambda rows: rows.on_conflict_do_update(
-        index_elements=["study_id", "phase", "state"], set_={"count": StudyCountRow.count + rows.excluded.count}
-    ),
 )
 
 
@@ -172,7 +166,7 @@ class Trials:
                 for row, t in zip(rows, new, strict=True)
             ],
         )
-        self._count(rows[0].study_id, Counter((t.phase, t.state) for t in rows))
+        Counts(self._session).change(rows[0].study_id, Counter((t.phase, t.state) for t in rows))
         return rows
 
     def find(self, trial_id: str) -> Trial | None:
@@ -246,18 +240,6 @@ class Trials:
             query = query.where(TrialRow.phase == phase)
         return [trial_record(row) for row in self._session.scalars(query)]
 
-    def parameters(self, study_id: str) -> dict[int, int]:
-        """The adapter parameters of each trial of a study, by number."""
-        query = select(TrialRow.number, TrialRow.parameters).where(TrialRow.study_id == study_id)
-        return {row.number: row.parameters for row in self._session.execute(query)}
-
-    def search_candidates(self, study_id: str) -> dict[int, str]:
-        """The search trials that begin as somebody's choice, by number: a predictor's, or one that was named."""
-        query = select(TrialRow.number, TrialRow.candidate).where(
-            TrialRow.study_id == study_id, TrialRow.phase == TrialPhase.SEARCH, TrialRow.candidate.is_not(None)
-        )
-        return {row.number: row.candidate for row in self._session.execute(query)}
-
     def outside_history(self, study_id: str) -> list[Trial]:
         """Trials that the search does not see: those of other phases, and those that began with an adapter."""
         query = select(TrialRow).where(
@@ -266,12 +248,6 @@ class Trials:
             TrialRow.phase != TrialPhase.MEASUREMENT,
         )
         return [trial_record(row) for row in self._session.scalars(query.order_by(TrialRow.number))]
-
-    def measured(self, study_id: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-        """Parameters, metrics and resources of each trial of a study, in any order."""
-        query = select(TrialRow.params, TrialRow.metrics, TrialRow.resources).where(TrialRow.study_id == study_id)
-        for row in self._session.execute(query.execution_options(yield_per=1000)):
-            yield row.params, row.metrics, row.resources
 
     def numbered_all(self, study_id: str, numbers: Sequence[int]) -> list[Trial]:
         """The trials of a study with these numbers, in any order."""
@@ -300,23 +276,6 @@ class Trials:
         )
         return [(row.id, row.study_id, str(row.checkpoint)) for row in self._session.execute(query)]
 
-    def scores(self, study_id: str) -> dict[str, list[float]]:
-        """The objective's value on every test example, by id of the confirmation trial that sent them."""
-        query = select(TrialRow.id, TrialRow.scores).where(
-            TrialRow.study_id == study_id, TrialRow.phase == TrialPhase.CONFIRMATION
-        )
-        return {trial_id: scores for trial_id, scores in self._session.execute(query) if scores is not None}
-
-    def counts(self, study_ids: Sequence[str]) -> dict[str, dict[tuple[TrialPhase, TrialState], int]]:
-        """Number of trials by phase and state, for several studies in one query."""
-        query = select(StudyCountRow.study_id, StudyCountRow.phase, StudyCountRow.state, StudyCountRow.count).where(
-            StudyCountRow.study_id.in_(study_ids), StudyCountRow.count != 0
-        )
-        counts: dict[str, dict[tuple[TrialPhase, TrialState], int]] = {study_id: {} for study_id in study_ids}
-        for study_id, phase, state, count in self._session.execute(query):
-            counts[study_id][TrialPhase(phase), TrialState(state)] = count
-        return counts
-
     def stopped_for_good(self, study_id: str) -> int:
         """How many search trials were stopped as hopeless, and cannot be continued."""
         query = select(func.count()).where(
@@ -326,13 +285,6 @@ class Trials:
             TrialRow.stop_reason == StopReason.PRUNED,
         )
         return self._session.scalar(query) or 0
-
-    def _count(self, study_id: str, changes: Mapping[tuple[TrialPhase, TrialState], int]) -> None:
-        rows = [
-            {"study_id": study_id, "phase": phase, "state": state, "count": change}
-            for (phase, state), change in changes.items()
-        ]
-        _COUNT.run(self._session, rows)
 
     def next_number(self, study_id: str) -> int:
         """One above the highest number in use."""
@@ -379,7 +331,7 @@ class Trials:
                 data["failure"] = asdict(values["failure"])
         values |= {"state": state, "version": Studies(self._session).touch(trial.study_id, kind, now, data)}
         self.write(trial.id, **values)
-        self._count(trial.study_id, {(trial.phase, trial.state): -1, (trial.phase, state): 1})
+        Counts(self._session).change(trial.study_id, {(trial.phase, trial.state): -1, (trial.phase, state): 1})
         return replace(trial, **{name: value for name, value in values.items() if name != "scores"})
 
     def write(self, trial_id: str, **values: Any) -> None:
@@ -443,7 +395,7 @@ class Trials:
         rows = [{"id": t.id, "state": state, "finished_at": now, "version": first + k} for k, t in enumerate(trials)]
         self._session.execute(update(TrialRow), rows)
         self._session.expire_all()
-        self._count(study_id, changes)
+        Counts(self._session).change(study_id, changes)
 
     def supersede(self, study_id: str, now: datetime) -> None:
         """Detach the confirmation's trials when a search resumes: they stay, but without a candidate."""
@@ -457,10 +409,3 @@ class Trials:
         for row in rows:
             row.candidate = None
         self._session.flush()
-
-    def states(self) -> Mapping[tuple[str, str], int]:
-        """Number of trials by state and kind of failure, over all studies (for monitoring)."""
-        query = select(TrialRow.state, TrialRow.failure_kind, func.count()).group_by(
-            TrialRow.state, TrialRow.failure_kind
-        )
-        return {(state, kind or ""): count for state, kind, count in self._session.execute(query)}

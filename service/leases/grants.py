@@ -19,6 +19,7 @@ from ..db.leases import Leases
 from ..db.metrics import Metrics
 from ..db.retries import retried
 from ..db.studies import Studies
+from ..db.trial_counts import Counts
 from ..db.trials import Trials
 from ..domain import seeds
 from ..domain.operation import RunnerSeen
@@ -132,7 +133,7 @@ def _grant_queued(ctx: Context, load: StudyLoad, runners: Sequence[Runner]) -> l
     now = ctx.clock()
     with ctx.db.write() as session:
         study = Studies(session).get(load.id, lock=True)
-        room = _room(session, study, load, Trials(session).counts([study.id])[study.id], len(runners))
+        room = _room(session, study, load, Counts(session).of_studies([study.id])[study.id], len(runners))
         grants: list[Grant] = []
         for runner in runners[:room]:
             trial = Trials(session).first_queued(study.id)
@@ -221,9 +222,12 @@ def _record(
     now, proposals, first = ctx.clock(), proposed.proposals, snapshot.next_number
     with ctx.db.write() as session:
         study = Studies(session).get(load.id, lock=True)
-        trials = Trials(session)
         # Whatever changes a trial changes the study's version.
-        counts = snapshot.counts if study.version == snapshot.study.version else trials.counts([study.id])[study.id]
+        counts = (
+            snapshot.counts
+            if study.version == snapshot.study.version
+            else Counts(session).of_studies([study.id])[study.id]
+        )
         if next_number(counts) != first:
             return [], _Outcome.RACED
         room = _room(session, study, load, counts, min(len(runners), _yet_to_ask(study, counts)))

@@ -13,7 +13,7 @@ from ..db.audit import Audit
 from ..db.hosts import Hosts
 from ..db.leases import Leases
 from ..db.retries import retried
-from ..db.trials import Trials
+from ..db.trial_counts import Counts
 from ..domain.operation import Host, RunnerSeen
 from ..domain.records import Attempt, Lease, Principal, Study
 from ..domain.states import TrialState
@@ -53,7 +53,7 @@ def blame(session: Session, study: Study, lease: Lease, now: datetime, reason: s
     as one.
     """
     runner = _runner_of(session, lease)
-    counts = Trials(session).counts([study.id])[study.id]
+    counts = Counts(session).of_studies([study.id])[study.id]
     works = any(n for (_, state), n in counts.items() if state is TrialState.COMPLETED)
     if runner is None or runner.host is None or not works:
         return

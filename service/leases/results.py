@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from ..context.context import Context
 from ..db.leases import Leases
+from ..db.predictions import Predictions
 from ..db.retries import retried
 from ..db.studies import Studies
 from ..db.trials import Trials
@@ -86,7 +87,7 @@ def _record(ctx: Context, lease_id: str, team_id: str | None, result: Result) ->
         _check(study, trial, result)
         if trial.phase is TrialPhase.MEASUREMENT and result.state == "completed":
             ranking = measured_ranking(study, trial, result.predictions)
-            Studies(session).add_predictions(study.id, {MEASURED: ranking}, study.spec.compare.predictors)
+            Predictions(session).add(study.id, {MEASURED: ranking}, study.spec.compare.predictors)
             _start_measured(session, study, ranking, now)
         trial = reclaim(session, attempt, now)
         released = result.state == "released"

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..context.context import Context
+from ..db.predictions import Predictions
 from ..db.studies import Studies
+from ..db.trial_columns import TrialColumns
 from ..db.trials import Trials
 from ..domain.comparison import CandidateResult, Comparison, PredictorResult, Selection
 from ..domain.records import Candidate, Observation, StoredPrediction, Study, Trial
@@ -50,8 +52,8 @@ def _compare(ctx: Context, study: Study) -> Comparison:
     with ctx.db.read() as session:
         confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
         repeated = Trials(session).of_study(study.id, TrialPhase.RECHECK)
-        predictions = Studies(session).predictions(study.id)
-        scores = Trials(session).scores(study.id)
+        predictions = Predictions(session).of_study(study.id)
+        scores = TrialColumns(session).scores(study.id)
         # Where trials can be held, only those without a checkpoint are stopped for good.
         unheld = Trials(session).stopped_for_good(study.id) if Halving.of(study.spec) is not None else 0
     return build_comparison(study, searched(ctx, study.id), confirmed, predictions, scores, repeated, unheld)

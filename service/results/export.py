@@ -12,7 +12,9 @@ from itertools import islice
 from typing import Any
 
 from ..context.context import Context
+from ..db.predictions import Predictions
 from ..db.studies import Studies
+from ..db.trial_columns import TrialColumns
 from ..db.trials import Trials
 from ..domain.records import Study, Trial
 from .comparison import compare
@@ -59,7 +61,7 @@ def as_csv(ctx: Context, study_id: str, team_id: str | None) -> Iterator[str]:
     study_of(ctx, study_id, team_id)
     names: set[str] = set()
     with ctx.db.read() as session:
-        for params, metrics, resources in Trials(session).measured(study_id):
+        for params, metrics, resources in TrialColumns(session).measurements(study_id):
             names.update(_measured(params, metrics, resources))
     return _csv(ctx, study_id, [*COLUMNS, *sorted(names)])
 
@@ -112,7 +114,7 @@ def as_json(ctx: Context, study_id: str, team_id: str | None) -> Iterator[str]:
     study = study_of(ctx, study_id, team_id)
     comparison = compare(ctx, study_id, team_id)
     with ctx.db.read() as session:
-        predictions = Studies(session).predictions(study_id)
+        predictions = Predictions(session).of_study(study_id)
     return _json(ctx, study, asdict(comparison), {k: [asdict(p) for p in v] for k, v in predictions.items()})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..context.context import Context
 from ..db.studies import Studies
+from ..db.trial_columns import TrialColumns
 from ..db.trials import Trials
 from ..domain.group_results import Group, Point
 from ..domain.group_spec import Axis, Grouping
@@ -59,7 +60,7 @@ def _point(ctx: Context, study: Study, count: int) -> Point:
         return Point(study, label, comparison, None, None)
     with ctx.db.read() as session:
         confirmed = Trials(session).of_study(study.id, TrialPhase.CONFIRMATION)
-        scores = Trials(session).scores(study.id)
+        scores = TrialColumns(session).scores(study.id)
     confirmed = [t for t in confirmed if t.candidate is not None]
     own = confidence_of(study, asked.name, confirmed)
     gain = regret(study, asked, confirmed, scores, adjusted(own, count))

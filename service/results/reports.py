@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from ..context.context import Context
+from ..db.predictions import Predictions
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.comparison import Comparison
@@ -144,7 +145,7 @@ def current_effects(ctx: Context, study: Study) -> Effects:
 
     def computed() -> Effects:
         with ctx.db.read() as session:
-            predictions = Studies(session).predictions(study.id)
+            predictions = Predictions(session).of_study(study.id)
         return effects_of(study, searched(ctx, study.id), predictions)
 
     return ctx.recent.get(("effects", study.id, study.version), computed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..context.context import Context
+from ..db.trial_columns import TrialColumns
 from ..db.trials import Trials
 from ..domain.records import Study
 from ..domain.states import TrialPhase
@@ -55,7 +56,7 @@ def _rows(ctx: Context, study: Study) -> TrialRows:
     seed = study.spec.search.seed
     with ctx.db.read() as session:
         others = Trials(session).outside_history(study.id)
-        named = Trials(session).search_candidates(study.id)
+        named = TrialColumns(session).search_candidates(study.id)
     for t in searched(ctx, study.id):
         row = {"number": t.number, "phase": TrialPhase.SEARCH, "state": t.state, "method": method_of(t.params)}
         rows.append(

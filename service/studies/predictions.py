@@ -8,6 +8,7 @@ from typing import Any
 import cdka
 
 from ..context.context import Context
+from ..db.predictions import Predictions
 from ..db.studies import Studies
 from ..db.trials import Trials
 from ..domain.plan import Plan
@@ -32,8 +33,8 @@ def get_predictions(ctx: Context, study_id: str, team_id: str | None) -> list[Ra
     with ctx.db.read() as session:
         studies = Studies(session)
         study = studies.get(study_id, team_id)
-        predictions = studies.predictions(study_id)
-        measured = studies.group_predictions(study_id) if study.plan.groups else {}
+        predictions = Predictions(session).of_study(study_id)
+        measured = Predictions(session).of_groups(study_id) if study.plan.groups else {}
         measurement = Trials(session).numbered(study_id, NUMBER) if MEASURED not in predictions else None
     return rankings(study.spec, study.plan, predictions, measurement, measured)
 

@@ -9,7 +9,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from ..db.observations import Observations
+from ..db.predictions import Predictions
 from ..db.studies import Studies
+from ..db.trial_columns import TrialColumns
+from ..db.trial_counts import Counts
 from ..db.trials import Trials
 from ..domain.records import Candidate, Study, Trial, TrialCounts
 from ..domain.states import (
@@ -37,14 +40,14 @@ def search_trials(counts: TrialCounts) -> int:
 def advance(session: Session, study: Study, now: datetime) -> None:
     """Advance a locked study to its next phase, if no trial is open and none is left to propose."""
     if study.phase is StudyPhase.MEASUREMENT and study.state in (StudyState.QUEUED, StudyState.RUNNING):
-        counts = Trials(session).counts([study.id])[study.id]
+        counts = Counts(session).of_studies([study.id])[study.id]
         # The search starts even if the measurement failed.
         if not any(phase is TrialPhase.MEASUREMENT and state not in TRIAL_ENDED for phase, state in counts):
             Studies(session).set_phase(study, StudyPhase.SEARCH, now)
         return
     if study.state is not StudyState.RUNNING:
         return
-    counts = Trials(session).counts([study.id])[study.id]
+    counts = Counts(session).of_studies([study.id])[study.id]
     if any(n for (_, state), n in counts.items() if state not in TRIAL_ENDED and state is not TrialState.WAITING):
         return
     if study.phase is StudyPhase.SEARCH:
@@ -91,7 +94,7 @@ def end_at_limit(session: Session, study: Study, now: datetime, reason: str) -> 
     trials.stop_running(study.id, StopReason.CANCELLED)
     finished = any(
         state is TrialState.COMPLETED and phase is TrialPhase.SEARCH
-        for (phase, state) in trials.counts([study.id])[study.id]
+        for (phase, state) in Counts(session).of_studies([study.id])[study.id]
     )
     state = StudyState.COMPLETED if finished else StudyState.FAILED
     studies.set_state(study, state, now, reason)
@@ -113,7 +116,7 @@ def _after_search(session: Session, study: Study, now: datetime) -> None:
     others = best_of_other_methods(study, best, searched)
     next_best = [trials.numbered(study.id, t.number) for t in further(searched, repeated, study.spec)]
     found_too = [t for t in next_best if t is not None]
-    chosen = candidates(study, best, studies.predictions(study.id), others, found_too)
+    chosen = candidates(study, best, Predictions(session).of_study(study.id), others, found_too)
     study = studies.set_phase(study, StudyPhase.CONFIRMATION, now)
     if study.candidates and _found(study.candidates) == _found(chosen):
         # The extended search found nothing better, so the confirmation stays valid.
@@ -152,7 +155,7 @@ def is_open(session: Session, study: Study, confirmed: Sequence[Trial]) -> bool:
     if asked is None or asked.runs_as == study.candidates[0].name:
         return False
     reached = len({t.seed for t in confirmed})
-    scores = Trials(session).scores(study.id)
+    scores = TrialColumns(session).scores(study.id)
     best = [t.metrics[study.spec.objective.metric] for t in finished(study, study.candidates[0], confirmed).values()]
     difference = regret(study, asked, confirmed, scores, confidence_at(study.spec.compare.seeds, reached))
     if difference is None or not best:

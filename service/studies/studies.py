@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 
 from ..context.context import Context
 from ..db.audit import Audit
+from ..db.predictions import Predictions
 from ..db.retries import retried
 from ..db.studies import Studies, with_text
+from ..db.trial_counts import Counts
 from ..db.trials import Trials
 from ..domain.group_spec import Grouping
 from ..domain.ids import new_id
@@ -71,7 +73,7 @@ def _store(session: Session, caller: Principal, planned: Planned, group: Groupin
     require_room_for_study(session, caller.team_id)
     studies = Studies(session)
     study = studies.add(study)
-    studies.add_predictions(study.id, planned.predictions, planned.spec.compare.predictors)
+    Predictions(session).add(study.id, planned.predictions, planned.spec.compare.predictors)
     first = start_trials(study.spec, study.plan, planned.predictions, 0, study.planned)
     session.flush()
     for new in ([] if measure is None else [measure], first):
@@ -93,7 +95,7 @@ def get_study(ctx: Context, study_id: str, team_id: str | None) -> tuple[Study, 
 
 def _with_counts(session: Session, study_id: str, team_id: str | None) -> tuple[Study, TrialCounts]:
     study = Studies(session).get(study_id, team_id)
-    return study, Trials(session).counts([study_id])[study_id]
+    return study, Counts(session).of_studies([study_id])[study_id]
 
 
 def list_studies(
@@ -110,7 +112,7 @@ def list_studies(
     with ctx.db.read() as session:
         found = Studies(session).page(team_id, limit + 1, after, with_text(name, states), ascending)
         page = found[:limit]
-        counts = Trials(session).counts([s.id for s in page])
+        counts = Counts(session).of_studies([s.id for s in page])
     cursor = page[-1].id if len(found) > limit else None
     return [(s, counts[s.id]) for s in page], cursor
 
@@ -198,7 +200,7 @@ def update_study(
         if revision is not None and revision != study.revision:
             raise Changed(f"the study is at revision {study.revision}, not {revision}: read it again, then change it")
         given = changes.given()
-        there = search_trials(Trials(session).counts([study_id])[study_id])
+        there = search_trials(Counts(session).of_studies([study_id])[study_id])
         if changes.trials is not None and changes.trials < there:
             fault = Fault("#/trials", f"{there} trials exist already; give {there} to ask for no more")
             raise InvalidRequest("the study cannot be changed like this", [fault])

@@ -13,6 +13,7 @@ from ..db.leases import Leases
 from ..db.metrics import Metrics
 from ..db.retries import retried
 from ..db.studies import Studies
+from ..db.trial_counts import Counts
 from ..db.trials import Trials
 from ..domain.records import MetricPoint, Principal, Study, Trial, TrialProgress
 from ..domain.states import STUDY_ENDED, EventKind, StopReason, StudyPhase, StudyState, TrialPhase, TrialState
@@ -109,7 +110,7 @@ def _with_room(session: Session, caller: Principal, study_id: str) -> Study:
     study = Studies(session).get(study_id, caller.scope, lock=True)
     if study.state in STUDY_ENDED or study.phase is StudyPhase.CONFIRMATION:
         raise Conflict(f"the study is {study.state} (phase {study.phase}); extend it (PATCH trials), then enqueue")
-    if search_trials(Trials(session).counts([study_id])[study_id]) >= study.planned:
+    if search_trials(Counts(session).of_studies([study_id])[study_id]) >= study.planned:
         raise Conflict(f"all {study.planned} trials of the study exist already; extend it (PATCH trials), then enqueue")
     return study
 

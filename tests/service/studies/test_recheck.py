@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.db.trials import Trials
+from service.db.trial_counts import Counts
 from service.domain.states import TrialPhase
 from service.studies.progress import search_trials
 from tests.conftest import Api, make_study
@@ -114,7 +114,7 @@ def test_only_a_choice_is_rechecked(api: Api, values: list[float], recheck: Any,
 def test_rechecks_do_not_count_as_search_trials(api: Api) -> None:
     study, _ = searched(api, [0.5, 0.6], lambda trial: 0.5)
     with api.ctx.db.read() as session:
-        counts = Trials(session).counts([study["id"]])[study["id"]]
+        counts = Counts(session).of_studies([study["id"]])[study["id"]]
     assert search_trials(counts) == 2
     assert sum(n for (phase, _), n in counts.items() if phase is TrialPhase.RECHECK) == 4
 

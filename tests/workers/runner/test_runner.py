@@ -136,9 +136,9 @@ def test_confirmations_are_judged_on_the_test_split_with_scores(api: Api, runner
     assert {t["method"] for t in confirmed} == {"cdka", "lora", "krona"}
     assert all(t["state"] == "completed" for t in confirmed)
     with api.ctx.db.read() as session:
-        from service.db.trials import Trials
+        from service.db.trial_columns import TrialColumns
 
-        found = Trials(session).scores(study["id"])
+        found = TrialColumns(session).scores(study["id"])
         for t in confirmed:
             scores = found[t["id"]]
             assert len(scores) == 20  # the test split
