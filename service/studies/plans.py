@@ -23,6 +23,7 @@ from ..domain.task_spec import TaskKind, TaskSpec
 from ..domain.training_spec import TrainingSpec
 from ..errors import Fault, InvalidRequest, InvalidStudy
 from ..patterns import compile_pattern
+from .adapted_layers import AdaptedLayers, adapted_layers, method_faults
 from .admission import admit
 from .base_models import MetaModel, read_model
 from .datasets import check_dataset
@@ -55,12 +56,7 @@ class _Draft:
     spec: StudySpec | None = None
     faults: list[Fault] = field(default_factory=list)
     model: MetaModel | None = None
-    shapes: list[cdka.ModuleShape] = field(default_factory=list)
-    # Where target modules are searched, the layers of each choice; ``shapes`` has those of all.
-    choices: dict[str, list[cdka.ModuleShape]] = field(default_factory=dict)
-    # The group of each layer.
-    groups: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    layers: AdaptedLayers | None = None
     plan: Plan | None = None
 
     def section(self, name: str, kind: type[Section]) -> Section | None:
@@ -230,72 +226,8 @@ def _check_model(draft: _Draft) -> list[Fault]:
     training = draft.section("training", TrainingSpec)
     if training is not None and found.positions is not None:
         faults += _length_faults(training, draft.section("task", TaskSpec), model.path, found.positions, draft)
-    return faults + _check_layers(draft, found, adapter)
-
-
-def _check_layers(draft: _Draft, model: MetaModel, adapter: AdapterSpec) -> list[Fault]:
-    """Find the layers that are adapted: by the target modules, by each choice of them, or by groups."""
-    space = draft.section("search_space", SearchSpace)
-    named: dict[str, tuple[str, str | list[str]]] = {"": ("#/adapter/target_modules", adapter.target_modules)}
-    if adapter.groups is not None:
-        named = {name: (f"#/adapter/groups/{name}", targets) for name, targets in adapter.groups.items()}
-    elif space is not None and space.target_modules is not None:
-        found = space.target_modules
-        keys = found.choices if isinstance(found.choices, dict) else range(len(found.choices))
-        place = "#/search_space/target_modules/choices"
-        pairs = zip(keys, found.named.items(), strict=False)
-        named = {name: (f"{place}/{key}", targets) for key, (name, targets) in pairs}
-    faults: list[Fault] = []
-    notes: list[str] = []
-    layers: dict[str, list[cdka.ModuleShape]] = {}
-    for name, (place, targets) in named.items():
-        try:
-            shapes = cdka.module_shapes(model.module, _targets(model, targets), draft.kind, heads=model.heads)
-            layers[name], said = _used(model, draft.kind, shapes)
-            notes += said
-        except (cdka.CdkaError, ValueError) as error:
-            faults.append(Fault(place, str(error)))
-    if faults:
-        return faults
-    every = {shape.name: shape for shapes in layers.values() for shape in shapes}
-    order = {name: k for k, (name, _) in enumerate(model.module.named_modules())}
-    draft.shapes = sorted(every.values(), key=lambda shape: order[shape.name])
-    draft.notes = tuple(dict.fromkeys(notes))
-    if adapter.groups is not None:
-        return _group(draft, layers)
-    draft.choices = {name: shapes for name, shapes in layers.items() if name}
-    return []
-
-
-def _group(draft: _Draft, layers: Mapping[str, Sequence[cdka.ModuleShape]]) -> list[Fault]:
-    """Give each layer its group."""
-    faults = []
-    for group, shapes in layers.items():
-        twice = [shape.name for shape in shapes if shape.name in draft.groups]
-        if twice:
-            message = (
-                f"{cdka.listed(twice)} belong to {draft.groups[twice[0]]}, too; name each layer in one group, by a "
-                "pattern if its name is not enough"
-            )
-            faults.append(Fault(f"#/adapter/groups/{group}", message))
-        draft.groups |= {shape.name: group for shape in shapes}
-    return faults
-
-
-def _targets(model: MetaModel, targets: str | list[str]) -> str | list[str]:
-    """What an adapter's target modules are; a pattern becomes the names that it matches.
-
-    Raises:
-        ValueError: the pattern is none, or matches nothing.
-    """
-    if not isinstance(targets, str) or targets == cdka.ALL_LINEAR:
-        return targets
-    pattern = compile_pattern(targets)
-    names = [name for name, _ in model.module.named_modules() if name and pattern.fullmatch(name)]
-    if not names:
-        linear = sorted({name.rsplit(".", 1)[-1] for name in cdka.linear_layers(model.module)})
-        raise ValueError(f"the pattern {targets!r} matches no module; linear layers are named: {cdka.listed(linear)}")
-    return names
+    draft.layers, more = adapted_layers(found, draft.kind, adapter, draft.section("search_space", SearchSpace))
+    return faults + more
 
 
 def _length_faults(
@@ -324,67 +256,22 @@ def _length_faults(
     return [Fault(place, message)]
 
 
-def _used(
-    model: MetaModel, kind: str | None, shapes: list[cdka.ModuleShape]
-) -> tuple[list[cdka.ModuleShape], tuple[str, ...]]:
-    """The layers that a training step uses, and remarks on what is not adapted.
-
-    Raises:
-        cdka.TargetError: no layer is used.
-    """
-    unused = set() if kind is None else set(cdka.unused_layers(model.config, kind, shapes))
-    used = [shape for shape in shapes if shape.name not in unused]
-    notes = []
-    if unused:
-        named = cdka.listed(sorted(unused))
-        if not used:
-            raise cdka.TargetError(f"the model does not use the selected layers in training: {named}")
-        notes.append(f"{len(unused)} layers get no gradient in this task and are not adapted: {named}")
-    experts = cdka.expert_weights(model.module)
-    if experts:
-        total = sum(experts.values())
-        notes.append(f"{total} parameters of experts are not adapted: {cdka.listed(sorted(experts))}")
-    return used, tuple(notes)
-
-
 def _check_budget(draft: _Draft) -> list[Fault]:
     """Resolve the budget on the adapted layers."""
     budget = draft.section("budget", BudgetSpec)
-    if budget is None or draft.model is None or not draft.shapes:
+    layers = draft.layers
+    if budget is None or draft.model is None or layers is None or not layers.shapes:
         return []
-    if faults := _layer_faults(draft, draft.model):
-        return faults
-    space = draft.section("search_space", SearchSpace)
-    if draft.choices and space is not None:
-        draft.plan, faults = resolve_choices(draft.model, draft.choices, budget, space)
-    else:
-        draft.plan, faults = resolve(draft.model, draft.shapes, budget, space, draft.groups)
-    if draft.plan is not None:
-        draft.plan = draft.plan.model_copy(update={"notes": draft.notes})
-    return faults
-
-
-def _layer_faults(draft: _Draft, model: MetaModel) -> list[Fault]:
-    """Methods and baselines that do not take every adapted layer."""
-    names = [shape.name for shape in draft.shapes]
     space, compare = draft.section("search_space", SearchSpace), draft.section("compare", CompareSpec)
-    asked: list[tuple[str, str]] = []
-    if space is not None and space.method is not None:
-        one = isinstance(space.method, str)
-        asked += [
-            (m, "#/search_space/method" if one else f"#/search_space/method/choices/{k}")
-            for k, m in enumerate([space.method] if isinstance(space.method, str) else space.method.choices)
-        ]
-    if compare is not None and compare.first_seeds:
-        asked += [(m, f"#/compare/baselines/{k}") for k, m in enumerate(compare.baselines)]
-    faults = []
     training = draft.section("training", TrainingSpec)
-    for method, place in asked:
-        if method == "full" and training is not None and training.quantization != "none":
-            message = f"weights of a base in {training.quantization} cannot be trained; leave full out, or quantization"
-            faults.append(Fault(place, message))
-        if without := cdka.unsupported_layers(model.module, names, method):
-            faults.append(Fault(place, f"{method} takes linear layers only; these are others: {cdka.listed(without)}"))
+    if faults := method_faults(draft.model, layers, space, compare, training):
+        return faults
+    if layers.choices and space is not None:
+        draft.plan, faults = resolve_choices(draft.model, layers.choices, budget, space)
+    else:
+        draft.plan, faults = resolve(draft.model, layers.shapes, budget, space, layers.groups)
+    if draft.plan is not None:
+        draft.plan = draft.plan.model_copy(update={"notes": layers.notes})
     return faults
 
 
