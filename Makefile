@@ -103,6 +103,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.adapter
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.dashboard
 
 bench-full: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.adapter --full

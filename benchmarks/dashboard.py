@@ -33,7 +33,7 @@ from service.cli.processes import free_port
 from service.domain.shape import Shape
 from service.results.optuna_export import as_optuna
 
-from .service import Service, fill, make_data, service, study_body
+from .served import Service, fill, make_data, service, study_body, timed
 
 SIZES = (1_000, 5_000, 50_000)
 VISITS = 3
@@ -163,12 +163,6 @@ def timings(made: Service, study_id: str) -> dict[str, float]:
             times.append(timed(lambda request=request: _drain(request)))
     found["page after a change, p95"] = sorted(times)[int(0.95 * len(times))]
     return found
-
-
-def timed(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def _drain(request: urllib.request.Request) -> None:
