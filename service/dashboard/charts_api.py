@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -28,8 +29,6 @@ from ..studies import trials
 from . import charts, parameter_charts, search_charts
 
 router = APIRouter(tags=["studies"])
-# The predictors' choices are the first trials of a search.
-_FIRST = range(16)
 
 
 class ChartKind(StrEnum):
@@ -85,14 +84,16 @@ def chart(
     return JSONResponse(figure)
 
 
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """What a chart is asked for."""
 
-    def __init__(
-        self, ctx: Context, study: Study, where: str | None, x: str | None, y: str | None, predictor: str | None
-    ) -> None:
-        self.ctx, self.study, self.x, self.y, self.predictor = ctx, study, x, y, predictor
-        self.where = where
+    ctx: Context
+    study: Study
+    where: str | None
+    x: str | None
+    y: str | None
+    predictor: str | None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -100,15 +101,15 @@ class _Asked:
 
 
 def _history(a: _Asked) -> charts.Figure:
-    metric = a.study.spec.objective.metric
     with a.ctx.db.read() as session:
-        first = Trials(session).numbered_all(a.study.id, list(_FIRST))
-    own = next((t for t in first if t.candidate == "guideline" and t.state is TrialState.COMPLETED), None)
+        named = TrialColumns(session).search_candidates(a.study.id)
     shown = searched(a.ctx, a.study.id)
+    own = next((t for t in shown if named.get(t.number) == "guideline" and t.state is TrialState.COMPLETED), None)
+    value = None if own is None else own.metrics.get(a.study.spec.objective.metric)
     if a.where and a.where.strip():
         numbers = {row["number"] for row in a.rows}
         shown = [t for t in shown if t.number in numbers]
-    return charts.history(a.study, shown, None if own is None else own.metrics.get(metric))
+    return charts.history(a.study, shown, value)
 
 
 def _confirmed(draw: Callable[..., charts.Figure]) -> Callable[[_Asked], charts.Figure]:
