@@ -38,12 +38,15 @@ class TrialRows:
         """
         if not text or not text.strip():
             return self.rows
-        if text not in self._fitting:
+        # Requests share the rows of a version; another may clear what is kept at any time.
+        found = self._fitting.get(text)
+        if found is None:
             test = parse(text, self.names)
+            found = [row for row in self.rows if test(row)]
             if len(self._fitting) >= _MOST_KEPT:
                 self._fitting.clear()
-            self._fitting[text] = [row for row in self.rows if test(row)]
-        return self._fitting[text]
+            self._fitting[text] = found
+        return found
 
 
 def rows_of(ctx: Context, study: Study) -> TrialRows:

@@ -8,6 +8,7 @@ import pytest
 
 from service.errors import InvalidRequest
 from service.results.trial_filter import LONGEST, parse
+from service.results.trial_rows import TrialRows
 
 TRIAL: dict[str, Any] = {
     "number": 4,
@@ -116,3 +117,12 @@ def test_deeply_nested_text_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         parse("(" * 245 + "r1=2" + ")" * 245, NAMES)
     assert parse("not " * 60 + "r1=2", NAMES)(TRIAL) is True
+
+
+def test_rows_of_many_filters_are_not_kept_for_ever() -> None:
+    rows = TrialRows([{"number": n} for n in range(20)], frozenset({"number"}))
+    for n in range(20):
+        assert rows.where(f"number = {n}") == [{"number": n}]
+    assert rows.where("number = 19") is rows.where("number = 19")
+    assert len(rows._fitting) <= 8
+    assert rows.where("  ") is rows.rows
