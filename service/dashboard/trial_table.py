@@ -238,11 +238,12 @@ def _has_pair(row: Row, r1: int | None, r2: int | None) -> bool:
 def _grouped(study: Study, rows: Sequence[Row]) -> list[Group]:
     """Completed trials by all but the seed, best mean first."""
     metric = study.spec.objective.metric
-    names = {n for row in rows for n in row} & set(_parameters(study))
+    present = {n for row in rows for n in row}
+    names = [n for n in _parameters(study) if n in present]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["state"] is TrialState.COMPLETED and isinstance(row.get(metric), int | float):
-            key = (split_of(row), row["method"], tuple((n, row.get(n)) for n in sorted(names)))
+            key = (split_of(row), row["method"], tuple((n, row.get(n)) for n in names))
             groups.setdefault(key, []).append(row)
     found = [
         Group(
